@@ -1,0 +1,90 @@
+"""What theory promises of a schedule: the last-iterate bound for arbitrary step sizes."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .refinement import DEFAULT_POWER, NormKind
+
+
+class LastIterateBound(NamedTuple):
+    """The bound's three terms at peak learning rate 1 and distance D = 1.
+
+    At peak gamma and distance D the bound is D**2 * distance_term / gamma + gamma * (norm_term + last_iterate_term).
+    """
+
+    distance_term: float
+    """D^2 / (2 S_1): how far the start is from the optimum."""
+    norm_term: float
+    """H_1 / (2 S_1): the price of noise for an average of the iterates."""
+    last_iterate_term: float
+    """The sum over k: the extra price of taking the last iterate instead of an average."""
+
+    @property
+    def best_peak(self) -> float:
+        """The peak learning rate that makes the bound least, sqrt(t1 / (t2 + t3)); proportional to D."""
+        return math.sqrt(self.distance_term / (self.norm_term + self.last_iterate_term))
+
+    @property
+    def value(self) -> float:
+        """The bound at the best peak, 2 sqrt(t1 (t2 + t3)); proportional to D."""
+        return 2.0 * math.sqrt(self.distance_term * (self.norm_term + self.last_iterate_term))
+
+
+def last_iterate_bound(multipliers: ArrayLike, norms: ArrayLike, *, norm: NormKind = "l1") -> LastIterateBound:
+    """The bound on the loss of the last iterate above the optimum, for any schedule.
+
+        D^2 / (2 S_1)  +  H_1 / (2 S_1)  +  1/2 sum_{k=1}^{T-1} (eta_k / S_{k+1}) (H_k / S_k)
+        S_k = sum_{t >= k} eta_t,   H_k = sum_{t >= k} eta_t^2 G_t^2
+
+    Zeros at the end of the schedule are cut with their norms: an update of size 0 moves nothing.
+
+    Args:
+        multipliers: eta_t, dimensionless, shape (T,), sampled at t / T for t = 0 .. T-1, not negative.
+        norms: smoothed gradient norms at the same steps, positive, shape (T,).
+        norm: `"l2"` (SGD): G_t is the norm. `"l1"` (Adam): G_t^2 is the norm, which is what refinement minimises.
+
+    Returns:
+        The three terms, with `best_peak` and `value`.
+
+    Raises:
+        ValueError: for unequal lengths, an all-zero schedule, negative or non-finite values, an unknown `norm`.
+
+    Example:
+        >>> bound = last_iterate_bound([1.0, 0.5], [1.0, 1.0])
+        >>> round(bound.distance_term, 4), round(bound.norm_term, 4), round(bound.last_iterate_term, 4)
+        (0.3333, 0.4167, 0.8333)
+
+    Reference: arXiv 2310.07831, Theorem 10; arXiv 2501.18965, Theorem 1.
+    """
+    eta = np.asarray(multipliers, dtype=np.float64)
+    if norm not in DEFAULT_POWER:
+        raise ValueError(f'norm is {norm!r}, but must be "l1" (Adam) or "l2" (SGD).')
+    squared_norms = np.asarray(norms, dtype=np.float64) ** -DEFAULT_POWER[norm]
+    if eta.ndim != 1 or eta.shape != squared_norms.shape:
+        raise ValueError(
+            f"multipliers have shape {eta.shape}, norms {squared_norms.shape}; pass one of each for a step."
+        )
+    if (
+        not (np.isfinite(eta).all() and np.isfinite(squared_norms).all())
+        or (eta < 0).any()
+        or (squared_norms <= 0).any()
+    ):
+        raise ValueError(
+            "multipliers must be finite and not negative, norms finite and positive; smooth the norms first."
+        )
+    if not eta.any():
+        raise ValueError(
+            "The schedule is zero everywhere, so the bound is infinite; pass one with a positive multiplier."
+        )
+    last = int(np.flatnonzero(eta)[-1]) + 1
+    eta, squared_norms = eta[:last], squared_norms[:last]
+    step_sums = np.cumsum(eta[::-1])[::-1]
+    noise_sums = np.cumsum((eta**2 * squared_norms)[::-1])[::-1]
+    return LastIterateBound(
+        distance_term=float(0.5 / step_sums[0]),
+        norm_term=float(0.5 * noise_sums[0] / step_sums[0]),
+        last_iterate_term=float(0.5 * np.sum(eta[:-1] / step_sums[1:] * (noise_sums[:-1] / step_sums[:-1]))),
+    )

@@ -1,0 +1,93 @@
+"""A `TrainerCallback` that records the gradient norms of a run."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .compatibility import contribute_to_logs, stop_contributing_to_logs
+from .norms_file import NORMS_FILE_NAME
+from .recorder import GradientNormRecorder
+from .registration import register
+from .schedule import RefinedLR
+
+register()
+
+
+class GradientNormCallback(TrainerCallback):
+    """Records L1 and L2 of the whole gradient, before clipping, at every optimizer update of any `Trainer`.
+
+        trainer = Trainer(..., callbacks=[GradientNormCallback()])
+
+    It leaves `gradient_norms.jsonl` in `output_dir` and adds `grad_norm_l1` beside Trainer's own `grad_norm` (which is L2,
+    before clipping) in the logs. A resumed run goes on with the file of the interrupted one, cut back to the checkpoint.
+    Where gradients cannot be seen whole, recording turns itself off with one warning and training goes on.
+
+    Args:
+        path: the file, instead of `gradient_norms.jsonl` in the Trainer's `output_dir`.
+
+    Reference: arXiv 2310.07831, section 3.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self.path = path
+        self._recorder: GradientNormRecorder | None = None
+
+    def add_to_logs(self, logs: dict[str, float]) -> None:
+        """Add `grad_norm_l1` to a log entry of the Trainer that has a `grad_norm`.
+
+        Args:
+            logs: the entry.
+        """
+        l1 = self._recorder.last_l1() if self._recorder is not None and "grad_norm" in logs else None
+        if l1 is not None:
+            logs["grad_norm_l1"] = l1
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin a recording, also where the one before never ended (a failed trial, another batch size)."""
+        scheduler = kwargs.get("lr_scheduler")
+        if isinstance(scheduler, RefinedLR):
+            scheduler.raise_if_unavailable()
+        self._close()
+        self._recorder = GradientNormRecorder(
+            kwargs["optimizer"],
+            path=Path(args.output_dir) / NORMS_FILE_NAME if self.path is None else self.path,
+            num_training_steps=state.max_steps,
+            start_step=state.global_step,
+            on_failure="warn",
+        ).__enter__()
+        contribute_to_logs(self)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write before a checkpoint is, so that the file is never behind it."""
+        self._flush_before_save(control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """As at the end of a step."""
+        self._flush_before_save(control)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write, since `save_strategy="best"` decides to save after this."""
+        if self._recorder is not None:
+            self._recorder.flush()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """End the recording."""
+        self._close()
+
+    def _flush_before_save(self, control: TrainerControl) -> None:
+        if self._recorder is not None and (control.should_save or control.should_training_stop):
+            self._recorder.flush()
+
+    def _close(self) -> None:
+        stop_contributing_to_logs(self)
+        if self._recorder is not None:
+            self._recorder.__exit__(None, None, None)
+            self._recorder = None

@@ -1,0 +1,254 @@
+"""Every patch and private name of transformers, accelerate and torch, with its reason and the condition for its removal.
+
+transformers is imported inside the functions, so that a plain Accelerate loop never loads it.
+"""
+
+import argparse
+import functools
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+
+
+class ClippingWatcher(Protocol):
+    """What `watch_clipping` calls."""
+
+    def before_clip(self, parameters: list[torch.nn.Parameter]) -> bool:
+        """Called with the parameters about to be clipped; True to be told the outcome."""
+
+    def after_clip(self, max_norm: float, total_norm: torch.Tensor) -> None:
+        """Called with the arguments and the result of the clip."""
+
+
+_clipping_watchers: weakref.WeakSet[ClippingWatcher] = weakref.WeakSet()
+_clip_grad_norm_ = Accelerator.clip_grad_norm_
+
+
+def watch_clipping(watcher: ClippingWatcher) -> None:
+    """Tell `watcher` of every `Accelerator.clip_grad_norm_` until `unwatch_clipping`.
+
+    A wrap of a public method (accelerate 1.1 to 1.15). Trainer clips before any callback is called and a callback is not
+    given the accelerator, so gradients before clipping are to be seen nowhere else. It can go when transformers has an
+    event before the clip. Watchers are held weakly: one whose training died does not outlive it.
+
+    Args:
+        watcher: told before and after each clip.
+    """
+    _clipping_watchers.add(watcher)
+    if Accelerator.clip_grad_norm_ is not _watched_clip_grad_norm_:
+        global _clip_grad_norm_
+        _clip_grad_norm_ = Accelerator.clip_grad_norm_
+        Accelerator.clip_grad_norm_ = _watched_clip_grad_norm_
+
+
+def unwatch_clipping(watcher: ClippingWatcher) -> None:
+    """End `watch_clipping`, and put the method back after the last watcher.
+
+    Args:
+        watcher: what was given to `watch_clipping`.
+    """
+    _clipping_watchers.discard(watcher)
+    if not _clipping_watchers and Accelerator.clip_grad_norm_ is _watched_clip_grad_norm_:
+        Accelerator.clip_grad_norm_ = _clip_grad_norm_
+
+
+def _watched_clip_grad_norm_(self: Accelerator, parameters: Any, max_norm: float, norm_type: float = 2) -> Any:
+    parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+    concerned = [watcher for watcher in list(_clipping_watchers) if watcher.before_clip(parameters)]
+    total_norm = _clip_grad_norm_(self, parameters, max_norm, norm_type=norm_type)
+    for watcher in concerned:
+        watcher.after_clip(max_norm, total_norm)
+    return total_norm
+
+
+def wrap_optimizer_step(
+    optimizer: AcceleratedOptimizer, around: Callable[[Callable[[], Any]], Any]
+) -> Callable[[], None]:
+    """Run `around(step)` in place of `optimizer.step()`, on this object alone.
+
+    torch's own step hooks are not called for an update that GradScaler skips, and those updates count too. The wrapper
+    keeps the marks that PyTorch's schedulers leave on `step`, and is a bound method because they look for one. It can go
+    when accelerate has hooks around `AcceleratedOptimizer.step`.
+
+    Args:
+        optimizer: the prepared optimizer.
+        around: given a function that makes the step; returns what it returns.
+
+    Returns:
+        A function that takes the wrapper off.
+    """
+    step = optimizer.step
+    was_set = "step" in vars(optimizer)
+
+    @functools.wraps(step)
+    def watched_step(self: AcceleratedOptimizer, *args: Any, **kwargs: Any) -> Any:
+        return around(functools.partial(step, *args, **kwargs))
+
+    bound = types.MethodType(watched_step, optimizer)
+    optimizer.step = bound
+
+    def remove() -> None:
+        if vars(optimizer).get("step") is not bound:
+            return  # a scheduler has wrapped the wrapper since; `around` is a plain step by now
+        if was_set:
+            optimizer.step = step
+        else:
+            del optimizer.step
+
+    return remove
+
+
+def loss_scale(optimizer: AcceleratedOptimizer) -> torch.Tensor | None:
+    """The factor that fp16 training multiplies gradients by, as a tensor: `GradScaler.get_scale` would synchronise.
+
+    `GradScaler._scale` (torch 2.6 to 2.13). It can go when torch gives the scale without a synchronisation.
+
+    Args:
+        optimizer: the prepared optimizer.
+
+    Returns:
+        The scale, or None where gradients are not scaled.
+    """
+    scaler = optimizer.scaler
+    return scaler._scale if scaler is not None and scaler.is_enabled() else None
+
+
+class LogContributor(Protocol):
+    """A callback whose values join the log entries of its trainer."""
+
+    def add_to_logs(self, logs: dict[str, float]) -> None:
+        """Called with the entries of one `Trainer.log`, to add to."""
+
+
+_log_contributors: weakref.WeakSet[LogContributor] = weakref.WeakSet()
+_log: Callable[..., None] | None = None
+
+
+def contribute_to_logs(contributor: LogContributor) -> None:
+    """Let a callback add to what its trainer logs, until `stop_contributing_to_logs`.
+
+    A wrap of the public `Trainer.log` (transformers 5.3 to 5.23): a key added in `on_log` comes after `log_history` and
+    the trackers have taken theirs. It can go when callbacks are asked for entries before that.
+
+    Args:
+        contributor: a callback of the trainer.
+    """
+    global _log
+    from transformers import Trainer
+
+    _log_contributors.add(contributor)
+    if Trainer.log is not _contributed_log:
+        _log = Trainer.log
+        Trainer.log = _contributed_log
+
+
+def stop_contributing_to_logs(contributor: LogContributor) -> None:
+    """End `contribute_to_logs`, and put the method back after the last contributor.
+
+    Args:
+        contributor: what was given to `contribute_to_logs`.
+    """
+    from transformers import Trainer
+
+    _log_contributors.discard(contributor)
+    if not _log_contributors and Trainer.log is _contributed_log:
+        Trainer.log = _log
+
+
+def _contributed_log(self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+    for callback in self.callback_handler.callbacks:
+        if callback in _log_contributors:
+            callback.add_to_logs(logs)
+    _log(self, logs, *args, **kwargs)
+
+
+def add_scheduler_type(name: str, function: Callable[..., Any]) -> None:
+    """Make `name` a member of transformers' `SchedulerType` that `get_scheduler` builds with `function`.
+
+    `TYPE_TO_SCHEDULER_FUNCTION` and the inside of `enum` (transformers 5.3 to 5.23, Python 3.11 to 3.13): the enum is the
+    type of `TrainingArguments.lr_scheduler_type` and of the command line's choices, and it is closed. It can go when
+    transformers has a registry of schedulers.
+
+    Args:
+        name: the value on the command line.
+        function: called with `optimizer`, `num_warmup_steps=`, `num_training_steps=` and the scheduler's kwargs.
+    """
+    from transformers import optimization
+    from transformers.trainer_utils import SchedulerType
+
+    if name not in SchedulerType._value2member_map_:
+        member_name = name.upper()
+        member = str.__new__(SchedulerType, name)
+        member._name_, member._value_, member.__objclass__ = member_name, name, SchedulerType
+        member._sort_order_ = len(SchedulerType._member_names_)
+        type.__setattr__(SchedulerType, member_name, member)
+        SchedulerType._member_names_.append(member_name)
+        SchedulerType._member_map_[member_name] = member
+        SchedulerType._value2member_map_[name] = member
+    optimization.TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)] = function
+
+
+def scheduler_function(name: str) -> Callable[..., Any] | None:
+    """The function that `get_scheduler` builds a schedule with.
+
+    `TYPE_TO_SCHEDULER_FUNCTION`, as above.
+
+    Args:
+        name: the schedule.
+
+    Returns:
+        The function, or None where transformers does not know the name.
+    """
+    from transformers import optimization
+
+    return optimization.TYPE_TO_SCHEDULER_FUNCTION.get(name)
+
+
+def add_default_callback(callback: type) -> None:
+    """Give every Trainer made from now on a callback.
+
+    `transformers.trainer.DEFAULT_CALLBACKS` (transformers 5.3 to 5.23), for scripts that have never heard of us. It can
+    go when transformers has a public way to add default callbacks.
+
+    Args:
+        callback: a `TrainerCallback` class, made anew for each trainer.
+    """
+    from transformers import trainer
+
+    trainer.DEFAULT_CALLBACKS.append(callback)
+
+
+@contextmanager
+def widened_choices(names: list[str]) -> Iterator[None]:
+    """Let argparse options that offer transformers' schedules by a literal list offer `names` too.
+
+    A wrap of `argparse`'s `add_argument`, while a script runs: the `*_no_trainer.py` examples list their `choices`. It can
+    go when they take them from `SchedulerType`.
+
+    Args:
+        names: the schedules to offer.
+
+    Yields:
+        None.
+    """
+    add_argument = argparse._ActionsContainer.add_argument
+
+    def widened_add_argument(self: Any, *args: Any, **kwargs: Any) -> Any:
+        choices = kwargs.get("choices")
+        if isinstance(choices, (list, tuple)) and {"linear", "cosine"} <= {
+            str(getattr(c, "value", c)) for c in choices
+        }:
+            kwargs["choices"] = [*choices, *(name for name in names if name not in choices)]
+        return add_argument(self, *args, **kwargs)
+
+    argparse._ActionsContainer.add_argument = widened_add_argument
+    try:
+        yield
+    finally:
+        argparse._ActionsContainer.add_argument = add_argument

@@ -1,0 +1,249 @@
+"""The file of recorded gradient norms, `gradient_norms.jsonl`: its writer, its reader, and what was read.
+
+The first line is the header, a JSON object with the format's name and version, the optimizer, the number of processes,
+`max_grad_norm` and the planned number of updates. Then comes one object a line for each optimizer update: `step`
+(1-based), `l1`, `l2`, `clip_factor`, `learning_rate`. There are no timestamps: equal runs give equal files.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .refinement import NormKind
+
+NORMS_FILE_NAME = "gradient_norms.jsonl"
+FORMAT = "gradient_norms"
+VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class GradientNorms:
+    """The gradient norms of one run, before clipping; updates that were not taken are left out.
+
+    Args:
+        steps: optimizer updates that have a norm, 1-based, increasing, shape (n,).
+        l1: L1 norm of the whole gradient at each of them, shape (n,), or None where it is not known.
+        l2: L2 norm likewise.
+        num_training_steps: T, the updates that the run was planned for; None if the source does not say.
+        optimizer: `"adam"` for coordinate-wise steps, `"sgd"`, or None if the source does not say.
+        source: where the norms come from, for messages.
+
+    Raises:
+        ValueError: if the arrays do not fit together.
+    """
+
+    steps: NDArray[np.int64]
+    l1: NDArray[np.float64] | None = None
+    l2: NDArray[np.float64] | None = None
+    num_training_steps: int | None = None
+    optimizer: str | None = None
+    source: str = "norms in memory"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", np.asarray(self.steps, dtype=np.int64))
+        if self.l1 is None and self.l2 is None:
+            raise ValueError(f"{self.source} holds neither L1 nor L2 norms; record a run with GradientNormCallback.")
+        for kind in ("l1", "l2"):
+            values = getattr(self, kind)
+            if values is None:
+                continue
+            values = np.asarray(values, dtype=np.float64)
+            if values.shape != self.steps.shape:
+                raise ValueError(
+                    f"{self.source}: {kind} has shape {values.shape}, steps {self.steps.shape}; match them."
+                )
+            object.__setattr__(self, kind, values)
+        if self.steps.ndim != 1 or len(self.steps) == 0:
+            raise ValueError(f"{self.source} holds no gradient norms; record a run with GradientNormCallback.")
+        if self.steps[0] < 1 or np.any(np.diff(self.steps) <= 0):
+            raise ValueError(f"{self.source}: steps must be 1-based and increasing; sort them and leave out repeats.")
+
+    def at_every_step(self, kind: NormKind) -> NDArray[np.float64]:
+        """One norm for each update up to the last known one, interpolated where there is none.
+
+        Args:
+            kind: which norm.
+
+        Returns:
+            Norms at steps 1, 2, .. steps[-1], shape (steps[-1],).
+        """
+        values = getattr(self, kind)
+        return np.interp(np.arange(1, self.steps[-1] + 1), self.steps, values)
+
+
+class NormsFileWriter:
+    """Appends updates to a `gradient_norms.jsonl`.
+
+    Args:
+        path: the file.
+        header: what the first line says, beside format and version.
+        start_step: updates already made. 0 begins a new file and moves an old one to `gradient_norms.1.jsonl` (and so
+            on); more goes on with the file that is there, cut back to that step, and rewrites its header.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any], start_step: int = 0) -> None:
+        self.path = Path(path)
+        self.missing_steps = 0
+        """Updates before `start_step` that the file should hold and does not."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept: list[str] = []
+        if start_step == 0:
+            _move_aside(self.path)
+        elif self.path.exists():
+            kept = _lines_until(self.path, start_step)
+        self.missing_steps = start_step - len(kept)
+        self._replace(header, kept)
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write one line for each update.
+
+        Args:
+            rows: mappings with `step`, `l1`, `l2`, `clip_factor`, `learning_rate`; None where there is no norm.
+        """
+        text = "".join(json.dumps(dict(row), allow_nan=False) + "\n" for row in rows)
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+
+    def rewrite_header(self, header: Mapping[str, Any]) -> None:
+        """Replace the first line, as when the number of updates is known only at the end.
+
+        Args:
+            header: what the first line says, beside format and version.
+        """
+        with self.path.open(encoding="utf-8") as file:
+            file.readline()
+            self._replace(header, file)
+
+    def _replace(self, header: Mapping[str, Any], lines: Iterable[str]) -> None:
+        """Write the whole file anew, so that a kill leaves either the old one or the new one."""
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps({"format": FORMAT, "version": VERSION, **header}, allow_nan=False) + "\n")
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+
+
+def read_norms_file(path: str | os.PathLike[str]) -> GradientNorms:
+    """Read a `gradient_norms.jsonl`. A torn last line, as a power loss leaves it, is dropped.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The norms of the updates that were taken.
+
+    Raises:
+        ValueError: if it is not such a file, names a version that this package does not know, or is damaged.
+    """
+    path = Path(path)
+    steps: list[int] = []
+    norms: dict[str, list[float]] = {"l1": [], "l2": []}
+    with path.open(encoding="utf-8", errors="replace") as file:
+        header = parse_header(file.readline(), path)
+        for number, line in enumerate(file, start=2):
+            if not line.endswith("\n"):
+                break
+            row = _parse_row(line, number, path)
+            if row["l1"] is None or row["l2"] is None:
+                continue
+            steps.append(row["step"])
+            norms["l1"].append(row["l1"])
+            norms["l2"].append(row["l2"])
+    if not steps:
+        raise ValueError(f"{path} holds no gradient norms yet; pass the file of a run that made some updates.")
+    if header.get("num_training_steps") is None:
+        raise ValueError(
+            f"{path} is of a run that did not end and had not said how many updates it would make; write that number as "
+            "num_training_steps into its first line."
+        )
+    return GradientNorms(
+        steps=np.array(steps),
+        l1=np.array(norms["l1"]),
+        l2=np.array(norms["l2"]),
+        num_training_steps=header.get("num_training_steps"),
+        optimizer=header.get("optimizer_family"),
+        source=str(path),
+    )
+
+
+def parse_header(line: str, path: Path) -> dict[str, Any]:
+    """The header of a norms file.
+
+    Args:
+        line: the file's first line.
+        path: the file, for the message.
+
+    Returns:
+        The header's fields.
+
+    Raises:
+        ValueError: if the line is something else.
+    """
+    try:
+        header = json.loads(line)
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is not a {NORMS_FILE_NAME}; pass the file that a recorded run left in its output_dir."
+        )
+    if header.get("version") != VERSION:
+        raise ValueError(
+            f"{path} has version {header.get('version')!r} of the format, and this package reads version {VERSION}; "
+            "upgrade hf-refined-schedule."
+        )
+    planned = header.get("num_training_steps")
+    if planned is not None and not _is_positive_integer(planned):
+        raise ValueError(f"{path}: num_training_steps is {planned!r}, but must be a positive integer; mend the header.")
+    if header.get("optimizer_family") not in ("adam", "sgd", None):
+        raise ValueError(
+            f'{path}: optimizer_family is {header["optimizer_family"]!r}, but must be "adam" or "sgd"; mend the header.'
+        )
+    return header
+
+
+def _parse_row(line: str, number: int, path: Path) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+        valid = _is_positive_integer(row["step"]) and all(
+            row[kind] is None or (type(row[kind]) in (int, float) and 0 <= row[kind] < float("inf"))
+            for kind in ("l1", "l2")
+        )
+    except (ValueError, KeyError, TypeError, RecursionError):
+        valid = False
+    if not valid:
+        raise ValueError(f"{path} is damaged at line {number}; cut it there or take the norms of another run.")
+    return row
+
+
+def _is_positive_integer(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**53
+
+
+def _lines_until(path: Path, last_step: int) -> list[str]:
+    """The lines of the updates up to `last_step`, without a torn last line."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        parse_header(file.readline(), path)
+        lines = []
+        for number, line in enumerate(file, start=2):
+            if not line.endswith("\n") or _parse_row(line, number, path)["step"] > last_step:
+                break
+            lines.append(line)
+    return lines
+
+
+def _move_aside(path: Path) -> None:
+    if not path.exists():
+        return
+    number = 1
+    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(aside)

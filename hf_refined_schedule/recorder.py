@@ -1,0 +1,354 @@
+"""The gradient norms of a run, measured: which norm, of what, and when is decided here and nowhere else.
+
+Once per optimizer update, L1 and L2 of the whole gradient that the optimizer is about to use: after accumulation and the
+reduction over processes, with fp16's loss scale divided out, over the optimizer's parameters that have a gradient, and
+before clipping. A loop that clips with `Accelerator.clip_grad_norm_` is measured at the beginning of that call; one that
+does not is measured just before the optimizer's step.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType
+
+from .compatibility import loss_scale, unwatch_clipping, watch_clipping, wrap_optimizer_step
+from .norms_file import NORMS_FILE_NAME, NormsFileWriter
+from .schedule import optimizer_family, unwrap_optimizer
+
+logger = logging.getLogger(__name__)
+
+FLUSH_EVERY = 50
+"""Updates kept on the device between two writes: a write waits for the device, an update does not."""
+
+CHUNK = 2**18
+"""Elements summed at once on a CPU: 1 MB in float32, which stays in the cache, and few enough to add up exactly."""
+
+
+class RecordingError(RuntimeError):
+    """The gradients cannot be seen whole, or their norms cannot be kept."""
+
+
+class _Update(NamedTuple):
+    """One optimizer update; tensors are scalars on the device."""
+
+    step: int
+    l1: torch.Tensor
+    l2: torch.Tensor
+    clip_factor: torch.Tensor | None
+    learning_rate: float | torch.Tensor
+
+
+@torch.no_grad()
+def measure_gradient_norms(parameters: Iterable[torch.nn.Parameter]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """L1 and L2 norm of the gradients of `parameters`, taken as one vector. Reads only; in float32 or better.
+
+        l1 = sum_i |g_i|,   l2 = sqrt(sum_i g_i^2)
+
+    Args:
+        parameters: those without a gradient are left out.
+
+    Returns:
+        Two scalar tensors on the device of the first gradient, or None if there is no gradient at all. Nothing is
+        copied to the host.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return None
+    device = gradients[0].device
+    sums: list[torch.Tensor] = []
+    for gradient in gradients:
+        sums += [pair.to(device) for pair in _absolute_and_square_sums(gradient)]
+    l1, squares = torch.stack(sums).sum(dim=0)
+    return l1, squares.sqrt()
+
+
+def _absolute_and_square_sums(gradient: torch.Tensor) -> list[torch.Tensor]:
+    """Pairs (sum |g|, sum g^2) whose sum is that of the whole gradient.
+
+    torch's `vector_norm` is exact on accelerators, which sum in a tree. On a CPU it adds one by one in float32, an error
+    of 46 % in the L1 norm of 10^8 elements.
+    """
+    if gradient.is_sparse:
+        gradient = gradient.coalesce().values()
+    if hasattr(gradient, "full_tensor") or gradient.device.type != "cpu":
+        l1, l2 = (torch.linalg.vector_norm(gradient, order, dtype=torch.float32) for order in (1, 2))
+        if hasattr(l1, "full_tensor"):  # a DTensor: the shards' norms reduced over the mesh
+            l1, l2 = l1.full_tensor(), l2.full_tensor()
+        return [torch.stack((l1, l2.square()))]
+    pairs = []
+    for chunk in gradient.reshape(-1).split(CHUNK):
+        values = chunk.to(torch.float32)
+        pairs.append(torch.stack((values.abs().sum(), torch.dot(values, values))).double())
+    return pairs
+
+
+class GradientNormRecorder:
+    """Records the gradient norms of an Accelerate loop while its `with` block runs.
+
+        optimizer = accelerator.prepare(optimizer)
+        with GradientNormRecorder(optimizer, output_dir="runs/baseline", num_training_steps=1000):
+            ...  # the loop as it is, whether it clips (with accelerator.clip_grad_norm_) or not
+
+    It leaves `gradient_norms.jsonl` in `output_dir`, written by the main process. To resume, pass it to
+    `accelerator.register_for_checkpointing`: the file is cut back to the checkpoint's step.
+
+    Args:
+        optimizer: the optimizer as `Accelerator.prepare` returned it.
+        output_dir: the folder of the file, made if it is not there.
+        num_training_steps: T, the optimizer updates planned; if None, those made until the block ends.
+        path: the file itself, instead of `output_dir`.
+        start_step: updates made before, in a resumed run.
+        on_failure: `"raise"`, or `"warn"` to stop recording with one warning and let the run go on.
+
+    Raises:
+        RecordingError: on entering, if the optimizer was not prepared, or an engine keeps the gradients to itself or in
+            pieces (DeepSpeed, FSDP1); at an update, if there is no gradient, or the file cannot be written.
+        ValueError: unless one of `output_dir` and `path` is given.
+
+    Reference: arXiv 2310.07831, section 3, on norms of the gradients before clipping.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        output_dir: str | os.PathLike[str] | None = None,
+        *,
+        num_training_steps: int | None = None,
+        path: str | os.PathLike[str] | None = None,
+        start_step: int = 0,
+        on_failure: str = "raise",
+    ) -> None:
+        if (output_dir is None) == (path is None):
+            raise ValueError("Pass either output_dir, the folder for gradient_norms.jsonl, or path, the file itself.")
+        if on_failure not in ("raise", "warn"):
+            raise ValueError(f'on_failure is {on_failure!r}, but must be "raise" or "warn".')
+        self.path = Path(output_dir) / NORMS_FILE_NAME if path is None else Path(path)
+        self.num_training_steps = num_training_steps
+        self.step = start_step
+        """Optimizer updates so far, those that were not taken included."""
+        self.recording = False
+        self._optimizer = optimizer
+        self._on_failure = on_failure
+        self._writer: NormsFileWriter | None = None
+        self._pending: list[_Update] = []
+        self._last: _Update | None = None
+        self._norms: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._clip_factor: torch.Tensor | None = None
+        self._max_grad_norm: float | None = None
+        self._remove: list[Any] = []
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except RecordingError as error:
+            self._fail(str(error))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        finished = kind is None and self.recording and self.num_training_steps is None
+        self.flush()
+        if finished and self._writer is not None:
+            self.num_training_steps = self.step
+            self._writer.rewrite_header(self._header())
+        self._stop()
+
+    def flush(self) -> None:
+        """Write what has been measured since the last write. This waits for the device."""
+        pending, self._pending = self._pending, []
+        if not self.recording or not pending or not self._optimizer.accelerator_state.is_main_process:
+            return
+        rows = _rows(pending)
+        try:
+            if self._writer is None:
+                self._writer = NormsFileWriter(self.path, self._header(), start_step=pending[0].step - 1)
+                if self._writer.missing_steps:
+                    logger.warning(
+                        "%s lacks %d updates from before this run was resumed; they are left out.",
+                        self.path,
+                        self._writer.missing_steps,
+                    )
+            self._writer.append(rows)
+        except (OSError, ValueError) as error:
+            self._fail(f"{self.path} cannot be written ({error})")
+
+    def last_l1(self) -> float | None:
+        """The L1 norm at the last update, for a log entry. This waits for the device.
+
+        Returns:
+            The norm, or None where the update had none.
+        """
+        l1 = float(self._last.l1) if self._last is not None else math.nan
+        return l1 if math.isfinite(l1) else None
+
+    def state_dict(self) -> dict[str, int]:
+        """The state for `Accelerator.save_state`; what has been measured is written first.
+
+        Returns:
+            The number of updates so far.
+        """
+        self.flush()
+        return {"step": self.step}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on after the update of a checkpoint: the file is cut back to it.
+
+        Args:
+            state_dict: what `state_dict` returned.
+        """
+        self.step = state_dict["step"]
+        self._pending = []
+        self._writer = None
+
+    def before_clip(self, parameters: list[torch.nn.Parameter]) -> bool:
+        """Measure, if these are the parameters of this optimizer. Called by the watch on `Accelerator.clip_grad_norm_`.
+
+        Args:
+            parameters: what is about to be clipped.
+
+        Returns:
+            True if so.
+        """
+        if not self._optimizer.gradient_state.sync_gradients:
+            return False
+        mine = self._parameters()
+        if not {id(parameter) for parameter in parameters}.intersection(map(id, mine)):
+            return False
+        if self._norms is None:
+            self._measure(loss_scale(self._optimizer))
+        return True
+
+    def after_clip(self, max_norm: float, total_norm: torch.Tensor) -> None:
+        """Note the factor that a clip has applied, min(1, max_norm / (norm + 1e-6)), from the norm that it used.
+
+        Args:
+            max_norm: the limit.
+            total_norm: the norm before clipping, as the clip returned it.
+        """
+        if hasattr(total_norm, "full_tensor"):
+            total_norm = total_norm.full_tensor()
+        factor = torch.clamp(max_norm / (torch.as_tensor(total_norm) + 1e-6), max=1.0)
+        self._clip_factor = factor if self._clip_factor is None else self._clip_factor * factor
+        if math.isfinite(max_norm):
+            self._max_grad_norm = float(max_norm)
+
+    def _start(self) -> None:
+        if not isinstance(self._optimizer, AcceleratedOptimizer):
+            raise RecordingError(
+                f"the optimizer is a {type(self._optimizer).__name__}, but must be one that Accelerator.prepare returned"
+            )
+        distributed_type = self._optimizer.accelerator_state.distributed_type
+        sharded_flat = distributed_type == DistributedType.FSDP and not any(
+            hasattr(parameter, "full_tensor") for parameter in self._parameters()
+        )
+        if sharded_flat or distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+            engine = "FSDP1" if sharded_flat else distributed_type.value
+            raise RecordingError(
+                f"{engine} keeps the gradients to itself or in pieces; use DDP or FSDP2 to record them"
+            )
+        self.recording = True
+        watch_clipping(self)
+        self._remove = [
+            lambda: unwatch_clipping(self),
+            wrap_optimizer_step(self._optimizer, self._around_step),
+            unwrap_optimizer(self._optimizer).register_step_pre_hook(self._before_taken_step).remove,
+        ]
+
+    def _stop(self) -> None:
+        self.recording = False
+        for remove in self._remove:
+            remove()
+        self._remove = []
+
+    def _fail(self, reason: str) -> None:
+        self._stop()
+        if self._on_failure == "raise":
+            raise RecordingError(f"Gradient norms cannot be recorded: {reason}.")
+        if self._optimizer.accelerator_state.is_main_process:
+            logger.warning("Gradient norms are not recorded from update %d on: %s.", self.step + 1, reason)
+
+    def _header(self) -> dict[str, Any]:
+        return {
+            "optimizer": type(unwrap_optimizer(self._optimizer)).__name__,
+            "optimizer_family": optimizer_family(self._optimizer),
+            "world_size": self._optimizer.accelerator_state.num_processes,
+            "max_grad_norm": self._max_grad_norm,
+            "num_training_steps": self.num_training_steps,
+        }
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+
+    def _measure(self, scale: torch.Tensor | None) -> None:
+        norms = measure_gradient_norms(self._parameters())
+        if norms is not None and scale is not None:
+            norms = (norms[0] / scale, norms[1] / scale)
+        self._norms = norms
+
+    def _before_taken_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Measure where nothing was clipped. GradScaler leaves `grad_scale` on an optimizer that unscales by itself."""
+        if self.recording and self._norms is None:
+            self._measure(getattr(optimizer, "grad_scale", None))
+
+    def _around_step(self, step: Any) -> Any:
+        if not self.recording or not self._optimizer.gradient_state.sync_gradients:
+            return step()
+        learning_rate = self._optimizer.param_groups[0]["lr"]
+        result = step()
+        norms, clip_factor = self._norms, self._clip_factor
+        self._norms, self._clip_factor = None, None
+        if norms is None and not self._optimizer.step_was_skipped:
+            self._fail(
+                "no parameter of the optimizer had a gradient at its step (some optimizers use gradients up in the backward "
+                "pass)"
+            )
+            return result
+        self.step += 1
+        if norms is None:
+            norms = (torch.tensor(math.nan), torch.tensor(math.nan))
+        if isinstance(learning_rate, torch.Tensor):
+            learning_rate = learning_rate.clone()
+        self._last = _Update(self.step, *norms, clip_factor, learning_rate)
+        self._pending.append(self._last)
+        if len(self._pending) >= FLUSH_EVERY:
+            self.flush()
+        return result
+
+
+def _rows(updates: list[_Update]) -> list[dict[str, float | int | None]]:
+    """Lines of the file; one copy from the device for all of them."""
+    device = updates[-1].l1.device
+    values = torch.stack(
+        [
+            torch.stack(
+                [
+                    torch.as_tensor(
+                        value, dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device
+                    )
+                    for value in (update.l1, update.l2, 1.0 if update.clip_factor is None else update.clip_factor)
+                ]
+            )
+            for update in updates
+        ]
+    ).tolist()
+    rows = []
+    for update, (l1, l2, clip_factor) in zip(updates, values, strict=True):
+        taken = math.isfinite(l1) and math.isfinite(l2)
+        rows.append(
+            {
+                "step": update.step,
+                "l1": l1 if taken else None,
+                "l2": l2 if taken else None,
+                "clip_factor": clip_factor if taken else None,
+                "learning_rate": float(update.learning_rate),
+            }
+        )
+    return rows

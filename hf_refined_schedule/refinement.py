@@ -1,0 +1,235 @@
+"""From gradient norms to a learning-rate schedule: the mathematics, as pure functions of arrays.
+
+Defazio, Cutkosky, Mehta, Mishchenko, arXiv 2310.07831. The paper counts steps t = 1 .. T; arrays here start at 0.
+"""
+
+import math
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import median_filter
+
+NormKind = Literal["l1", "l2"]
+
+DEFAULT_POWER: dict[str, float] = {"l1": -1.0, "l2": -2.0}
+"""w_t = norm ** power: L1 ** -1 for coordinate-wise steps (Adam), L2 ** -2 for SGD."""
+
+
+def linear_decay(num_steps: int) -> NDArray[np.float64]:
+    """Linear decay to zero, the optimal schedule when only a bound on the gradient norms is known.
+
+        multiplier_t = 1 - t / T,  t = 0 .. T-1
+
+    Args:
+        num_steps: T, the number of optimizer updates, at least 1.
+
+    Returns:
+        Multipliers of the peak learning rate, shape (T,), dimensionless.
+
+    Raises:
+        ValueError: if `num_steps` is not a positive integer.
+
+    Example:
+        >>> linear_decay(4)
+        array([1.  , 0.75, 0.5 , 0.25])
+
+    Reference: arXiv 2310.07831, Corollary 2.
+    """
+    if not isinstance(num_steps, (int, np.integer)) or num_steps < 1:
+        raise ValueError(
+            f"num_steps is {num_steps!r}, but must be a positive integer: the number of optimizer updates."
+        )
+    return 1.0 - np.arange(num_steps) / num_steps
+
+
+def smooth_norms(norms: ArrayLike, smoothing: float = 0.1) -> NDArray[np.float64]:
+    """Median filter over a window that is a fraction of the run.
+
+        window W = 2 * (int(tau * T) // 2) + 1
+
+    Left of the first norm, that norm is repeated; right of the last, the sequence is mirrored about it.
+
+    Args:
+        norms: gradient norms of T consecutive optimizer updates, shape (T,), before clipping.
+        smoothing: tau, the window as a fraction of the run, from 0 (no smoothing) to 1.
+
+    Returns:
+        Smoothed norms, shape (T,), float64, in the unit of `norms`.
+
+    Raises:
+        ValueError: if `norms` is not one-dimensional, has fewer than two values, or holds text, a negative or a
+            non-finite value; if `smoothing` lies outside [0, 1].
+
+    Example:
+        >>> smooth_norms([9, 1, 1, 50, 1, 1, 2, 2, 2, 2], smoothing=0.3)
+        array([9., 1., 1., 1., 1., 1., 2., 2., 2., 2.])
+
+    Reference: arXiv 2310.07831, Algorithm 1.
+    """
+    norms = _checked_norms(norms)
+    if not (isinstance(smoothing, (int, float, np.number)) and 0 <= smoothing <= 1):
+        raise ValueError(
+            f"smoothing is {smoothing!r}, but must be a fraction of the run between 0 and 1 (default 0.1), not steps."
+        )
+    half_window = int(smoothing * len(norms)) // 2
+    extended = np.pad(norms, (half_window, 0), mode="edge")
+    extended = np.pad(extended, (0, half_window), mode="reflect")
+    filtered = median_filter(extended, size=2 * half_window + 1)
+    return filtered[half_window : half_window + len(norms)]
+
+
+def refine_schedule(
+    norms: ArrayLike, *, norm: NormKind = "l1", smoothing: float = 0.1, power: float | None = None
+) -> NDArray[np.float64]:
+    """The schedule that the gradient norms of a finished run ask for.
+
+        w_t = smoothed(norm)_t ** power
+        multiplier_t = w_t * sum_{p > t} w_p,  divided by its maximum
+
+    The tail sum makes the annealing, the weight makes the warm-up. The last multiplier is 0: the T-th gradient is not
+    used, x_T is the answer.
+
+    Args:
+        norms: ||g_t||, the norm of the whole gradient at each of T optimizer updates, before clipping, shape (T,).
+        norm: which norm it is. It sets the default `power`: -1 for `"l1"` (Adam), -2 for `"l2"` (SGD).
+        smoothing: tau, the median filter's window as a fraction of the run.
+        power: the exponent itself, negative. L2 norms as a stand-in for L1 under Adam: `norm="l2", power=-1`.
+
+    Returns:
+        Multipliers of the peak learning rate, shape (T,), float64, at least 0, with maximum 1.
+
+    Raises:
+        ValueError: as `smooth_norms`, and if a *smoothed* norm is zero, or `norm` or `power` is not as above.
+
+    Example:
+        >>> refine_schedule([1.0, 1.0, 1.0, 1.0, 1.0])
+        array([1.  , 0.75, 0.5 , 0.25, 0.  ])
+        >>> refine_schedule([4.0, 2.0, 1.0, 1.0, 1.0], smoothing=0)
+        array([0.4375, 0.75  , 1.    , 0.5   , 0.    ])
+
+    Reference: arXiv 2310.07831, Algorithm 1 and Theorem 3.
+    """
+    return _multipliers(smooth_norms(norms, smoothing), checked_power(norm, power))
+
+
+def refined_grid(
+    norms: ArrayLike,
+    *,
+    norm: NormKind = "l1",
+    smoothing: float = 0.1,
+    power: float | None = None,
+    num_training_steps: int | None = None,
+) -> NDArray[np.float64]:
+    """The refined schedule as a function of progress: multipliers at t / T for t = 0 .. T, zero at the end.
+
+    A run of T updates visits T+1 iterates, so the formula of `refine_schedule` is applied to the smoothed norms extended
+    by one repeat of the last. With constant norms this is linear decay, 1 - t / T, and no update is wasted.
+
+    Args:
+        norms: as in `refine_schedule`, of the first len(norms) updates of the run.
+        norm: as in `refine_schedule`.
+        smoothing: as in `refine_schedule`.
+        power: as in `refine_schedule`.
+        num_training_steps: T, by default len(norms). If it is more, the last smoothed norm goes on to the end.
+
+    Returns:
+        Multipliers on the grid t / T, shape (T+1,).
+
+    Raises:
+        ValueError: as `refine_schedule`, and if there are more norms than steps.
+
+    Example:
+        >>> refined_grid([7.0, 7.0, 7.0, 7.0])
+        array([1.  , 0.75, 0.5 , 0.25, 0.  ])
+    """
+    smoothed = smooth_norms(norms, smoothing)
+    total = len(smoothed) if num_training_steps is None else num_training_steps
+    if total < len(smoothed):
+        raise ValueError(f"There are {len(smoothed)} norms for num_training_steps={total}; pass the norms of one run.")
+    extended = np.pad(smoothed, (0, total + 1 - len(smoothed)), mode="edge")
+    return _multipliers(extended, checked_power(norm, power))
+
+
+def multiplier_at(grid: NDArray[np.float64], progress: float) -> float:
+    """A schedule's multiplier at a point of the run, by linear interpolation.
+
+    Args:
+        grid: multipliers at equally spaced progress, the first at 0, the last at 1, shape (G+1,).
+        progress: u, the fraction of the run that is over; below 0 counts as 0, above 1 as 1.
+
+    Returns:
+        The multiplier, dimensionless.
+
+    Example:
+        >>> multiplier_at(np.array([1.0, 0.5, 0.0]), 0.25)
+        0.75
+    """
+    position = min(max(progress, 0.0), 1.0) * (len(grid) - 1)
+    left = min(int(position), len(grid) - 2)
+    fraction = position - left
+    return float(grid[left]) * (1.0 - fraction) + float(grid[left + 1]) * fraction
+
+
+def _multipliers(smoothed: NDArray[np.float64], power: float) -> NDArray[np.float64]:
+    """The formula, on norms that are smooth already."""
+    zeros = np.flatnonzero(smoothed == 0)
+    if len(zeros):
+        raise ValueError(
+            f"The smoothed gradient norm at position {zeros[0]} is 0, and the schedule divides by it. "
+            "Leave out the part of the run without gradients, or use a larger smoothing."
+        )
+    with np.errstate(over="ignore"):  # a ratio beyond float64 has weight 0
+        weights = (smoothed / smoothed.min()) ** power
+    tail_sums = np.append(np.cumsum(weights[:0:-1])[::-1], 0.0)
+    multipliers = weights * tail_sums
+    if not multipliers.max() > 0:
+        raise ValueError(
+            f"The smoothed gradient norms reach from {smoothed.min():.3g} to {smoothed.max():.3g}, too far apart for "
+            "a schedule. Leave out the part of the run where they vanish or explode."
+        )
+    return multipliers / multipliers.max()
+
+
+def _checked_norms(norms: ArrayLike) -> NDArray[np.float64]:
+    try:
+        array = np.asarray(norms)
+    except ValueError:
+        raise ValueError("norms is a nested list of unequal lengths; pass one number for each step.") from None
+    if array.ndim != 1:
+        raise ValueError(f"norms has shape {array.shape}, but must be one-dimensional: one number for each step.")
+    if len(array) < 2:
+        raise ValueError(f"norms has {len(array)} value(s), but a schedule needs at least 2: one for each step.")
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"norms has values of type {array.dtype}, but must hold numbers: one for each step.")
+    array = array.astype(np.float64)
+    for bad, what in ((~np.isfinite(array), "not finite"), (array < 0, "negative")):
+        if bad.any():
+            position = int(np.flatnonzero(bad)[0])
+            raise ValueError(
+                f"norms[{position}] is {array[position]}, which is {what}. Gradient norms are finite and not negative; "
+                "leave such steps out or interpolate over them."
+            )
+    return array
+
+
+def checked_power(norm: str, power: float | None) -> float:
+    """The exponent of the weights: `power` if given, else the default of the norm.
+
+    Args:
+        norm: `"l1"` or `"l2"`.
+        power: the exponent, a negative number, or None.
+
+    Returns:
+        The exponent.
+
+    Raises:
+        ValueError: for any other `norm` or `power`.
+    """
+    if norm not in DEFAULT_POWER:
+        raise ValueError(f'norm is {norm!r}, but must be "l1" (Adam) or "l2" (SGD).')
+    if power is None:
+        return DEFAULT_POWER[norm]
+    if not isinstance(power, (int, float, np.number)) or not (math.isfinite(power) and power < 0):
+        raise ValueError(f"power is {power!r}, but must be a negative number: the exponent itself, such as -1 or -2.")
+    return float(power)

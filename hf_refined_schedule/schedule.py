@@ -1,0 +1,277 @@
+"""The refined schedule as a PyTorch learning-rate scheduler, with the signature of transformers' `get_*_schedule`."""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from .norms_file import GradientNorms
+from .refinement import NormKind, multiplier_at
+from .schedule_file import OptimizerFamily, RefinedSchedule, UnfinishedRunError
+from .sources import WHAT_TO_PASS, MissingSourceError, load_schedule
+
+logger = logging.getLogger(__name__)
+
+
+def get_refined_schedule(
+    optimizer: Optimizer,
+    num_warmup_steps: int | None,
+    num_training_steps: int | None,
+    *,
+    refined_from: str | os.PathLike[str] | GradientNorms | None = None,
+    smoothing: float | None = None,
+    norm: NormKind | None = None,
+    power: float | None = None,
+    min_lr_ratio: float = 0.0,
+    last_epoch: int = -1,
+) -> LambdaLR:
+    """Create the schedule that the gradient norms of an earlier run ask for.
+
+        learning_rate(t) = initial_lr * min(r + (1 - r) * multiplier(t / T), t / num_warmup_steps)
+
+    The multiplier is a function of progress: norms of a run of any length serve, and a loop that steps the scheduler
+    N times an update over N * T steps sees the rates of one that steps it once.
+
+    Args:
+        optimizer: The optimizer for which to schedule the learning rate. `torch.optim.SGD` and its subclasses weight by
+            L2 ** -2, all others by L1 ** -1 (by L2 ** -1 where the source has no L1 norms).
+        num_warmup_steps: The steps of a linear ramp that caps the schedule. The warm-up that the norms ask for is part
+            of the schedule already; 0 adds none.
+        num_training_steps: T, the total number of training steps.
+        refined_from: The earlier run: its `gradient_norms.jsonl` or `trainer_state.json`, the folder that holds one of
+            them, a schedule file written by `hf-refined-schedule refine`, or `GradientNorms`.
+        smoothing: tau, the median filter's window as a fraction of the run, 0.1 by default.
+        norm: The norm to use, `"l1"` or `"l2"`, instead of the optimizer's own.
+        power: The exponent of the weights, negative, instead of the optimizer's own.
+        min_lr_ratio: r, the floor of the learning rate as a fraction of its peak, from 0 to 1.
+        last_epoch: The index of the last epoch when resuming training.
+
+    Returns:
+        `torch.optim.lr_scheduler.LambdaLR` with the refined schedule. Its `state_dict` holds the schedule, not the
+        horizon or the warm-up: a resumed run goes on with the schedule it began with, also when the source has gone.
+
+    Raises:
+        ValueError: if an argument is missing or out of range, or `refined_from` is something else. A source that is not
+            there, or is of an unfinished run, raises at the first step, unless a saved state is loaded before that.
+
+    Reference: arXiv 2310.07831, Algorithm 1.
+    """
+    if refined_from is None:
+        raise ValueError(f"The schedule 'refined' needs refined_from, the run to refine it from: {WHAT_TO_PASS}.")
+    if num_training_steps is None or num_training_steps < 1:
+        raise ValueError(
+            f"num_training_steps is {num_training_steps!r}, but the schedule 'refined' needs the number of training steps; "
+            "pass a positive integer."
+        )
+    num_warmup_steps = num_warmup_steps or 0
+    if num_warmup_steps < 0:
+        raise ValueError(f"num_warmup_steps is {num_warmup_steps!r}, but must not be negative; pass 0 for no warm-up.")
+    if not 0 <= min_lr_ratio <= 1:
+        raise ValueError(f"min_lr_ratio is {min_lr_ratio!r}, but must be a fraction of the peak between 0 and 1.")
+
+    family = optimizer_family(optimizer)
+
+    def load() -> RefinedSchedule:
+        return load_schedule(refined_from, family, norm=norm, power=power, smoothing=smoothing)
+
+    if isinstance(refined_from, GradientNorms):
+        loaded = _Loaded(load(), None)
+    else:
+        loaded = _on_main_process(load)
+        if loaded.error is not None and not isinstance(loaded.error, (MissingSourceError, UnfinishedRunError)):
+            raise loaded.error
+    if loaded.schedule is not None and _is_main_process():
+        for note in loaded.schedule.notes:
+            logger.warning("Refined schedule from %s: %s", loaded.schedule.source, note)
+    return RefinedLR(
+        optimizer,
+        loaded.schedule,
+        num_warmup_steps=num_warmup_steps,
+        num_training_steps=num_training_steps,
+        min_lr_ratio=min_lr_ratio,
+        last_epoch=last_epoch,
+        error=loaded.error,
+    )
+
+
+def optimizer_family(optimizer: Any) -> OptimizerFamily:
+    """Which weights an optimizer asks for.
+
+    Args:
+        optimizer: an optimizer, also wrapped by Accelerate or DeepSpeed.
+
+    Returns:
+        `"sgd"` for `torch.optim.SGD` and its subclasses, `"adam"` for all others.
+    """
+    return "sgd" if isinstance(unwrap_optimizer(optimizer), torch.optim.SGD) else "adam"
+
+
+def unwrap_optimizer(optimizer: Any) -> Any:
+    """The optimizer inside Accelerate's and DeepSpeed's wrappers, which call it `optimizer`.
+
+    Args:
+        optimizer: an optimizer, wrapped or not.
+
+    Returns:
+        The innermost optimizer.
+    """
+    while getattr(optimizer, "optimizer", None) is not None:
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+class RefinedLR(LambdaLR):
+    """A `LambdaLR` whose saved state is its schedule, and nothing of the new call's horizon or warm-up.
+
+    The state holds the grid, `min_lr_ratio` and the fingerprint, so that a run goes on with the schedule it began with
+    whatever has become of the source. T and the warm-up come from the new call, as with transformers' own schedulers,
+    whose functions are not saved at all. The grid is a tensor, which `torch.load(weights_only=True)` accepts.
+
+    Args:
+        optimizer: the optimizer.
+        schedule: the schedule, or None if it could not be had, for the reason in `error`.
+        num_warmup_steps: the steps of the ramp that caps the schedule.
+        num_training_steps: T, the steps from progress 0 to 1.
+        min_lr_ratio: r, the floor as a fraction of the peak.
+        last_epoch: as in every PyTorch scheduler.
+        error: what to raise at the first step if no state has been loaded by then.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        schedule: RefinedSchedule | None,
+        *,
+        num_warmup_steps: int,
+        num_training_steps: int,
+        min_lr_ratio: float = 0.0,
+        last_epoch: int = -1,
+        error: Exception | None = None,
+    ) -> None:
+        self.error = error
+        self.fingerprint = schedule.fingerprint if schedule else None
+        self._of_this_call = _Call(num_warmup_steps, num_training_steps)
+        # Until a state is loaded, a schedule that could not be had is zero: nothing moves before the error is raised.
+        self._grid = schedule.multipliers if schedule else np.zeros(2)
+        self._min_lr_ratio = min_lr_ratio
+        super().__init__(optimizer, self._multiplier, last_epoch)
+
+    def raise_if_unavailable(self) -> None:
+        """Raise the error that the source gave, if no state has been loaded since.
+
+        Raises:
+            ValueError: what was wrong with the source.
+        """
+        if self.error is not None:
+            raise self.error
+
+    def step(self, epoch: int | None = None) -> None:
+        """Advance by one step, as every PyTorch scheduler.
+
+        Args:
+            epoch: as in every PyTorch scheduler.
+
+        Raises:
+            ValueError: if the source could not be used and no state was loaded.
+        """
+        constructing = self.last_epoch < 0
+        if not constructing:
+            self.raise_if_unavailable()
+        super().step(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state for a checkpoint.
+
+        Returns:
+            PyTorch's own entries, and under `refined_schedule` the grid (a tensor), `min_lr_ratio` and the fingerprint.
+        """
+        state = {key: value for key, value in super().state_dict().items() if key not in _NOT_SAVED}
+        if self.error is None:
+            state["refined_schedule"] = {
+                "grid": torch.from_numpy(np.array(self._grid)),
+                "min_lr_ratio": self._min_lr_ratio,
+                "fingerprint": self.fingerprint,
+            }
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the schedule of a saved state, at its step; one warning if the source now gives another.
+
+        Args:
+            state_dict: the state of a `RefinedLR`. That of another scheduler sets the step alone.
+        """
+        state = dict(state_dict)
+        saved = state.pop("refined_schedule", None)
+        super().load_state_dict({key: value for key, value in state.items() if key not in _NOT_SAVED})
+        if saved is None:
+            return
+        if self.fingerprint not in (None, saved["fingerprint"]) and _is_main_process():
+            logger.warning(
+                "The run goes on with the refined schedule it began with (%s), although refined_from now gives another (%s).",
+                saved["fingerprint"],
+                self.fingerprint,
+            )
+        self._grid = saved["grid"].numpy(force=True)
+        self._min_lr_ratio = saved["min_lr_ratio"]
+        self.fingerprint = saved["fingerprint"]
+        self.error = None
+
+    def _multiplier(self, current_step: int) -> float:
+        return _refined_lr_lambda(
+            current_step, grid=self._grid, min_lr_ratio=self._min_lr_ratio, **self._of_this_call._asdict()
+        )
+
+
+_NOT_SAVED = frozenset({"error", "fingerprint", "_of_this_call", "_grid", "_min_lr_ratio"})
+
+
+class _Call(NamedTuple):
+    """What always comes from the new call and never from a checkpoint."""
+
+    num_warmup_steps: int
+    num_training_steps: int
+
+
+class _Loaded(NamedTuple):
+    schedule: RefinedSchedule | None
+    error: Exception | None
+
+
+def _refined_lr_lambda(
+    current_step: int,
+    *,
+    grid: NDArray[np.float64],
+    num_warmup_steps: int,
+    num_training_steps: int,
+    min_lr_ratio: float,
+) -> float:
+    multiplier = min_lr_ratio + (1.0 - min_lr_ratio) * multiplier_at(grid, current_step / num_training_steps)
+    if current_step < num_warmup_steps:
+        return min(multiplier, current_step / num_warmup_steps)
+    return multiplier
+
+
+def _is_main_process() -> bool:
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def _on_main_process(load: Callable[[], RefinedSchedule]) -> _Loaded:
+    """Load where the file is, on the main process, and send what came of it to all."""
+    loaded = _Loaded(None, None)
+    if _is_main_process():
+        try:
+            loaded = _Loaded(load(), None)
+        except Exception as error:  # whatever it is, the other processes wait for this message
+            loaded = _Loaded(None, error)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        message = [loaded]
+        dist.broadcast_object_list(message, src=0)
+        loaded = message[0]
+    return loaded

@@ -1,0 +1,233 @@
+"""A refined schedule as a value, and the small JSON file that holds one."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bounds import last_iterate_bound
+from .norms_file import GradientNorms
+from .refinement import DEFAULT_POWER, NormKind, checked_power, linear_decay, refined_grid, smooth_norms
+
+FORMAT = "refined_schedule"
+VERSION = 1
+
+OptimizerFamily = Literal["adam", "sgd"]
+
+FAMILY_POWER: dict[str, float] = {"adam": DEFAULT_POWER["l1"], "sgd": DEFAULT_POWER["l2"]}
+"""The exponent follows the optimizer: Adam divides by sqrt(v), which grows with the gradients, so one power is done."""
+
+MIN_COVERAGE = 0.95
+"""The share of the planned updates that a source must have made to count as a whole run."""
+
+SMALLEST_SMOOTHED_RUN = 20
+"""With fewer updates the default window is a single value: nothing is smoothed."""
+
+
+class UnfinishedRunError(ValueError):
+    """The norms cover too little of the run that they were planned for."""
+
+
+@dataclass(frozen=True, eq=False)
+class RefinedSchedule:
+    """A schedule as a function of progress, and where it comes from.
+
+    Args:
+        multipliers: at progress t / T for t = 0 .. T, shape (T+1,), from 0 to 1.
+        optimizer: the family of optimizers that its weights suit.
+        norm: the norm that the weights were made of.
+        power: the exponent of the weights.
+        smoothing: tau, the median filter's window as a fraction of the run.
+        source: the run whose norms it was made from, for messages.
+        best_peak_ratio: the best peak learning rate of this schedule over linear decay's, by the bound of `bounds`.
+        notes: what a user should know about how it was made, a sentence each.
+    """
+
+    multipliers: NDArray[np.float64]
+    optimizer: OptimizerFamily
+    norm: NormKind
+    power: float
+    smoothing: float
+    source: str
+    best_peak_ratio: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that differ wherever the multipliers do."""
+        return hashlib.sha256(self.multipliers.tobytes()).hexdigest()[:12]
+
+    @classmethod
+    def from_norms(
+        cls,
+        norms: GradientNorms,
+        optimizer: OptimizerFamily,
+        *,
+        norm: NormKind | None = None,
+        power: float | None = None,
+        smoothing: float | None = None,
+        pilot: bool = False,
+    ) -> Self:
+        """Refine the schedule that a run's norms ask for.
+
+        Args:
+            norms: the norms of the run.
+            optimizer: `"adam"`: L1 ** -1, or L2 ** -1 where L1 is not known. `"sgd"`: L2 ** -2.
+            norm: the norm to use instead.
+            power: the exponent to use instead, negative.
+            smoothing: tau, by default 0.1.
+            pilot: take an unfinished run; its last smoothed norm goes on to the end.
+
+        Returns:
+            The schedule.
+
+        Raises:
+            ValueError: for arguments out of range, or norms that do not suit them.
+            UnfinishedRunError: if the norms cover less than 95 % of the planned run and `pilot` is False.
+        """
+        if optimizer not in FAMILY_POWER:
+            raise ValueError(f'optimizer is {optimizer!r}, but must be "adam" or "sgd".')
+        notes = []
+        if norm is None:
+            norm = "l2" if optimizer == "sgd" else "l1"
+            if optimizer == "sgd" and norms.l2 is None:
+                raise ValueError(
+                    f'{norms.source} has L1 norms only, but SGD\'s schedule is made of L2 norms; pass norm="l1" to use them '
+                    "all the same, or record a run."
+                )
+            if norm == "l1" and norms.l1 is None:
+                norm = "l2"
+                notes.append("There are no L1 norms in the source, so L2 ** -1 stands in for L1 ** -1.")
+        power = checked_power(norm, FAMILY_POWER[optimizer] if power is None else power)
+        if getattr(norms, norm) is None:
+            raise ValueError(f'{norms.source} has no {norm.upper()} norms; leave out norm="{norm}" or record a run.')
+        smoothing = 0.1 if smoothing is None else smoothing
+
+        last = int(norms.steps[-1])
+        total = norms.num_training_steps or last
+        if last < MIN_COVERAGE * total and not pilot:
+            raise UnfinishedRunError(
+                f"{norms.source} covers {last} of {total} planned updates ({last / total:.0%}); finish that run, or use it "
+                "as a pilot: 'hf-refined-schedule refine SOURCE --pilot -o schedule.json'."
+            )
+        if last < total and pilot:
+            notes.append(f"A pilot: norms cover {last / total:.0%} of the run, and the last smoothed one goes on.")
+        if norms.steps[0] > 1:
+            notes.append(
+                f"The norms of the first {norms.steps[0] - 1} updates are missing, and the first norm shapes the start; "
+                "log it with logging_first_step=True, or record gradient_norms.jsonl."
+            )
+        at_every_step = norms.at_every_step(norm)[:total]
+        if len(at_every_step) < SMALLEST_SMOOTHED_RUN:
+            notes.append(
+                f"{len(at_every_step)} updates are too few to smooth; the schedule follows single noisy norms."
+            )
+        try:
+            grid = refined_grid(at_every_step, norm=norm, smoothing=smoothing, power=power, num_training_steps=total)
+        except ValueError as error:
+            raise ValueError(f"{norms.source}: {error}") from error
+
+        # To the bound, G_t^2 is what the weight is one over: norm ** -power. "l1" takes G_t^2 as it is.
+        squared = smooth_norms(at_every_step, smoothing) ** -power
+        squared = np.pad(squared / squared.max(), (0, total - len(squared)), mode="edge")
+        refined = last_iterate_bound(grid[:-1], squared, norm="l1")
+        linear = last_iterate_bound(linear_decay(total), squared, norm="l1")
+        return cls(
+            multipliers=grid,
+            optimizer=optimizer,
+            norm=norm,
+            power=power,
+            smoothing=float(smoothing),
+            source=norms.source,
+            best_peak_ratio=refined.best_peak / linear.best_peak,
+            notes=tuple(notes),
+        )
+
+
+def write_schedule(schedule: RefinedSchedule, path: str | os.PathLike[str]) -> None:
+    """Write a schedule as JSON.
+
+    Args:
+        schedule: the schedule.
+        path: the file, replaced if it is there.
+    """
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "fingerprint": schedule.fingerprint,
+        "optimizer": schedule.optimizer,
+        "norm": schedule.norm,
+        "power": schedule.power,
+        "smoothing": schedule.smoothing,
+        "source": schedule.source,
+        "best_peak_ratio": schedule.best_peak_ratio,
+        "notes": schedule.notes,
+        "multipliers": schedule.multipliers.tolist(),
+    }
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def is_schedule_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as `write_schedule` writes it.
+
+    Args:
+        path: a file that exists.
+
+    Returns:
+        True if it does.
+    """
+    with open(path, "rb") as file:
+        return f'"format": "{FORMAT}"'.encode() in file.read(200)
+
+
+def read_schedule(path: str | os.PathLike[str]) -> RefinedSchedule:
+    """Read a schedule file.
+
+    Args:
+        path: a file written by `write_schedule`.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: if it is damaged or of a later version.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        version = content["version"]
+        if version == VERSION:
+            schedule = RefinedSchedule(
+                multipliers=np.array(content["multipliers"], dtype=np.float64),
+                optimizer=content["optimizer"],
+                norm=content["norm"],
+                power=float(content["power"]),
+                smoothing=float(content["smoothing"]),
+                source=str(content["source"]),
+                best_peak_ratio=float(content["best_peak_ratio"]),
+                notes=tuple(str(note) for note in content["notes"]),
+            )
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        raise ValueError(
+            f"{path} is a damaged schedule file; write it again with 'hf-refined-schedule refine'."
+        ) from None
+    if version != VERSION:
+        raise ValueError(
+            f"{path} has version {version!r} of the format, and this package reads version {VERSION}; "
+            "upgrade hf-refined-schedule."
+        )
+    multipliers = schedule.multipliers
+    if (
+        multipliers.ndim != 1
+        or len(multipliers) < 2
+        or not ((multipliers >= 0) & (multipliers <= 1)).all()
+        or schedule.optimizer not in FAMILY_POWER
+    ):
+        raise ValueError(f"{path} is a damaged schedule file; write it again with 'hf-refined-schedule refine'.")
+    return schedule
