@@ -252,3 +252,31 @@ def widened_choices(names: list[str]) -> Iterator[None]:
         yield
     finally:
         argparse._ActionsContainer.add_argument = add_argument
+
+
+@contextmanager
+def prepared_optimizers(notify: Callable[[Any], None]) -> Iterator[None]:
+    """Be told of every optimizer that an Accelerator prepares.
+
+    A wrap of the public `Accelerator.prepare_optimizer` (accelerate 1.1 to 1.15), for raw loops in scripts that have never
+    heard of us. It can go when accelerate has callbacks.
+
+    Args:
+        notify: called with the prepared optimizer.
+
+    Yields:
+        None.
+    """
+    prepare_optimizer = Accelerator.prepare_optimizer
+
+    @functools.wraps(prepare_optimizer)
+    def watched_prepare_optimizer(self: Accelerator, *args: Any, **kwargs: Any) -> Any:
+        prepared = prepare_optimizer(self, *args, **kwargs)
+        notify(prepared)
+        return prepared
+
+    Accelerator.prepare_optimizer = watched_prepare_optimizer
+    try:
+        yield
+    finally:
+        Accelerator.prepare_optimizer = prepare_optimizer

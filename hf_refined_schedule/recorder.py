@@ -9,6 +9,7 @@ does not is measured just before the optimizer's step.
 import logging
 import math
 import os
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,9 @@ FLUSH_EVERY = 50
 
 CHUNK = 2**18
 """Elements summed at once on a CPU: 1 MB in float32, which stays in the cache, and few enough to add up exactly."""
+
+
+_recording: weakref.WeakSet["GradientNormRecorder"] = weakref.WeakSet()
 
 
 class RecordingError(RuntimeError):
@@ -254,6 +258,11 @@ class GradientNormRecorder:
             raise RecordingError(
                 f"{engine} keeps the gradients to itself or in pieces; use DDP or FSDP2 to record them"
             )
+        # One recorder for an optimizer: a Trainer's callback takes over from the launcher's, which has written nothing.
+        for other in list(_recording):
+            if other._optimizer is self._optimizer:
+                other._stop()
+        _recording.add(self)
         self.recording = True
         watch_clipping(self)
         self._remove = [
@@ -264,6 +273,7 @@ class GradientNormRecorder:
 
     def _stop(self) -> None:
         self.recording = False
+        _recording.discard(self)
         for remove in self._remove:
             remove()
         self._remove = []

@@ -19,6 +19,9 @@ from .sources import WHAT_TO_PASS, MissingSourceError, load_schedule
 
 logger = logging.getLogger(__name__)
 
+REFINED_FROM_VARIABLE = "HF_REFINED_SCHEDULE_FROM"
+"""The environment variable that stands in for `refined_from` where a script has no way to pass it."""
+
 
 def get_refined_schedule(
     optimizer: Optimizer,
@@ -46,7 +49,8 @@ def get_refined_schedule(
             of the schedule already; 0 adds none.
         num_training_steps: T, the total number of training steps.
         refined_from: The earlier run: its `gradient_norms.jsonl` or `trainer_state.json`, the folder that holds one of
-            them, a schedule file written by `hf-refined-schedule refine`, or `GradientNorms`.
+            them, a schedule file written by `hf-refined-schedule refine`, or `GradientNorms`. Without it, what the
+            environment variable HF_REFINED_SCHEDULE_FROM names.
         smoothing: tau, the median filter's window as a fraction of the run, 0.1 by default.
         norm: The norm to use, `"l1"` or `"l2"`, instead of the optimizer's own.
         power: The exponent of the weights, negative, instead of the optimizer's own.
@@ -63,6 +67,8 @@ def get_refined_schedule(
 
     Reference: arXiv 2310.07831, Algorithm 1.
     """
+    if refined_from is None:
+        refined_from = os.environ.get(REFINED_FROM_VARIABLE)
     if refined_from is None:
         raise ValueError(f"The schedule 'refined' needs refined_from, the run to refine it from: {WHAT_TO_PASS}.")
     if num_training_steps is None or num_training_steps < 1:

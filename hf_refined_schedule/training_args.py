@@ -1,11 +1,13 @@
 """`TrainingArguments` with the options of a refined schedule, for scripts that parse them from the command line."""
 
 import json
+import os
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
 from .registration import register
+from .schedule import REFINED_FROM_VARIABLE
 from .sources import WHAT_TO_PASS
 
 register()
@@ -66,7 +68,7 @@ class RefinedScheduleArguments(TrainingArguments):
                     f"{name} is {value!r}, but {SCHEDULER_KWARGS[name]} in lr_scheduler_kwargs is "
                     f"{kwargs[SCHEDULER_KWARGS[name]]!r}; pass one of them."
                 )
-        if kwargs.get("refined_from") is None:
+        if kwargs.get("refined_from") is None and REFINED_FROM_VARIABLE not in os.environ:
             raise ValueError(
                 f"lr_scheduler_type='refined' needs --refined_from, the run to refine it from: {WHAT_TO_PASS}."
             )

@@ -1,0 +1,49 @@
+"""Text that is on every machine with Python: enough to try language-model training without a download."""
+
+import sysconfig
+from pathlib import Path
+from typing import Literal
+
+BuiltinText = Literal["python_source", "english"]
+
+NOT_LIBRARY_SOURCE = frozenset(
+    {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "pydoc_data"}
+)
+
+
+def builtin_documents(name: BuiltinText) -> list[str]:
+    """The documents of a built-in text, always in the same order.
+
+    Args:
+        name: `"python_source"`, the source of CPython's own library, one document for each file (about 11 MB);
+            `"english"`, the topics of Python's language reference as `help()` prints them (about 0.5 MB).
+
+    Returns:
+        The documents.
+
+    Raises:
+        ValueError: for any other name, or where this Python does not ship the text.
+
+    Example:
+        >>> len("".join(builtin_documents("english"))) > 100_000
+        True
+    """
+    if name == "python_source":
+        documents = _python_source()
+    elif name == "english":
+        from pydoc_data.topics import topics
+
+        documents = [topics[topic] for topic in sorted(topics)]
+    else:
+        raise ValueError(f"There is no built-in text {name!r}; there are python_source and english.")
+    if not documents:
+        raise ValueError(f"This Python ships no text for {name!r}; pass a file of your own.")
+    return documents
+
+
+def _python_source() -> list[str]:
+    library = Path(sysconfig.get_paths()["stdlib"])
+    paths = sorted(
+        path for path in library.rglob("*.py") if NOT_LIBRARY_SOURCE.isdisjoint(path.relative_to(library).parts)
+    )
+    return [text for path in paths if (text := path.read_text(encoding="utf-8", errors="replace")).strip()]

@@ -1,0 +1,161 @@
+"""The command line: `hf-refined-schedule refine | plot | launch`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+from .norms_file import GradientNorms
+from .refinement import smooth_norms
+from .schedule_file import RefinedSchedule, is_schedule_file, read_schedule, write_schedule
+from .sources import find_source_file, load_norms, load_schedule
+
+SOURCE_HELP = (
+    "the run: its output_dir or gradient_norms.jsonl, or a trainer_state.json or the checkpoint that holds one"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: the words after the program's name, by default those of this process.
+
+    Returns:
+        The exit status: 0, or 2 for bad usage or input.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"hf-refined-schedule {options.command}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hf-refined-schedule",
+        description="Learning-rate schedules refined from the gradient norms of your own run (arXiv 2310.07831).",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    schedule_options = argparse.ArgumentParser(add_help=False)
+    schedule_options.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    schedule_options.add_argument(
+        "--optimizer",
+        choices=("adam", "sgd"),
+        help="what the schedule is for: adam, for every optimizer with coordinate-wise steps, or sgd (default: as the source says)",
+    )
+    schedule_options.add_argument("--norm", choices=("l1", "l2"), help="the norm to use instead of the optimizer's own")
+    schedule_options.add_argument(
+        "--power", type=float, help="the exponent of the weights, negative (adam: -1, sgd: -2)"
+    )
+    schedule_options.add_argument(
+        "--smoothing", type=float, help="the median filter's window as a fraction of the run (default: 0.1)"
+    )
+    schedule_options.add_argument(
+        "--pilot", action="store_true", help="take an unfinished run; its last smoothed norm goes on to the end"
+    )
+
+    refine = commands.add_parser(
+        "refine",
+        parents=[schedule_options],
+        help="make a schedule file from a run",
+        description="Make a schedule file from a recorded run, for --lr_scheduler_kwargs '{\"refined_from\": FILE}'.",
+    )
+    refine.add_argument("-o", "--output", required=True, metavar="FILE", help="the schedule file (JSON)")
+    refine.set_defaults(run=_refine)
+
+    plot = commands.add_parser(
+        "plot",
+        parents=[schedule_options],
+        help="draw a run's norms and the schedule they ask for",
+        description="Draw a run's norms, raw and smoothed, and the refined schedule beside linear decay and cosine. "
+        "SOURCE can be a schedule file, too.",
+    )
+    plot.add_argument("-o", "--output", required=True, metavar="FILE", help="the picture; its ending names the format")
+    plot.set_defaults(run=_plot)
+
+    launch = commands.add_parser(
+        "launch",
+        help="run an unmodified training script",
+        description="Run a training script that has never heard of this package: --lr_scheduler_type refined works in it, "
+        "and its Trainer leaves gradient_norms.jsonl in its output_dir. For several processes: "
+        "accelerate launch [...] -m hf_refined_schedule launch SCRIPT [...].",
+        usage="%(prog)s [-h] [--refined-from SOURCE] [--gradient-norms-file FILE] SCRIPT ...",
+    )
+    launch.add_argument(
+        "--refined-from", metavar="SOURCE", help="the run to refine from, for scripts that cannot say it"
+    )
+    launch.add_argument(
+        "--gradient-norms-file", metavar="FILE", help="where norms go; needed to record a raw Accelerate loop"
+    )
+    launch.add_argument("script", metavar="SCRIPT", help="the training script; these options come before it")
+    launch.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the script's own arguments")
+    launch.set_defaults(run=_launch)
+    return parser
+
+
+def _refine(options: argparse.Namespace) -> None:
+    schedule, norms = _schedule(options)
+    if norms is None:
+        raise ValueError(f"{options.source} is a schedule file already; pass the run that it should be made from.")
+    write_schedule(schedule, options.output)
+    peak = schedule.multipliers.argmax() / (len(schedule.multipliers) - 1)
+    last = int(norms.steps[-1])
+    print(
+        f"{len(norms.steps)} {schedule.norm.upper()} norms, to update {last} of {norms.num_training_steps or last}, from {norms.source}"
+    )
+    print(
+        f"weights: {schedule.norm.upper()} ** {schedule.power:g} ({schedule.optimizer}), smoothing {schedule.smoothing:g}"
+    )
+    print(f"peak at {peak:.0%} of the run, mean multiplier {schedule.multipliers[:-1].mean():.2f} (linear decay: 0.50)")
+    print(f"best peak learning rate: {schedule.best_peak_ratio:.2f} times linear decay's, by the last-iterate bound")
+    for note in schedule.notes:
+        print(f"note: {note}")
+    print(f"wrote {options.output} ({schedule.fingerprint})")
+
+
+def _plot(options: argparse.Namespace) -> None:
+    from .plots import norms_and_schedule_figure
+
+    schedule, norms = _schedule(options)
+    raw = None if norms is None else norms.at_every_step(schedule.norm)
+    norms_and_schedule_figure(
+        options.output,
+        schedule.multipliers,
+        raw,
+        None if raw is None else smooth_norms(raw, schedule.smoothing),
+        label=f"gradient {schedule.norm.upper()} norm, before clipping",
+        title=f"{schedule.source}: weights {schedule.norm.upper()} ** {schedule.power:g}",
+    )
+    print(f"wrote {options.output}")
+
+
+def _schedule(options: argparse.Namespace) -> tuple[RefinedSchedule, GradientNorms | None]:
+    """The schedule that the options ask for, and the norms it was made of, unless SOURCE is a schedule file."""
+    weights = {"norm": options.norm, "power": options.power, "smoothing": options.smoothing}
+    path = find_source_file(options.source)
+    if is_schedule_file(path):
+        optimizer = options.optimizer or read_schedule(path).optimizer
+        return load_schedule(path, optimizer, **weights), None
+    norms = load_norms(path)
+    optimizer = options.optimizer or norms.optimizer
+    if optimizer is None:
+        raise ValueError(
+            f"{norms.source} does not say which optimizer it used; pass --optimizer adam or --optimizer sgd."
+        )
+    return RefinedSchedule.from_norms(norms, optimizer, **weights, pilot=options.pilot), norms
+
+
+def _launch(options: argparse.Namespace) -> None:
+    from .launch import launch
+
+    launch(
+        options.script,
+        options.arguments,
+        refined_from=options.refined_from,
+        gradient_norms_file=options.gradient_norms_file,
+    )

@@ -1,0 +1,97 @@
+"""Runs a training script that has never heard of this package, with everything registered and recorded."""
+
+import logging
+import os
+import runpy
+import sys
+import traceback
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from accelerate.optimizer import AcceleratedOptimizer
+
+from .callback import GradientNormCallback
+from .compatibility import add_default_callback, prepared_optimizers, widened_choices
+from .recorder import GradientNormRecorder
+from .registration import register
+from .schedule import REFINED_FROM_VARIABLE
+
+logger = logging.getLogger(__name__)
+
+
+def launch(
+    script: str | os.PathLike[str],
+    arguments: list[str],
+    *,
+    refined_from: str | None = None,
+    gradient_norms_file: str | None = None,
+) -> None:
+    """Run a script as `python SCRIPT ARGUMENTS` would, with `refined` registered and gradient norms recorded.
+
+    Every `Trainer` in it records. A raw Accelerate loop is recorded if `gradient_norms_file` is given: from its start, and
+    after a resume from there on. `sys.argv`, `__main__`, imports beside the script, its exit code and its tracebacks are
+    the script's own.
+
+    Args:
+        script: the script's path.
+        arguments: its arguments.
+        refined_from: the run that `refined` is made from, unless the script's own options say.
+        gradient_norms_file: the file of norms, instead of `gradient_norms.jsonl` in a Trainer's `output_dir`.
+
+    Raises:
+        ValueError: if there is no such script.
+        SystemExit: as the script does; with 1, after its traceback, if it raises anything else.
+    """
+    if not Path(script).is_file():
+        raise ValueError(f"There is no script {str(script)!r}; pass the path of a Python file, options before it.")
+    register()
+    if refined_from is not None:
+        os.environ[REFINED_FROM_VARIABLE] = refined_from
+
+    class RecordToFile(GradientNormCallback):
+        def __init__(self) -> None:
+            super().__init__(gradient_norms_file)
+
+    add_default_callback(RecordToFile)
+    sys.argv = [str(script), *arguments]
+    sys.path[0] = str(Path(script).resolve().parent)
+    with ExitStack() as stack:
+        stack.enter_context(widened_choices(["refined"]))
+        if gradient_norms_file is not None:
+            stack.enter_context(prepared_optimizers(_RawLoopRecording(gradient_norms_file, stack).start))
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except Exception as error:
+            stack.__exit__(type(error), error, error.__traceback__)
+            _print_traceback(error, Path(script))
+            sys.exit(1)
+
+
+class _RawLoopRecording:
+    """Records the first optimizer that the script prepares. A Trainer's own callback takes it over."""
+
+    def __init__(self, path: str, stack: ExitStack) -> None:
+        self._path = path
+        self._stack = stack
+        self._started = False
+
+    def start(self, optimizer: Any) -> None:
+        if not isinstance(optimizer, AcceleratedOptimizer):
+            return
+        if self._started:
+            logger.warning(
+                "The script prepares more than one optimizer; gradient norms of the first alone are recorded."
+            )
+            return
+        self._started = True
+        self._stack.enter_context(GradientNormRecorder(optimizer, path=self._path, on_failure="warn"))
+
+
+def _print_traceback(error: BaseException, script: Path) -> None:
+    """Print a traceback that begins in the script, as if Python had run it."""
+    frames: TracebackType | None = error.__traceback__
+    while frames is not None and Path(frames.tb_frame.f_code.co_filename) != script:
+        frames = frames.tb_next
+    traceback.print_exception(type(error), error, frames or error.__traceback__)

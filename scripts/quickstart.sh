@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# The whole idea on a laptop: pretrain a small model on CPython's source, fine-tune it on Python's help texts with linear
+# decay while recording, refine the schedule from the recorded norms, fine-tune again with it, compare.
+#   STEPS=200 PRETRAIN_STEPS=300 bash scripts/quickstart.sh
+# Every training is scripts/run_clm.py, as you would run it on your data. A run that has finished is not repeated.
+set -euo pipefail
+source "$(dirname "$0")/environment.sh"
+
+steps=${STEPS:-200}
+pretrain_steps=${PRETRAIN_STEPS:-300}
+peaks=(1e-3 3e-3)
+out=${OUT:-runs/quickstart_${steps}_steps}
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
+
+train() { # FOLDER OPTIONS...: one run of run_clm.py, unless it has finished
+    local folder=$out/$1
+    shift
+    if [ -e "$folder/eval_results.json" ]; then
+        echo "== $folder is finished"
+        return
+    fi
+    echo "== $folder"
+    .venv/bin/python scripts/run_clm.py --output_dir "$folder" --do_train --do_eval --block_size 128 \
+        --per_device_train_batch_size 8 --logging_steps 10 --save_strategy no --report_to none --dataloader_pin_memory false "$@"
+}
+
+finetune() { # FOLDER PEAK OPTIONS...: from the same start, on the same text
+    local folder=$1 peak=$2
+    shift 2
+    train "$folder" --model_name_or_path "$out/pretrained" --builtin_text english --validation_split_percentage 10 \
+        --max_steps "$steps" --learning_rate "$peak" "$@"
+}
+
+train pretrained --config_overrides n_embd=128,n_layer=3,n_head=4,n_positions=128 --vocab_size 2048 \
+    --builtin_text python_source --max_eval_samples 200 --max_steps "$pretrain_steps" --learning_rate 3e-3 --warmup_steps 20
+
+for peak in "${peaks[@]}"; do
+    finetune "linear_$peak" "$peak" --lr_scheduler_type linear
+    finetune "cosine_$peak" "$peak" --lr_scheduler_type cosine
+done
+
+baseline=$out/linear_${peaks[0]}
+.venv/bin/hf-refined-schedule refine "$baseline" -o "$out/schedule.json"
+.venv/bin/hf-refined-schedule plot "$baseline" -o "$out/norms_and_schedule.png"
+
+for peak in "${peaks[@]}"; do
+    finetune "refined_$peak" "$peak" --lr_scheduler_type refined --refined_from "$baseline"
+done
+
+.venv/bin/python scripts/quickstart_report.py "$out" --schedules linear cosine refined --peaks "${peaks[@]}"

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Makes .venv, checks the style, runs all tests. Arguments go to pytest: bash scripts/test.sh -k schedule
+set -euo pipefail
+source "$(dirname "$0")/environment.sh"
+.venv/bin/ruff format --check .
+.venv/bin/ruff check .
+exec .venv/bin/python -m pytest "$@"
