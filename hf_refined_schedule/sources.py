@@ -25,7 +25,7 @@ WHAT_TO_PASS = (
 
 
 class MissingSourceError(FileNotFoundError, ValueError):
-    """There is nothing at the path of a source."""
+    """There is nothing at the path of a source, or nothing that could be one."""
 
 
 def load_norms(source: str | os.PathLike[str]) -> GradientNorms:
@@ -112,8 +112,7 @@ def find_source_file(source: str | os.PathLike[str]) -> Path:
         The path of a file.
 
     Raises:
-        MissingSourceError: if nothing is there.
-        ValueError: if the folder holds no file of norms.
+        MissingSourceError: if nothing is there, or the folder holds no file of norms.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -127,7 +126,7 @@ def find_source_file(source: str | os.PathLike[str]) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise ValueError(
+    raise MissingSourceError(
         f"The folder {str(source)!r} holds neither {NORMS_FILE_NAME} nor {TRAINER_STATE_NAME}; {WHAT_TO_PASS}."
     )
 

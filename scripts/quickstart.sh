@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The whole idea on a laptop: pretrain a small model on CPython's source, fine-tune it on Python's help texts with linear
 # decay while recording, refine the schedule from the recorded norms, fine-tune again with it, compare.
-#   STEPS=200 PRETRAIN_STEPS=300 bash scripts/quickstart.sh
+#   STEPS=150 PRETRAIN_STEPS=250 bash scripts/quickstart.sh
 # Every training is scripts/run_clm.py, as you would run it on your data. A run that has finished is not repeated.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 
-steps=${STEPS:-200}
-pretrain_steps=${PRETRAIN_STEPS:-300}
+steps=${STEPS:-150}
+pretrain_steps=${PRETRAIN_STEPS:-250}
 peaks=(1e-3 3e-3)
 out=${OUT:-runs/quickstart_${steps}_steps}
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true

@@ -1,0 +1,237 @@
+"""The last-iterate bound: closed forms, a literal twin, invariances, refusals."""
+
+import math
+
+import numpy as np
+import pytest
+
+from hf_refined_schedule.bounds import LastIterateBound, last_iterate_bound
+
+from . import reference
+from .refusals import refuses
+from .tolerances import EXACT_ROUNDING, NEAR_THE_BEST_PEAK, ONE_DECIMAL
+
+NAN, INF = float("nan"), float("inf")
+
+LENGTHS = [1, 2, 3, 10, 137]
+
+
+def harmonic(n):
+    return sum(1 / j for j in range(1, n + 1))
+
+
+def linear(steps):
+    return [1 - t / steps for t in range(steps)]
+
+
+def random_run(steps, seed=0):
+    generator = np.random.default_rng([steps, seed])
+    return generator.uniform(0.05, 1.0, steps), generator.lognormal(size=steps)
+
+
+def assert_terms(bound, expected):
+    np.testing.assert_allclose(tuple(bound), expected, rtol=EXACT_ROUNDING, atol=EXACT_ROUNDING)
+
+
+# --- values and closed forms ---
+
+
+@pytest.mark.parametrize(
+    ("multipliers", "norms", "norm", "expected"),
+    [
+        pytest.param([1], [3], "l2", (1 / 2, 9 / 2, 0), id="one update: no term of the last iterate"),
+        pytest.param([1], [3], "l1", (1 / 2, 3 / 2, 0), id="one update, L1: the norm is G squared"),
+        # S = 3/2 1/2, H = 5/4 1/4: 1/2 * (1 / (1/2)) * (5/4 / (3/2)) = 5/6
+        pytest.param([1, 0.5], [1, 1], "l2", (1 / 3, 5 / 12, 5 / 6), id="two updates"),
+        # H = 4 + 1/4 = 17/4
+        pytest.param([1, 0.5], [2, 1], "l2", (1 / 3, 17 / 12, 17 / 6), id="two norms, L2: squared"),
+        # H = 2 + 1/4 = 9/4
+        pytest.param([1, 0.5], [2, 1], "l1", (1 / 3, 3 / 4, 3 / 2), id="two norms, L1: as they are"),
+        # S = 2 1 1, H = 2 1 1: 1/2 * (1/1 * 2/2 + 0)
+        pytest.param([1, 0, 1], [1, 1, 1], "l2", (1 / 4, 1 / 2, 1 / 2), id="a zero in the middle moves nothing"),
+        pytest.param([0, 1], [9, 1], "l2", (1 / 2, 1 / 2, 0), id="a zero at the start: its norm does not count"),
+        pytest.param([1, 0.5, 0, 0], [1, 1, 7, 9], "l2", (1 / 3, 5 / 12, 5 / 6), id="zeros at the end are cut"),
+        pytest.param([1, 0.5, 0, 0], [1, 1, 7, 9], "l1", (1 / 3, 5 / 12, 5 / 6), id="with their norms, L1"),
+        pytest.param(
+            [2, 1], [1, 1], "l2", (1 / 6, 5 / 6, 5 / 3), id="twice the rate: first term halved, others doubled"
+        ),
+    ],
+)
+def test_terms_worked_out_by_hand(multipliers, norms, norm, expected):
+    assert_terms(last_iterate_bound(multipliers, norms, norm=norm), expected)
+
+
+@pytest.mark.parametrize(("norm", "squared"), [("l1", 3.0), ("l2", 9.0)])
+@pytest.mark.parametrize("steps", LENGTHS)
+def test_constant_schedule_with_constant_norms(steps, norm, squared):
+    """S_k = T-k+1 and H_k = G^2 S_k, so t3 = G^2/2 sum_k 1/S_{k+1}, a harmonic sum."""
+    bound = last_iterate_bound([1.0] * steps, [3.0] * steps, norm=norm)
+    assert_terms(bound, (1 / (2 * steps), squared / 2, squared * harmonic(steps - 1) / 2))
+
+
+@pytest.mark.parametrize(("norm", "squared"), [("l1", 3.0), ("l2", 9.0)])
+@pytest.mark.parametrize("steps", LENGTHS)
+def test_linear_decay_with_constant_norms(steps, norm, squared):
+    """With m = T-k+1 steps to go: eta = m/T, S = m(m+1)/2T, H = G^2 m(m+1)(2m+1)/6T^2.
+
+    So t1 = 1/(T+1), t2 = G^2 (2T+1)/6T, and since eta_k/S_{k+1} = 2/(m-1) and H_k/S_k = G^2 (2m+1)/3T,
+    t3 = G^2/3T sum_{m=2}^{T} (2m+1)/(m-1) = G^2/3T (2(T-1) + 3 (1 + 1/2 + ... + 1/(T-1))).
+    """
+    bound = last_iterate_bound(linear(steps), [3.0] * steps, norm=norm)
+    t3 = squared / (3 * steps) * (2 * (steps - 1) + 3 * harmonic(steps - 1))
+    assert_terms(bound, (1 / (steps + 1), squared * (2 * steps + 1) / (6 * steps), t3))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "constant"),
+    [
+        pytest.param(lambda u: 1 - u, 2.0, id="linear"),
+        pytest.param(lambda u: (1 + math.cos(math.pi * u)) / 2, 2.1, id="cosine"),
+        pytest.param(lambda u: 1.0, 2.9, id="constant"),
+    ],
+)
+def test_familiar_schedules_have_their_known_constants(schedule, constant):
+    """The bound over D G / sqrt(T), here at T = 1000."""
+    steps = 1000
+    bound = last_iterate_bound([schedule(t / steps) for t in range(steps)], [1.0] * steps)
+    assert bound.value * math.sqrt(steps) == pytest.approx(constant, abs=ONE_DECIMAL)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+@pytest.mark.parametrize("steps", LENGTHS)
+def test_bound_equals_its_twin(steps, norm):
+    for seed in range(3):
+        multipliers, norms = random_run(steps, seed)
+        squared = norms if norm == "l1" else norms**2
+        assert_terms(last_iterate_bound(multipliers, norms, norm=norm), reference.bound_terms(multipliers, squared))
+
+
+def test_the_norm_is_l1_unless_said():
+    multipliers, norms = random_run(20)
+    assert_terms(last_iterate_bound(multipliers, norms), reference.bound_terms(multipliers, norms))
+
+
+def test_arguments_are_not_changed():
+    multipliers, norms = random_run(20)
+    before = multipliers.copy(), norms.copy()
+    last_iterate_bound(multipliers, norms)
+    np.testing.assert_array_equal((multipliers, norms), before)
+
+
+# --- the best peak ---
+
+
+@pytest.mark.parametrize(
+    ("terms", "best_peak", "value"),
+    [
+        pytest.param((0.25, 0.5, 0.5), 0.5, 1.0, id="sqrt(1/4 / 1), 2 sqrt(1/4 * 1)"),
+        pytest.param((1.0, 0.25, 0.0), 2.0, 1.0, id="sqrt(1 / 1/4), 2 sqrt(1 * 1/4)"),
+        pytest.param((9.0, 1.0, 3.0), 1.5, 12.0, id="sqrt(9 / 4), 2 sqrt(9 * 4)"),
+    ],
+)
+def test_best_peak_and_value_follow_from_the_terms(terms, best_peak, value):
+    bound = LastIterateBound(*terms)
+    assert bound.best_peak == pytest.approx(best_peak, rel=EXACT_ROUNDING)
+    assert bound.value == pytest.approx(value, rel=EXACT_ROUNDING)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_best_peak_makes_the_bound_least(norm):
+    multipliers, norms = random_run(50)
+    squared = norms if norm == "l1" else norms**2
+    bound = last_iterate_bound(multipliers, norms, norm=norm)
+
+    def at_peak(peak):
+        return sum(reference.bound_terms(peak * multipliers, squared))
+
+    assert at_peak(bound.best_peak) == pytest.approx(bound.value, rel=EXACT_ROUNDING)
+    assert at_peak(bound.best_peak * (1 + NEAR_THE_BEST_PEAK)) > bound.value
+    assert at_peak(bound.best_peak * (1 - NEAR_THE_BEST_PEAK)) > bound.value
+
+
+def test_best_peak_and_value_are_proportional_to_the_distance():
+    multipliers, norms = random_run(50)
+    bound = last_iterate_bound(multipliers, norms)
+    first, second, third = reference.bound_terms(multipliers, norms, distance=3.0)
+    assert math.sqrt(first / (second + third)) == pytest.approx(3 * bound.best_peak, rel=EXACT_ROUNDING)
+    assert 2 * math.sqrt(first * (second + third)) == pytest.approx(3 * bound.value, rel=EXACT_ROUNDING)
+
+
+# --- invariances ---
+
+
+@pytest.mark.parametrize("factor", [1e-6, 0.3, 1e6])
+@pytest.mark.parametrize(("norm", "exponent"), [("l1", 0.5), ("l2", 1.0)])
+def test_scaling_all_norms_keeps_the_ratios_of_two_schedules(norm, exponent, factor):
+    multipliers, norms = random_run(50)
+    other = linear(50)
+    plain = last_iterate_bound(multipliers, norms, norm=norm), last_iterate_bound(other, norms, norm=norm)
+    scaled = (
+        last_iterate_bound(multipliers, factor * norms, norm=norm),
+        last_iterate_bound(other, factor * norms, norm=norm),
+    )
+    assert scaled[0].best_peak / scaled[1].best_peak == pytest.approx(
+        plain[0].best_peak / plain[1].best_peak, rel=EXACT_ROUNDING
+    )
+    assert scaled[0].value / scaled[1].value == pytest.approx(plain[0].value / plain[1].value, rel=EXACT_ROUNDING)
+    # Each alone goes with G: L2 norms are G, L1 norms are G squared.
+    assert scaled[0].best_peak == pytest.approx(plain[0].best_peak / factor**exponent, rel=EXACT_ROUNDING)
+    assert scaled[0].value == pytest.approx(plain[0].value * factor**exponent, rel=EXACT_ROUNDING)
+
+
+@pytest.mark.parametrize("factor", [1e-6, 0.3, 1e6])
+def test_scaling_the_schedule_moves_the_best_peak_and_not_the_bound(factor):
+    multipliers, norms = random_run(50)
+    plain = last_iterate_bound(multipliers, norms)
+    scaled = last_iterate_bound(factor * multipliers, norms)
+    assert scaled.best_peak * factor == pytest.approx(plain.best_peak, rel=EXACT_ROUNDING)
+    assert scaled.value == pytest.approx(plain.value, rel=EXACT_ROUNDING)
+
+
+def test_l1_is_the_square_of_what_l2_means():
+    multipliers, norms = random_run(50)
+    assert_terms(
+        last_iterate_bound(multipliers, norms**2, norm="l1"), last_iterate_bound(multipliers, norms, norm="l2")
+    )
+
+
+@pytest.mark.parametrize("zeros", [1, 5])
+def test_zeros_at_the_end_change_nothing(zeros):
+    multipliers, norms = random_run(30)
+    longer = [*multipliers, *[0.0] * zeros], [*norms, *[123.0] * zeros]
+    assert last_iterate_bound(*longer) == last_iterate_bound(multipliers, norms)
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+@pytest.mark.parametrize(
+    ("multipliers", "norms", "words"),
+    [
+        pytest.param([1.0, 0.5], [1.0], ["(2,)", "(1,)"], id="fewer norms than multipliers"),
+        pytest.param([1.0], [1.0, 1.0], ["(1,)", "(2,)"], id="fewer multipliers than norms"),
+        pytest.param([[1.0, 0.5]], [[1.0, 1.0]], ["(1, 2)"], id="two-dimensional"),
+        pytest.param(1.0, 1.0, ["()"], id="numbers alone"),
+        pytest.param([0.0, 0.0], [1.0, 1.0], ["zero everywhere", "infinite"], id="all zero"),
+        pytest.param([], [], [], id="empty"),
+        pytest.param([1.0, -0.5], [1.0, 1.0], ["multipliers", "not negative"], id="a negative multiplier"),
+        pytest.param([1.0, NAN], [1.0, 1.0], ["multipliers", "finite"], id="a multiplier nan"),
+        pytest.param([INF, 1.0], [1.0, 1.0], ["multipliers", "finite"], id="a multiplier inf"),
+        pytest.param([1.0, 0.5], [1.0, 0.0], ["norms", "positive"], id="a norm zero"),
+        pytest.param([1.0, 0.5], [-1.0, 1.0], ["norms", "positive"], id="a negative norm"),
+        pytest.param([1.0, 0.5], [1.0, NAN], ["norms", "finite"], id="a norm nan"),
+        pytest.param([1.0, 0.5], [INF, 1.0], ["norms", "finite"], id="a norm inf"),
+        pytest.param(["a", "b"], [1.0, 1.0], [], id="text"),
+        pytest.param([1.0, 0.5], [[1.0], [1.0, 2.0]], [], id="ragged"),
+    ],
+)
+def test_unusable_arguments_are_refused(multipliers, norms, words, norm):
+    with refuses(*words):
+        last_iterate_bound(multipliers, norms, norm=norm)
+
+
+@pytest.mark.parametrize("norm", ["L2", "linf", "", None, 2])
+def test_unknown_norm_is_refused(norm):
+    with refuses("norm", repr(norm), '"l1"', '"l2"'):
+        last_iterate_bound([1.0, 0.5], [1.0, 1.0], norm=norm)

@@ -1,0 +1,98 @@
+"""The command line, by running it."""
+
+import json
+
+import numpy as np
+import pytest
+
+import hf_refined_schedule
+from hf_refined_schedule.cli import main
+
+from .tiny import BIN, run_command
+
+
+def write_run(path, norms, family="adam", planned=None):
+    header = {"format": "gradient_norms", "version": 1, "optimizer_family": family, "num_training_steps": planned or len(norms)}
+    rows = [{"step": step, "l1": value, "l2": value} for step, value in enumerate(norms, start=1)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in [header, *rows]))
+
+
+@pytest.fixture
+def run(tmp_path):
+    write_run(tmp_path / "run" / "gradient_norms.jsonl", list(np.linspace(3, 1, 100)))
+    return tmp_path / "run"
+
+
+def test_refine_and_plot_as_processes(run, tmp_path):
+    command = BIN / "hf-refined-schedule"
+    done = run_command(command, "refine", run, "-o", tmp_path / "out" / "schedule.json")
+    assert done.returncode == 0, done.stderr
+    assert "100 L1 norms, to update 100 of 100" in done.stdout
+    assert "times linear decay's, by the last-iterate bound" in done.stdout
+    schedule = json.loads((tmp_path / "out" / "schedule.json").read_text())
+    assert len(schedule["multipliers"]) == 101
+    for source in (run, tmp_path / "out" / "schedule.json"):
+        done = run_command(command, "plot", source, "-o", tmp_path / "out" / "picture.png")
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out" / "picture.png").read_bytes().startswith(b"\x89PNG")
+        (tmp_path / "out" / "picture.png").unlink()
+
+
+def test_python_m_and_version():
+    done = run_command(BIN / "python", "-m", "hf_refined_schedule", "--version")
+    assert (done.returncode, done.stdout) == (0, f"hf-refined-schedule {hf_refined_schedule.__version__}\n")
+
+
+@pytest.mark.parametrize("command", [[], ["refine"], ["plot"], ["launch"]])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--help"])
+    assert stopped.value.code == 0
+    assert "usage: hf-refined-schedule" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [[], ["refine"], ["refine", "SOURCE"], ["polish", "x"], ["refine", "x", "-o", "y", "--norm", "l3"]])
+def test_bad_usage(command):
+    with pytest.raises(SystemExit) as stopped:
+        main(command)
+    assert stopped.value.code == 2
+
+
+def refused(capsys, *words):
+    assert main([str(word) for word in words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    return line
+
+
+def test_bad_input_is_one_line(run, tmp_path, capsys):
+    out = tmp_path / "schedule.json"
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\x00")
+    write_run(tmp_path / "short" / "gradient_norms.jsonl", [1.0] * 40, planned=100)
+    write_run(tmp_path / "unknown" / "gradient_norms.jsonl", [1.0] * 40, family=None)
+    assert "no file or folder" in refused(capsys, "refine", tmp_path / "nothing", "-o", out)
+    assert "holds no gradient norms" in refused(capsys, "refine", tmp_path / "picture.png", "-o", out)
+    assert "power is 2.0" in refused(capsys, "refine", run, "--power", 2, "-o", out)
+    assert "smoothing is 5.0" in refused(capsys, "plot", run, "--smoothing", 5, "-o", out)
+    assert "pass --optimizer adam or --optimizer sgd" in refused(capsys, "refine", tmp_path / "unknown", "-o", out)
+    assert "covers 40 of 100" in refused(capsys, "refine", tmp_path / "short", "-o", out)
+    assert "xyz" in refused(capsys, "plot", run, "-o", tmp_path / "picture.xyz")
+    assert refused(capsys, "refine", run, "-o", run)  # a folder
+    assert not out.exists()
+
+
+def test_pilot(tmp_path, capsys):
+    write_run(tmp_path / "short" / "gradient_norms.jsonl", [1.0] * 40, planned=100)
+    out = tmp_path / "schedule.json"
+    assert main(["refine", str(tmp_path / "short"), "--pilot", "-o", str(out)]) == 0
+    assert "norms cover 40% of the run" in capsys.readouterr().out
+    assert json.loads(out.read_text())["multipliers"] == pytest.approx([1 - t / 100 for t in range(101)])
+
+
+def test_schedule_file_is_not_a_source_of_norms(run, tmp_path, capsys):
+    out = tmp_path / "schedule.json"
+    assert main(["refine", str(run), "-o", str(out)]) == 0
+    capsys.readouterr()
+    assert "schedule file already" in refused(capsys, "refine", out, "-o", tmp_path / "again.json")

@@ -1,0 +1,267 @@
+"""What importing costs, what it changes (nothing), and that the package's imports point one way."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hf_refined_schedule
+
+PACKAGE = Path(hf_refined_schedule.__file__).parent
+
+# A module may import only modules above it.
+ORDER = [
+    # numpy and scipy
+    "refinement",
+    "bounds",
+    "norms_file",
+    "schedule_file",
+    "sources",
+    "health",
+    # torch and accelerate
+    "schedule",
+    "compatibility",
+    "recorder",
+    # transformers
+    "registration",
+    "callback",
+    "training_args",
+    "trainer",
+    # the edge
+    "builtin_text",
+    "checkpoints",
+    "plots",
+    "launch",
+    "cli",
+    "__main__",
+]
+MATHEMATICS_AND_FILES = ["refinement", "bounds", "norms_file", "schedule_file", "sources", "health"]
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+
+def run_python(code, *arguments):
+    """What a fresh interpreter prints."""
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def modules_imported(source, package="hf_refined_schedule"):
+    """The package's modules that a module's source imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            home = node.module or ""
+            if node.level:
+                home = f"{package}.{home}".rstrip(".")
+            names = [f"{home}.{alias.name}" for alias in node.names] if home == package else [home]
+        else:
+            continue
+        for name in names:
+            if name == package or name.startswith(f"{package}."):
+                found.add(name.removeprefix(package).removeprefix(".").split(".")[0])
+    return found - {"", "__version__"}
+
+
+def foreign_imports(source):
+    """The top-level packages outside the standard library that a module's source imports."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module.split(".")[0])
+    return found - sys.stdlib_module_names
+
+
+# --- the direction of imports ---
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        pytest.param("import numpy, json", set(), id="others' packages"),
+        pytest.param("from .bounds import last_iterate_bound as bound", {"bounds"}, id="relative"),
+        pytest.param("from . import bounds, sources", {"bounds", "sources"}, id="modules of the package"),
+        pytest.param("from . import __version__", set(), id="the version"),
+        pytest.param(
+            "from . import load_norms", {"load_norms"}, id="a lazy name hides its module: no module, it fails"
+        ),
+        pytest.param("import hf_refined_schedule.bounds", {"bounds"}, id="absolute"),
+        pytest.param("from hf_refined_schedule.bounds import f", {"bounds"}, id="absolute from"),
+        pytest.param("from hf_refined_schedule import bounds", {"bounds"}, id="absolute from the package"),
+        pytest.param("def f():\n    from .bounds import g", {"bounds"}, id="inside a function"),
+        pytest.param("import hf_refined_schedule_extra", set(), id="a name that begins alike"),
+    ],
+)
+def test_the_walker_finds_imports(source, expected):
+    assert modules_imported(source) == expected
+
+
+def test_every_module_has_its_place():
+    assert set(MODULES) - {"__init__"} <= set(ORDER)
+    assert len(ORDER) == len(set(ORDER))
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module != "__init__"])
+def test_imports_point_upwards(module):
+    above = ORDER[: ORDER.index(module)]
+    imported = modules_imported((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    assert imported <= set(above)
+
+
+def test_the_package_itself_imports_none_of_its_modules():
+    assert modules_imported((PACKAGE / "__init__.py").read_text(encoding="utf-8")) == set()
+
+
+@pytest.mark.parametrize("module", ["refinement", "bounds"])
+def test_the_mathematics_imports_numpy_and_scipy_only(module):
+    assert foreign_imports((PACKAGE / f"{module}.py").read_text(encoding="utf-8")) <= {"numpy", "scipy"}
+
+
+# --- the weight of imports ---
+
+
+@pytest.mark.parametrize(
+    ("module", "left_alone"),
+    [
+        pytest.param("", ["numpy", "scipy", "torch", "transformers", "accelerate", "matplotlib"], id="the package"),
+        *[
+            pytest.param(f".{module}", ["torch", "transformers", "accelerate", "matplotlib"], id=module)
+            for module in MATHEMATICS_AND_FILES
+            if module in MODULES
+        ],
+        pytest.param(
+            ".schedule, hf_refined_schedule.recorder", ["transformers", "matplotlib"], id="schedule and recorder"
+        ),
+    ],
+)
+def test_an_import_loads_no_more_than_it_needs(module, left_alone):
+    code = f"import hf_refined_schedule{module}, sys; print(*[name for name in {left_alone} if name in sys.modules])"
+    assert run_python(code) == ""
+
+
+def test_the_mathematics_is_used_without_torch():
+    code = (
+        "import sys, hf_refined_schedule as package\n"
+        "package.refine_schedule([3.0, 1.0, 2.0]), package.last_iterate_bound([1.0, 0.5], [1.0, 1.0])\n"
+        "package.smooth_norms([3.0, 1.0]), package.linear_decay(3), package.load_norms, package.GradientNorms\n"
+        "print(*[name for name in ['torch', 'transformers', 'accelerate', 'matplotlib'] if name in sys.modules])"
+    )
+    assert run_python(code) == ""
+
+
+# --- what imports change ---
+
+# One interpreter for all that needs transformers, because loading it takes seconds. A stub counts the calls of
+# `register()`, so that each import is seen to make its own.
+IMPORT_EVERYTHING = """
+import importlib, json, sys
+from transformers import optimization
+from transformers.trainer_utils import SchedulerType
+
+facts = {}
+package, sparing, registering = json.loads(sys.argv[1])
+
+def known():
+    functions = sorted((key.value, id(value)) for key, value in optimization.TYPE_TO_SCHEDULER_FUNCTION.items())
+    return [(member.name, member.value) for member in SchedulerType], functions, sorted(vars(SchedulerType))
+
+before = known()
+importlib.import_module(package)
+facts["changed by the package"] = known() != before
+for module in sparing:
+    importlib.import_module(f"{package}.{module}")
+facts["changed by modules that only define"] = known() != before
+
+registration = importlib.import_module(f"{package}.registration")
+register, calls = registration.register, []
+registration.register = lambda: calls.append(module)
+for module in registering:
+    importlib.import_module(f"{package}.{module}")
+registration.register = register
+facts["called register"] = calls
+facts["changed by anything else"] = known() != before
+register()
+facts["changed by register"] = known() != before
+facts["new schedules"] = sorted({value for _, value in known()[0]} - {value for _, value in before[0]})
+
+star = {}
+exec(f"from {package} import *", star)
+facts["public names"] = {name: value.__name__ for name, value in star.items() if name != "__builtins__"}
+print(json.dumps(facts))
+"""
+
+
+@pytest.fixture(scope="module")
+def facts():
+    sparing = [*MATHEMATICS_AND_FILES, "schedule", "compatibility", "recorder", "registration"]
+    sparing = [module for module in sparing if module in MODULES]
+    registering = ["callback", "training_args", "trainer"]
+    return json.loads(run_python(IMPORT_EVERYTHING, json.dumps(["hf_refined_schedule", sparing, registering])))
+
+
+def test_importing_the_package_changes_nothing_in_transformers(facts):
+    assert not facts["changed by the package"]
+
+
+def test_importing_up_to_registration_changes_nothing_in_transformers(facts):
+    assert not facts["changed by modules that only define"]
+
+
+def test_importing_what_users_train_with_registers_and_does_nothing_else(facts):
+    assert facts["called register"] == ["callback", "training_args", "trainer"]
+    assert not facts["changed by anything else"]
+
+
+def test_register_adds_refined_alone(facts):
+    assert facts["changed by register"], "else the tests above could not see a change"
+    assert facts["new schedules"] == ["refined"]
+
+
+# --- the public names ---
+
+PUBLIC_NAMES = {
+    "GradientNormCallback",
+    "GradientNormRecorder",
+    "GradientNorms",
+    "RefinedScheduleArguments",
+    "RefinedScheduleMixin",
+    "RefinedScheduleTrainer",
+    "get_refined_schedule",
+    "last_iterate_bound",
+    "linear_decay",
+    "load_norms",
+    "refine_schedule",
+    "register",
+    "register_scheduler",
+    "smooth_norms",
+}
+
+
+def test_the_public_names_are_listed():
+    assert set(hf_refined_schedule.__all__) >= PUBLIC_NAMES
+    assert set(dir(hf_refined_schedule)) >= PUBLIC_NAMES | {"__version__"}
+
+
+def test_a_star_import_gives_every_public_name_its_own_object(facts):
+    assert facts["public names"] == {name: name for name in hf_refined_schedule.__all__}
+
+
+@pytest.mark.parametrize("name", ["no_such_name", "refined", "__wrapped__"])
+def test_an_unknown_name_is_an_attribute_error(name):
+    with pytest.raises(AttributeError, match=name):
+        getattr(hf_refined_schedule, name)
+    assert not hasattr(hf_refined_schedule, name)
+
+
+def test_the_version_is_a_string_of_numbers():
+    assert all(part.isdigit() for part in hf_refined_schedule.__version__.split(".")[:2])

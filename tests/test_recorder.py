@@ -1,0 +1,257 @@
+"""Which norm, of what, when: against autograd by hand, whole processes, and a stock Trainer's own logs."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from hf_refined_schedule.recorder import GradientNormRecorder, RecordingError, measure_gradient_norms
+
+from .tiny import BIN, SCRIPTS, accelerate_launch, read_rows, run_command
+from .tolerances import FLOAT32_GRADIENTS, MEASURING
+
+
+def parameter_with_gradient(gradient: torch.Tensor) -> torch.nn.Parameter:
+    parameter = torch.nn.Parameter(torch.zeros(gradient.shape, dtype=gradient.dtype))
+    parameter.grad = gradient
+    return parameter
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_hand_typed_norms(dtype):
+    parameters = [
+        parameter_with_gradient(torch.tensor([[3.0, -4.0]], dtype=dtype)),
+        parameter_with_gradient(torch.tensor([12.0], dtype=dtype)),
+        torch.nn.Parameter(torch.ones(5)),  # no gradient: left out
+    ]
+    l1, l2 = measure_gradient_norms(parameters)
+    assert (float(l1), float(l2)) == (19.0, 13.0)
+
+
+def test_no_gradient_is_not_zero():
+    assert measure_gradient_norms([torch.nn.Parameter(torch.ones(3))]) is None
+
+
+def test_within_1e_5_of_float64_for_1e8_elements():
+    gradient = torch.randn(10**8, generator=torch.Generator().manual_seed(0))
+    l1, l2 = measure_gradient_norms([parameter_with_gradient(gradient)])
+    exact = gradient.numpy()
+    exact_l1 = sum(np.abs(part.astype(np.float64)).sum() for part in np.array_split(exact, 100))
+    exact_l2 = math.sqrt(sum(np.square(part.astype(np.float64)).sum() for part in np.array_split(exact, 100)))
+    assert float(l1) == pytest.approx(exact_l1, rel=MEASURING)
+    assert float(l2) == pytest.approx(exact_l2, rel=MEASURING)
+
+
+def test_fp16_norm_beyond_the_largest_fp16_number():
+    l1, _ = measure_gradient_norms([parameter_with_gradient(torch.full((1000,), 1000.0, dtype=torch.float16))])
+    assert float(l1) == 1e6
+
+
+def test_sparse_gradient_counts_repeated_rows_once():
+    embedding = torch.nn.Embedding(4, 2, sparse=True)
+    embedding(torch.tensor([1, 1, 3])).sum().backward()
+    l1, l2 = measure_gradient_norms(embedding.parameters())
+    assert (float(l1), float(l2)) == (pytest.approx(6.0), pytest.approx(math.sqrt(10.0)))  # rows of 2, 2 and 1, 1
+
+
+def test_measuring_changes_nothing():
+    gradient = torch.randn(1000)
+    parameter = parameter_with_gradient(gradient.clone())
+    measure_gradient_norms([parameter])
+    assert torch.equal(parameter.grad, gradient)
+    assert torch.equal(parameter, torch.zeros(1000))
+
+
+def loop(tmp_path, max_grad_norm, updates=10, prepare=True, planned=None, sgd_lr=0.1):
+    """A loop whose gradient is known: d/dw of w . x is x, scaled by the update's number."""
+    accelerator = Accelerator(cpu=True)
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([weight], lr=sgd_lr)
+    if prepare:
+        optimizer = accelerator.prepare(optimizer)
+    with GradientNormRecorder(optimizer, output_dir=tmp_path, num_training_steps=planned) as recorder:
+        for update in range(1, updates + 1):
+            accelerator.backward((weight * torch.tensor([1.0, -2.0, 2.0])).sum() * update)
+            if max_grad_norm is not None:
+                accelerator.clip_grad_norm_([weight], max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+    return recorder
+
+
+@pytest.mark.parametrize(
+    ("max_grad_norm", "factors"),
+    [
+        (None, [1.0, 1.0, 1.0]),  # a loop that never clips is measured just before the step
+        (6.0, [1.0, 6 / 6.000001, 6 / 9.000001]),  # norms 3, 6, 9
+        (1e-6, [1e-6 / 3.000001, 1e-6 / 6.000001, 1e-6 / 9.000001]),  # far below every norm
+        (math.inf, [1.0, 1.0, 1.0]),  # what Trainer calls at max_grad_norm=0
+    ],
+)
+def test_raw_loop_records_before_clipping(tmp_path, max_grad_norm, factors):
+    loop(tmp_path, max_grad_norm, updates=3)
+    header, rows = read_rows(tmp_path / "gradient_norms.jsonl")
+    assert header == {
+        "format": "gradient_norms", "version": 1, "optimizer": "SGD", "optimizer_family": "sgd", "world_size": 1,
+        "max_grad_norm": max_grad_norm if max_grad_norm != math.inf else None, "num_training_steps": 3,
+    }  # fmt: skip
+    for update, (row, factor) in enumerate(zip(rows, factors, strict=True), start=1):
+        assert row == {
+            "step": update,
+            "l1": pytest.approx(5 * update, rel=FLOAT32_GRADIENTS),
+            "l2": pytest.approx(3 * update, rel=FLOAT32_GRADIENTS),
+            "clip_factor": pytest.approx(factor, rel=FLOAT32_GRADIENTS),
+            "learning_rate": 0.1,
+        }
+
+
+def test_the_loop_is_as_before_afterwards(tmp_path):
+    clip = Accelerator.clip_grad_norm_
+    recorder = loop(tmp_path, 1.0)
+    assert Accelerator.clip_grad_norm_ is clip
+    assert "step" not in vars(recorder._optimizer)
+    assert not recorder._optimizer.optimizer._optimizer_step_pre_hooks
+
+
+def test_more_updates_than_one_write_holds(tmp_path):
+    loop(tmp_path, 1.0, updates=123)
+    _, rows = read_rows(tmp_path / "gradient_norms.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 124))
+
+
+def test_an_error_in_the_loop_leaves_the_number_of_updates_open(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = accelerator.prepare(torch.optim.SGD([weight], lr=0.1))
+    with pytest.raises(KeyError), GradientNormRecorder(optimizer, output_dir=tmp_path):
+        weight.sum().backward()
+        optimizer.step()
+        raise KeyError
+    header, rows = read_rows(tmp_path / "gradient_norms.jsonl")
+    assert header["num_training_steps"] is None
+    assert len(rows) == 1
+
+
+def test_saved_and_loaded_through_accelerate(tmp_path):
+    """Interrupted after update 4 of 7, resumed from a checkpoint after update 3: the file of an uninterrupted run."""
+
+    def run(folder, stop, resume=False, save_at=None):
+        accelerator = Accelerator(cpu=True)
+        weight = torch.nn.Parameter(torch.zeros(3))
+        optimizer = accelerator.prepare(torch.optim.SGD([weight], lr=0.1))
+        recorder = GradientNormRecorder(optimizer, output_dir=folder, num_training_steps=7)
+        accelerator.register_for_checkpointing(recorder)
+        with recorder:
+            if resume:
+                accelerator.load_state(tmp_path / "checkpoint")
+            while recorder.step < stop:
+                (weight * torch.tensor([1.0, -2.0, 2.0])).sum().mul(recorder.step + 1).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                if recorder.step == save_at:
+                    accelerator.save_state(tmp_path / "checkpoint")
+
+    run(tmp_path / "interrupted", stop=4, save_at=3)
+    run(tmp_path / "interrupted", stop=7, resume=True)
+    run(tmp_path / "whole", stop=7)
+    whole = (tmp_path / "whole" / "gradient_norms.jsonl").read_text()
+    assert (tmp_path / "interrupted" / "gradient_norms.jsonl").read_text() == whole
+    assert len(whole.splitlines()) == 8
+
+
+class Scaler:
+    """What accelerate and the recorder use of a GradScaler: a scale that is divided out late, and skipped overflows."""
+
+    def __init__(self, scale):
+        self._scale = torch.tensor(scale)
+
+    def is_enabled(self):
+        return True
+
+    def scale(self, loss):
+        return loss * self._scale
+
+    def unscale_(self, optimizer):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad.div_(self._scale)
+        self.unscaled = True
+
+    def step(self, optimizer, closure=None):
+        if not getattr(self, "unscaled", False):
+            self.unscale_(optimizer)
+        self.unscaled = False
+        if all(torch.isfinite(p.grad).all() for group in optimizer.param_groups for p in group["params"]):
+            optimizer.step()
+
+    def update(self):
+        pass
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_loss_scale_is_divided_out_and_an_overflow_has_no_norm(tmp_path, clip):
+    accelerator = Accelerator(cpu=True)
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = accelerator.prepare(torch.optim.SGD([weight], lr=0.1))
+    scaler = Scaler(1024.0)
+    optimizer.scaler = scaler
+    from accelerate.optimizer import patch_optimizer_step
+
+    optimizer._accelerate_step_called = False
+    optimizer._optimizer_original_step_method = optimizer.optimizer.step
+    optimizer._optimizer_patched_step_method = patch_optimizer_step(optimizer, optimizer.optimizer.step)
+    accelerator.unscale_gradients = lambda optimizer=None: scaler.unscale_(accelerator._optimizers[0].optimizer)
+    with GradientNormRecorder(optimizer, output_dir=tmp_path, num_training_steps=3) as recorder:
+        for factor in (1.0, math.inf, 2.0):
+            scaler.scale((weight * torch.tensor([1.0, -2.0, 2.0])).sum() * factor).backward()
+            if clip:
+                accelerator.clip_grad_norm_([weight], 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    _, rows = read_rows(tmp_path / "gradient_norms.jsonl")
+    assert [(row["step"], row["l1"], row["l2"]) for row in rows] == [(1, 5.0, 3.0), (2, None, None), (3, 10.0, 6.0)]
+    assert recorder.step == 3
+
+
+def test_an_optimizer_that_was_not_prepared_is_refused(tmp_path):
+    with pytest.raises(RecordingError, match="Accelerator.prepare"):
+        loop(tmp_path, None, prepare=False)
+
+
+def test_gradients_used_up_before_the_step_are_refused(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    optimizer = accelerator.prepare(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1))
+    with pytest.raises(RecordingError, match="no parameter of the optimizer had a gradient"):
+        with GradientNormRecorder(optimizer, output_dir=tmp_path):
+            optimizer.step()
+    assert not (tmp_path / "gradient_norms.jsonl").exists()
+
+
+@pytest.mark.parametrize("arguments", [{}, {"output_dir": "a", "path": "b"}])
+def test_one_place_for_the_file(arguments):
+    with pytest.raises(ValueError, match="Pass either output_dir"):
+        GradientNormRecorder(None, **arguments)
+
+
+@pytest.mark.parametrize("options", [{"max_grad_norm": 0.5}, {"max_grad_norm": None}, {"max_grad_norm": 0.5, "accumulation": 2}])
+def test_two_processes_record_what_one_does(tmp_path, options):
+    files = {}
+    for processes in (1, 2):
+        folder = tmp_path / f"{processes}"
+        words = (SCRIPTS / "raw_loop.py", json.dumps({**options, "output_dir": str(folder)}))
+        if processes == 1:
+            done = run_command(BIN / "python", *words)
+        else:
+            done = accelerate_launch(*words)
+        for rank in range(processes):
+            report = tmp_path / f"{processes}.rank{rank}"
+            assert report.exists(), done.stderr
+            assert json.loads(report.read_text()) == {"world_size": processes, "steps": 24}
+        files[processes] = read_rows(folder / "gradient_norms.jsonl")
+    assert [files[processes][0]["world_size"] for processes in (1, 2)] == [1, 2]
+    for one, two in zip(files[1][1], files[2][1], strict=True):
+        for kind in ("l1", "l2", "clip_factor"):
+            assert two[kind] == pytest.approx(one[kind], rel=FLOAT32_GRADIENTS)

@@ -1,0 +1,124 @@
+"""scripts/run_clm.py and scripts/quickstart.sh, run as a user runs them, on models and data made on the spot."""
+
+import csv
+import json
+import shutil
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from hf_refined_schedule.builtin_text import builtin_documents
+from hf_refined_schedule.checkpoints import last_complete_checkpoint
+
+from .tiny import BIN, REPOSITORY, accelerate_launch, read_rows, run_command
+
+RUN_CLM = REPOSITORY / "scripts" / "run_clm.py"
+SHORT = (
+    "--do_train", "--do_eval", "--max_steps", 6, "--per_device_train_batch_size", 4, "--logging_steps", 1, "--report_to", "none",
+    "--use_cpu", "--dataloader_pin_memory", "false", "--disable_tqdm", "true", "--block_size", 32, "--save_strategy", "no",
+    "--max_eval_samples", 8,
+)  # fmt: skip
+NEW_MODEL = ("--config_overrides", "n_embd=16,n_layer=1,n_head=2,n_positions=32", "--vocab_size", 400)
+TEXT = builtin_documents("english")[:60]
+
+
+def run_clm(*words):
+    done = run_command(BIN / "python", RUN_CLM, *words)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def results(folder):
+    return json.loads((folder / "all_results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrained")
+    text = folder / "text.txt"
+    text.write_text("\n".join(TEXT))
+    run_clm("--train_file", text, *NEW_MODEL, *SHORT, "--output_dir", folder)
+    return folder
+
+
+def test_from_scratch_with_a_tokenizer_of_its_own(pretrained):
+    metrics = results(pretrained)
+    assert metrics["perplexity"] == pytest.approx(2.718281828 ** metrics["eval_loss"], rel=1e-6)
+    assert metrics["perplexity"] < 500
+    assert len(read_rows(pretrained / "gradient_norms.jsonl")[1]) == 6
+    assert {"config.json", "model.safetensors", "tokenizer.json", "trainer_state.json"} <= {p.name for p in pretrained.iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "dataset folder"])
+def test_a_saved_model_on_every_kind_of_data(pretrained, tmp_path, kind):
+    if kind == "jsonl":
+        data = ("--train_file", tmp_path / "train.jsonl", "--validation_file", tmp_path / "validation.jsonl")
+        for path in (data[1], data[3]):
+            path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXT))
+    elif kind == "csv":
+        data = ("--train_file", tmp_path / "train.csv", "--text_column", "body")
+        with data[1].open("w", newline="") as file:
+            csv.writer(file).writerows([["title", "body"], *(["a", text] for text in TEXT)])
+    else:
+        data = ("--dataset_name", tmp_path / "dataset")
+        part = Dataset.from_dict({"text": TEXT})
+        DatasetDict(train=part, validation=part.select(range(20))).save_to_disk(tmp_path / "dataset")
+    refined = ("--lr_scheduler_type", "refined", "--refined_from", pretrained)
+    run_clm("--model_name_or_path", pretrained, *data, *SHORT, *refined, "--output_dir", tmp_path / "out")
+    assert results(tmp_path / "out")["eval_loss"] < results(pretrained)["eval_loss"] + 1
+    rates = [row["learning_rate"] for row in read_rows(tmp_path / "out" / "gradient_norms.jsonl")[1]]
+    assert rates != [row["learning_rate"] for row in read_rows(pretrained / "gradient_norms.jsonl")[1]]
+
+
+def test_two_processes_and_resume_from_the_newest_complete_checkpoint(pretrained, tmp_path):
+    out = tmp_path / "out"
+    words = ("--model_name_or_path", pretrained, "--builtin_text", "english", *SHORT, "--output_dir", out)
+    saving = ("--save_strategy", "steps", "--save_steps", 2, "--resume_from_checkpoint", "True")
+    done = accelerate_launch(RUN_CLM, *words, *saving)
+    assert (out / "eval_results.json").exists(), done.stderr
+    whole = (out / "gradient_norms.jsonl").read_text()
+    assert read_rows(out / "gradient_norms.jsonl")[0]["world_size"] == 2
+
+    (out / "checkpoint-6" / "trainer_state.json").unlink()  # killed while it was being written
+    (out / "checkpoint-4" / "trainer_state.json").write_text('{"global_step": 4, ')
+    assert last_complete_checkpoint(out) == str(out / "checkpoint-2")
+    done = accelerate_launch(RUN_CLM, *words, *saving)
+    assert (out / "gradient_norms.jsonl").read_text() == whole, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "pass one of --dataset_name, --train_file and --builtin_text"),
+        (("--builtin_text", "english", "--train_file", "x.txt"), "--train_file and --builtin_text; pass one"),
+        (("--train_file", "nothing.txt"), "There is no file 'nothing.txt'"),
+        (("--train_file", RUN_CLM), "must end in one of .txt"),
+        (("--builtin_text", "english", "--lr_scheduler_type", "refined"), "needs --refined_from"),
+        (("--builtin_text", "english", "--model_name_or_path", "a", "--config_overrides", "b=1"), "leave out"),
+    ],
+)
+def test_bad_usage_is_one_line(tmp_path, words, message):
+    done = run_command(BIN / "python", RUN_CLM, "--output_dir", tmp_path, *words)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_quickstart_with_few_steps(tmp_path):
+    """In a copy of the repository with the environment that runs this test, not one of its own."""
+    copy = tmp_path / "repository"
+    shutil.copytree(REPOSITORY, copy, ignore=shutil.ignore_patterns(".git", ".venv*", "runs", "tests", "*_cache"))
+    (copy / ".venv" / "bin").mkdir(parents=True)
+    (copy / ".venv" / "installed").touch()
+    for name in ("python", "hf-refined-schedule"):
+        (copy / ".venv" / "bin" / name).write_text(f'#!/bin/sh\nexec "{BIN / name}" "$@"\n')
+        (copy / ".venv" / "bin" / name).chmod(0o755)
+    done = run_command("bash", copy / "scripts" / "quickstart.sh", STEPS="10", PRETRAIN_STEPS="5", OUT=tmp_path / "out", timeout=600)
+    assert done.returncode == 0, done.stderr
+    for schedule in ("linear", "cosine", "refined"):
+        (row,) = [line for line in done.stdout.splitlines() if line.startswith(f"{schedule} ")]
+        losses = [json.loads((tmp_path / "out" / f"{schedule}_{peak}" / "eval_results.json").read_text()) for peak in ("1e-3", "3e-3")]
+        assert row.split()[1:] == [f"{metrics['eval_loss']:.4f}" for metrics in losses]
+    assert "one seed proves nothing" in done.stdout
+    for picture in ("norms_and_schedule.png", "training_curves.png"):
+        assert (tmp_path / "out" / picture).read_bytes().startswith(b"\x89PNG")

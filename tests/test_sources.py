@@ -1,0 +1,697 @@
+"""Norms and schedules from what earlier runs left behind: found, recognised, refined, written and read again."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hf_refined_schedule.norms_file import GradientNorms
+from hf_refined_schedule.schedule_file import (
+    RefinedSchedule,
+    UnfinishedRunError,
+    is_schedule_file,
+    read_schedule,
+    write_schedule,
+)
+from hf_refined_schedule.sources import MissingSourceError, load_norms, load_schedule
+
+from . import reference
+from .refusals import refuses
+from .tolerances import EXACT_ROUNDING, SPARSE_LOG_RMSE
+
+NAN, INF = float("nan"), float("inf")
+
+
+def entry(step, grad_norm=1.0, **more):
+    return {"step": step, "epoch": step / 100, "loss": 2.5, "learning_rate": 1e-4, "grad_norm": grad_norm, **more}
+
+
+def entries(count, grad_norm=1.0):
+    return [entry(step, grad_norm) for step in range(1, count + 1)]
+
+
+def write_state(path, log_history, max_steps=100):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"best_metric": None, "max_steps": max_steps, "log_history": log_history}, indent=2))
+    return path
+
+
+def write_norms(path, l1, l2=None, planned=None, family="adam"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = {"format": "gradient_norms", "version": 1, "optimizer_family": family}
+    lines = [{**header, "num_training_steps": len(l1) if planned is None else planned}]
+    for step, (first, second) in enumerate(zip(l1, l1 if l2 is None else l2, strict=True), start=1):
+        lines.append({"step": step, "l1": first, "l2": second, "clip_factor": 1.0, "learning_rate": 0.1})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def norms_of(l1=None, l2=None, steps=None, planned=None):
+    known = l1 if l1 is not None else l2
+    steps = range(1, len(known) + 1) if steps is None else steps
+    return GradientNorms(steps=list(steps), l1=l1, l2=l2, num_training_steps=planned, source="the run")
+
+
+def assert_equal_up_to_rounding(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=EXACT_ROUNDING)
+
+
+# --- trainer_state.json ---
+
+
+def test_the_log_of_a_trainer_is_read(tmp_path):
+    history = entries(25, grad_norm=2.0)
+    history[3]["grad_norm"] = 7.5
+    history.insert(10, {"step": 10, "epoch": 0.1, "eval_loss": 2.0})
+    history.append({"step": 25, "train_runtime": 1.0, "train_loss": 2.0, "total_flos": 10})
+    norms = load_norms(write_state(tmp_path / "trainer_state.json", history, max_steps=30))
+    assert norms.steps.tolist() == list(range(1, 26))
+    assert norms.l2.tolist() == [2.0, 2.0, 2.0, 7.5] + [2.0] * 21
+    assert norms.l1 is None
+    assert norms.num_training_steps == 30
+    assert norms.optimizer is None
+    assert norms.source == str(tmp_path / "trainer_state.json")
+
+
+def test_l1_norms_are_read_where_every_entry_has_one(tmp_path):
+    history = [entry(step, 2.0, grad_norm_l1=10.0 + step) for step in range(1, 31)]
+    norms = load_norms(write_state(tmp_path / "trainer_state.json", history))
+    assert norms.l1.tolist() == [10.0 + step for step in range(1, 31)]
+    assert norms.l2.tolist() == [2.0] * 30
+    del history[5]["grad_norm_l1"]
+    assert load_norms(write_state(tmp_path / "trainer_state.json", history)).l1 is None
+
+
+def test_the_last_entry_of_a_step_counts(tmp_path):
+    history = [*entries(30, grad_norm=1.0), entry(29, 5.0), entry(30, 6.0)]
+    norms = load_norms(write_state(tmp_path / "trainer_state.json", history))
+    assert norms.steps.tolist() == list(range(1, 31))
+    assert norms.l2.tolist() == [1.0] * 28 + [5.0, 6.0]
+
+
+def test_a_log_out_of_order_is_sorted(tmp_path):
+    history = [entry(step, float(step)) for step in range(30, 0, -1)]
+    norms = load_norms(write_state(tmp_path / "trainer_state.json", history))
+    assert norms.l2.tolist() == [float(step) for step in range(1, 31)]
+
+
+@pytest.mark.parametrize("max_steps", [None, 0, -1, "100", 2.5, True])
+def test_a_trainer_state_that_does_not_say_its_length_is_of_the_length_it_has(tmp_path, max_steps):
+    path = write_state(tmp_path / "trainer_state.json", entries(40), max_steps)
+    assert load_norms(path).num_training_steps is None
+    assert len(load_schedule(path, "adam").multipliers) == 41
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF, "NaN", "Infinity", None, -1.0, "text", [1.0], True])
+def test_a_logged_norm_that_is_none_is_interpolated(tmp_path, bad):
+    history = [entry(step, float(step)) for step in range(1, 41)]
+    history[9]["grad_norm"] = bad
+    norms = load_norms(write_state(tmp_path / "trainer_state.json", history))
+    assert_equal_up_to_rounding(norms.at_every_step("l2"), range(1, 41))
+
+
+def test_the_user_is_told_how_many_logged_norms_were_not_finite(tmp_path):
+    history = entries(100)
+    for position in (4, 50, 51):
+        history[position]["grad_norm"] = NAN
+    schedule = load_schedule(write_state(tmp_path / "trainer_state.json", history), "adam")
+    assert any("3" in note and "finite" in note for note in schedule.notes)
+
+
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_a_log_with_more_than_a_tenth_of_its_norms_not_finite_is_refused(tmp_path, bad):
+    history = entries(100)
+    for position in range(10, 10 + 11):
+        history[position]["grad_norm"] = bad
+    path = write_state(tmp_path / "trainer_state.json", history)
+    with refuses(str(path), "11", "finite"):
+        load_norms(path)
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        pytest.param({"step": 5, "loss": 1.0}, id="no norm"),
+        pytest.param({"grad_norm": 1.0}, id="no step"),
+        pytest.param(entry(0, 9.0), id="step 0"),
+        pytest.param(entry(-1, 9.0), id="a negative step"),
+        pytest.param({"step": "5", "grad_norm": 9.0}, id="a step in quotes"),
+        pytest.param({"step": 5.5, "grad_norm": 9.0}, id="a step with a fraction"),
+        pytest.param({"step": True, "grad_norm": 9.0}, id="a step true"),
+        pytest.param([5, 9.0], id="a list"),
+        pytest.param("grad_norm", id="a string"),
+        pytest.param(None, id="null"),
+    ],
+)
+def test_a_stray_entry_is_passed_over(tmp_path, stray):
+    norms = load_norms(write_state(tmp_path / "trainer_state.json", [*entries(30), stray]))
+    assert norms.steps.tolist() == list(range(1, 31))
+    assert norms.l2.tolist() == [1.0] * 30
+
+
+@pytest.mark.parametrize("count", [0, 1, 19])
+def test_too_few_logged_norms_are_refused(tmp_path, count):
+    path = write_state(tmp_path / "trainer_state.json", [*entries(count), {"step": 100, "eval_loss": 2.0}])
+    with refuses(str(path), f"{count} gradient norms", "20", "logging_steps", "logging_first_step"):
+        load_norms(path)
+
+
+def test_twenty_logged_norms_are_enough(tmp_path):
+    assert len(load_norms(write_state(tmp_path / "trainer_state.json", entries(20))).steps) == 20
+
+
+@pytest.mark.parametrize(
+    ("history", "max_steps"),
+    [
+        pytest.param([*entries(100), entry(10**30)], 100, id="a step of 31 digits"),
+        pytest.param([*entries(100), entry(2**52)], 100, id="a step that no machine has memory for"),
+        pytest.param(entries(100), 10**30, id="planned updates of 31 digits"),
+        pytest.param(entries(100), 10**400, id="planned updates beyond float64"),
+    ],
+)
+def test_a_number_of_steps_beyond_reason_is_refused_or_passed_over(tmp_path, history, max_steps):
+    path = write_state(tmp_path / "trainer_state.json", history, max_steps)
+    try:
+        multipliers = load_schedule(path, "adam").multipliers
+    except ValueError as error:
+        assert "\n" not in str(error)
+    else:
+        assert len(multipliers) == 101
+
+
+# --- where the norms are looked for ---
+
+
+def test_a_folder_prefers_its_own_norms_file_then_its_own_trainer_state_then_checkpoints(tmp_path):
+    newest = write_state(tmp_path / "checkpoint-100" / "trainer_state.json", entries(30, 3.0))
+    assert load_norms(tmp_path).source == str(newest)
+    own_state = write_state(tmp_path / "trainer_state.json", entries(30, 2.0))
+    assert load_norms(tmp_path).source == str(own_state)
+    own_file = write_norms(tmp_path / "gradient_norms.jsonl", [1.0] * 30)
+    assert load_norms(tmp_path).source == str(own_file)
+    assert load_norms(tmp_path).l1.tolist() == [1.0] * 30
+
+
+def test_the_newest_checkpoint_is_so_by_number_and_not_by_text(tmp_path):
+    for number in (9, 100, 20, 99):
+        write_state(tmp_path / f"checkpoint-{number}" / "trainer_state.json", entries(30, float(number)))
+    assert load_norms(tmp_path).l2.tolist() == [100.0] * 30
+
+
+@pytest.mark.parametrize(
+    "incomplete", ["checkpoint-200", "checkpoint-final", "checkpoint-300-old", "old-checkpoint-400"]
+)
+def test_what_is_no_complete_checkpoint_is_passed_over(tmp_path, incomplete):
+    write_state(tmp_path / "checkpoint-100" / "trainer_state.json", entries(30, 100.0))
+    if incomplete == "checkpoint-200":  # saved in part: the state is written last
+        (tmp_path / incomplete).mkdir()
+    else:
+        write_state(tmp_path / incomplete / "trainer_state.json", entries(30, 9.0))
+    assert load_norms(tmp_path).l2.tolist() == [100.0] * 30
+
+
+def test_a_checkpoint_or_a_file_may_be_named_itself(tmp_path):
+    write_state(tmp_path / "checkpoint-100" / "trainer_state.json", entries(30, 100.0))
+    write_state(tmp_path / "checkpoint-50" / "trainer_state.json", entries(30, 50.0))
+    assert load_norms(tmp_path / "checkpoint-50").l2[0] == 50.0
+    assert load_norms(str(tmp_path / "checkpoint-50")).l2[0] == 50.0
+    assert load_norms(tmp_path / "checkpoint-50" / "trainer_state.json").l2[0] == 50.0
+    assert load_norms(str(tmp_path / "checkpoint-50" / "trainer_state.json")).l2[0] == 50.0
+
+
+def test_a_file_is_recognised_by_its_content_and_not_by_its_name(tmp_path):
+    assert load_norms(write_norms(tmp_path / "trainer_state.json", [3.0] * 5)).l1.tolist() == [3.0] * 5
+    assert load_norms(write_state(tmp_path / "gradient_norms.jsonl", entries(30, 2.0))).l2.tolist() == [2.0] * 30
+    path = tmp_path / "one_line.txt"
+    path.write_text(json.dumps({"log_history": entries(30, 4.0), "max_steps": 30}))
+    assert load_norms(path).l2.tolist() == [4.0] * 30
+
+
+def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_norms(tmp_path / "runs" / "gradient_norms.jsonl", [3.0] * 5)
+    assert load_norms("~/runs").l1.tolist() == [3.0] * 5
+
+
+def test_a_missing_source_is_both_a_missing_file_and_a_bad_value(tmp_path):
+    assert issubclass(MissingSourceError, FileNotFoundError)
+    assert issubclass(MissingSourceError, ValueError)
+    missing = str(tmp_path / "runs" / "basline")
+    for load in (load_norms, lambda source: load_schedule(source, "adam")):
+        with refuses(missing, "gradient_norms.jsonl", "trainer_state.json", error=MissingSourceError):
+            load(missing)
+
+
+def test_a_folder_without_norms_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "checkpoint-10").mkdir()
+    with refuses(str(tmp_path), "gradient_norms.jsonl", "trainer_state.json"):
+        load_norms(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b'{"model_type": "bert", "hidden_size": 768}\n', id="config.json"),
+        pytest.param(b'{\n  "model_type": "bert"\n}\n', id="config.json, indented"),
+        pytest.param(b"step,loss\n1,2.5\n", id="CSV"),
+        pytest.param(b"Everything is fine.\n", id="text"),
+        pytest.param(b"", id="empty"),
+        pytest.param(b"{", id="a brace"),
+        pytest.param(b"[]", id="a list"),
+        pytest.param(b"3", id="a number"),
+        pytest.param(b"null", id="null"),
+        pytest.param(bytes(range(256)) * 50, id="binary"),
+        pytest.param(b'{"\xff\xfe": 1}', id="JSON without UTF-8"),
+        pytest.param(b"[" * 100_000, id="deep nesting"),
+        pytest.param(b'{"a":' * 100_000, id="deep nesting of objects"),
+        pytest.param(b'{"log_history": 3}', id="a log that is a number"),
+        pytest.param(b'{"log_history": {}}', id="a log that is an object"),
+        pytest.param(json.dumps({"log_history": entries(30)}).encode()[:-20], id="a torn trainer_state.json"),
+        pytest.param(b'{"log_history": [' + b"9" * 5000 + b"]}", id="a number of 5000 digits"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    for load in (load_norms, lambda source: load_schedule(source, "adam")):
+        with refuses(str(path), "gradient_norms.jsonl", "trainer_state.json"):
+            load(path)
+
+
+# --- the schedule that a run's norms ask for ---
+
+# norms 4 2 1 2 2: one over the norm makes products 5/8 1 1 1/4 0, one over its square 7/64 3/8 1/2 1/16 0
+ONE_OVER = [0.625, 1, 1, 0.25, 0]
+ONE_OVER_SQUARE = [0.21875, 0.75, 1, 0.125, 0]
+SHAPE, OTHER = [4.0, 2.0, 1.0, 2.0], [8.0, 8.0, 8.0, 8.0]
+
+
+@pytest.mark.parametrize(
+    ("norms", "optimizer", "options", "expected", "norm", "power"),
+    [
+        pytest.param(norms_of(SHAPE, OTHER), "adam", {}, ONE_OVER, "l1", -1, id="Adam: L1 ** -1"),
+        pytest.param(norms_of(OTHER, SHAPE), "sgd", {}, ONE_OVER_SQUARE, "l2", -2, id="SGD: L2 ** -2"),
+        pytest.param(norms_of(SHAPE), "adam", {}, ONE_OVER, "l1", -1, id="Adam, only L1"),
+        pytest.param(norms_of(l2=SHAPE), "adam", {}, ONE_OVER, "l2", -1, id="Adam, only L2: it stands in"),
+        pytest.param(norms_of(l2=SHAPE), "sgd", {}, ONE_OVER_SQUARE, "l2", -2, id="SGD, only L2"),
+        pytest.param(norms_of(OTHER, SHAPE), "adam", {"norm": "l2"}, ONE_OVER, "l2", -1, id="Adam, L2 asked for"),
+        pytest.param(norms_of(SHAPE, OTHER), "adam", {"power": -2}, ONE_OVER_SQUARE, "l1", -2, id="Adam, power -2"),
+        pytest.param(norms_of(OTHER, SHAPE), "sgd", {"power": -1}, ONE_OVER, "l2", -1, id="SGD, power -1"),
+        pytest.param(norms_of(SHAPE), "sgd", {"norm": "l1", "power": -1}, ONE_OVER, "l1", -1, id="SGD, L1 asked for"),
+    ],
+)
+def test_the_weights_follow_the_optimizer(norms, optimizer, options, expected, norm, power):
+    schedule = RefinedSchedule.from_norms(norms, optimizer, smoothing=0, **options)
+    assert_equal_up_to_rounding(schedule.multipliers, expected)
+    assert (schedule.optimizer, schedule.norm, schedule.power) == (optimizer, norm, power)
+    assert (schedule.smoothing, schedule.source) == (0.0, "the run")
+
+
+@pytest.mark.parametrize("options", [{}, {"smoothing": 0.1}], ids=["unless said", "said"])
+def test_a_tenth_of_the_run_is_smoothed(options):
+    norms = np.random.default_rng(0).lognormal(size=60)
+    schedule = RefinedSchedule.from_norms(norms_of(norms), "adam", **options)
+    assert_equal_up_to_rounding(schedule.multipliers, reference.refined_grid(norms, -1, 0.1))
+    assert schedule.smoothing == 0.1
+
+
+def test_load_schedule_passes_its_arguments_on(tmp_path):
+    path = write_norms(tmp_path / "gradient_norms.jsonl", OTHER, SHAPE)
+    for source in (path, str(path), tmp_path, load_norms(path)):
+        schedule = load_schedule(source, "adam", norm="l2", power=-2, smoothing=0)
+        assert_equal_up_to_rounding(schedule.multipliers, ONE_OVER_SQUARE)
+        assert schedule.source == str(path)
+
+
+def test_updates_without_a_norm_are_interpolated():
+    schedule = RefinedSchedule.from_norms(norms_of([4.0, 2.0, 2.0], steps=[1, 2, 4]), "adam", smoothing=0)
+    assert_equal_up_to_rounding(schedule.multipliers, reference.refined_grid([4, 2, 2, 2], -1, 0))
+    schedule = RefinedSchedule.from_norms(norms_of([4.0, 2.0], steps=[1, 3]), "adam", smoothing=0)
+    assert_equal_up_to_rounding(schedule.multipliers, reference.refined_grid([4, 3, 2], -1, 0))
+
+
+@pytest.mark.parametrize("options", [{}, {"power": -2}])
+def test_sgd_with_l1_norms_alone_is_refused(options):
+    with refuses("the run", "L1", "L2", "norm"):
+        RefinedSchedule.from_norms(norms_of([1.0] * 30), "sgd", **options)
+
+
+@pytest.mark.parametrize(
+    ("norms", "norm", "words"),
+    [
+        pytest.param(norms_of(l1=[1.0] * 30), "l2", ["no L2 norms", 'norm="l2"'], id="L2 asked for, only L1"),
+        pytest.param(norms_of(l2=[1.0] * 30), "l1", ["no L1 norms", 'norm="l1"'], id="L1 asked for, only L2"),
+    ],
+)
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_norm_that_is_not_there_is_refused(norms, norm, words, optimizer):
+    with refuses("the run", *words):
+        RefinedSchedule.from_norms(norms, optimizer, norm=norm)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options", "words"),
+    [
+        pytest.param("lion", {}, ["optimizer", "'lion'", '"adam"', '"sgd"'], id="optimizer"),
+        pytest.param("adam", {"norm": "linf"}, ["norm", "'linf'"], id="norm"),
+        pytest.param("adam", {"power": 1}, ["power", "1"], id="power"),
+        pytest.param("adam", {"smoothing": 2}, ["the run", "smoothing", "2"], id="smoothing"),
+        pytest.param("adam", {"smoothing": -0.5}, ["the run", "smoothing", "-0.5"], id="negative smoothing"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(optimizer, options, words):
+    with refuses(*words):
+        RefinedSchedule.from_norms(norms_of([1.0] * 30, [1.0] * 30), optimizer, **options)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        pytest.param([1.0] * 10 + [0.0] * 20, ["smoothed", "0"], id="norms vanish"),
+        pytest.param([1.0] * 29 + [NAN], ["nan"], id="nan"),
+        pytest.param([1.0] * 29 + [-1.0], ["negative"], id="negative"),
+        pytest.param([1.0], ["at least 2"], id="one norm"),
+    ],
+)
+def test_norms_that_make_no_schedule_are_refused_with_their_source(values, words):
+    with refuses("the run", *words):
+        RefinedSchedule.from_norms(norms_of(values), "adam")
+
+
+# --- how much of the run is covered ---
+
+
+@pytest.mark.parametrize(
+    ("made", "planned", "whole"),
+    [
+        pytest.param(100, 100, True, id="all"),
+        pytest.param(95, 100, True, id="95 %"),
+        pytest.param(94, 100, False, id="94 %"),
+        pytest.param(19, 20, True, id="95 % of 20"),
+        pytest.param(18, 20, False, id="90 %"),
+        pytest.param(30, 1000, False, id="3 %"),
+    ],
+)
+def test_an_unfinished_run_is_not_silently_a_whole_one(tmp_path, made, planned, whole):
+    path = write_norms(tmp_path / "gradient_norms.jsonl", [2.0] * made, planned=planned)
+    if whole:
+        schedule = load_schedule(path, "adam")
+        assert_equal_up_to_rounding(schedule.multipliers, [1 - t / planned for t in range(planned + 1)])
+    else:
+        with refuses(str(path), f"{made} of {planned}", "--pilot", error=UnfinishedRunError):
+            load_schedule(path, "adam")
+    assert issubclass(UnfinishedRunError, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("values", "planned", "smoothing", "expected"),
+    [
+        # norms 2 1 1 1 1: w = 1/2 1 1 1 1, products 2 3 2 1 0
+        pytest.param([2.0, 1.0], 4, 0, [2 / 3, 1, 2 / 3, 1 / 3, 0], id="the last norm goes on"),
+        # smoothed 1 1 1 1
+        pytest.param([1.0, 1.0, 1.0, 5.0], 5, 0.75, [1, 0.8, 0.6, 0.4, 0.2, 0], id="the last smoothed norm goes on"),
+    ],
+)
+def test_a_pilot_goes_on_with_its_last_smoothed_norm(values, planned, smoothing, expected):
+    norms = norms_of(values, planned=planned)
+    schedule = RefinedSchedule.from_norms(norms, "adam", smoothing=smoothing, pilot=True)
+    assert_equal_up_to_rounding(schedule.multipliers, expected)
+    assert any("pilot" in note for note in schedule.notes)
+
+
+def test_a_finished_run_may_be_called_a_pilot():
+    schedule = RefinedSchedule.from_norms(norms_of([1.0] * 30, planned=30), "adam", pilot=True)
+    assert schedule.notes == ()
+    assert len(schedule.multipliers) == 31
+
+
+def test_a_run_of_unknown_length_is_as_long_as_its_norms():
+    assert len(RefinedSchedule.from_norms(norms_of([1.0] * 30), "adam").multipliers) == 31
+
+
+# --- what the user is told ---
+
+
+@pytest.mark.parametrize(
+    ("norms", "optimizer", "words"),
+    [
+        pytest.param(norms_of([1.0] * 20), "adam", None, id="nothing to say at 20 updates"),
+        pytest.param(norms_of([1.0] * 19), "adam", ["19", "too few to smooth"], id="19 updates are not smoothed"),
+        pytest.param(norms_of(l2=[1.0] * 20), "adam", ["no L1 norms", "L2 ** -1"], id="L2 stands in for L1"),
+        pytest.param(norms_of(l2=[1.0] * 20), "sgd", None, id="L2 is SGD's own"),
+        pytest.param(
+            norms_of([1.0] * 30, steps=range(10, 40)),
+            "adam",
+            ["first 9 updates", "missing", "logging_first_step"],
+            id="the first norms are missing",
+        ),
+        pytest.param(norms_of([1.0] * 30, steps=[1, *range(5, 34)]), "adam", None, id="the first norm is what matters"),
+        pytest.param(norms_of([1.0] * 24, planned=25), "adam", None, id="96 % of the run"),
+    ],
+)
+def test_notes(norms, optimizer, words):
+    notes = RefinedSchedule.from_norms(norms, optimizer).notes
+    if words is None:
+        assert notes == ()
+        return
+    assert len(notes) == 1
+    assert "\n" not in notes[0]
+    for word in words:
+        assert word in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("norms", "optimizer", "expected"),
+    [
+        pytest.param(norms_of([3.0] * 40), "adam", 1.0, id="constant L1 norms: it is linear decay"),
+        pytest.param(norms_of(l2=[3.0] * 40), "sgd", 1.0, id="constant L2 norms"),
+        pytest.param(norms_of(l2=[3.0] * 40), "adam", 1.0, id="constant L2 norms for Adam"),
+        pytest.param(norms_of([3.0] * 39, planned=40), "adam", 1.0, id="constant norms of 97 % of a run"),
+        # Refined: multipliers 1 1, G^2 = 2 1, so t1 = 1/4, t2 = 3/4, t3 = 3/4: best peak sqrt(1/6).
+        # Linear: multipliers 1 1/2, so t1 = 1/3, t2 = 3/4, t3 = 3/2: best peak sqrt(4/27).
+        pytest.param(norms_of([2.0, 1.0]), "adam", math.sqrt(27 / 24), id="L1 norms 2 1"),
+        pytest.param(norms_of(l2=[2.0, 1.0]), "adam", math.sqrt(27 / 24), id="L2 norms 2 1 in their place"),
+        # Refined: multipliers 1/2 1, G^2 = 4 1, so t1 = 1/3, t2 = 2/3, t3 = 1/3: best peak sqrt(1/3).
+        # Linear: t1 = 1/3, t2 = 17/12, t3 = 17/6: best peak sqrt(4/51).
+        pytest.param(norms_of(l2=[2.0, 1.0]), "sgd", math.sqrt(51 / 12), id="L2 norms 2 1 for SGD"),
+        pytest.param(norms_of([2e9, 1e9]), "adam", math.sqrt(27 / 24), id="their scale does not matter"),
+        pytest.param(norms_of([2e-9, 1e-9]), "adam", math.sqrt(27 / 24), id="however small"),
+    ],
+)
+def test_best_peak_ratio_worked_out_by_hand(norms, optimizer, expected):
+    schedule = RefinedSchedule.from_norms(norms, optimizer, smoothing=0)
+    assert schedule.best_peak_ratio == pytest.approx(expected, rel=EXACT_ROUNDING)
+
+
+@pytest.mark.parametrize(("optimizer", "power"), [("adam", -1), ("sgd", -2)])
+def test_best_peak_ratio_equals_its_twin(optimizer, power):
+    values = np.random.default_rng(1).lognormal(size=50)
+    squares = [value**-power for value in reference.median_smoothing(values, 0.1)]
+    peaks = []
+    for multipliers in (reference.refined_grid(values, power, 0.1)[:-1], [1 - t / 50 for t in range(50)]):
+        first, second, third = reference.bound_terms(multipliers, squares)
+        peaks.append(math.sqrt(first / (second + third)))
+    schedule = RefinedSchedule.from_norms(norms_of(values, values), optimizer)
+    assert schedule.best_peak_ratio == pytest.approx(peaks[0] / peaks[1], rel=EXACT_ROUNDING)
+
+
+# --- a log every few steps ---
+
+
+def smooth_curve(steps):
+    """A norm that falls fast and then rises slowly, as in language models."""
+    progress = np.arange(steps) / steps
+    return 1 + 3 * np.exp(-10 * progress) + progress
+
+
+@pytest.mark.parametrize(("optimizer", "power"), [("adam", -1), ("sgd", -2)])
+@pytest.mark.parametrize("every", [2, 10, 20])
+def test_a_log_every_few_steps_rebuilds_the_schedule(tmp_path, every, optimizer, power):
+    steps = 1000
+    norms = smooth_curve(steps)
+    logged = sorted({1, *range(every, steps + 1, every)})
+    history = [entry(step, norms[step - 1]) for step in logged]
+    schedule = load_schedule(write_state(tmp_path / "trainer_state.json", history, steps), optimizer)
+    expected = np.array(reference.refined_grid(norms, power, 0.1))
+    assert len(schedule.multipliers) == steps + 1
+    assert np.sqrt(np.mean((schedule.multipliers - expected) ** 2)) < SPARSE_LOG_RMSE
+    assert not any("missing" in note for note in schedule.notes)
+
+
+def test_a_log_without_the_first_norm_says_so(tmp_path):
+    norms = smooth_curve(1000)
+    history = [entry(step, norms[step - 1]) for step in range(10, 1001, 10)]
+    schedule = load_schedule(write_state(tmp_path / "trainer_state.json", history, 1000), "sgd")
+    assert any("first 9 updates" in note and "logging_first_step" in note for note in schedule.notes)
+
+
+# --- the schedule file ---
+
+
+@pytest.fixture
+def schedule():
+    values = np.random.default_rng(7).lognormal(size=60)
+    norms = norms_of(values, values**2, steps=range(3, 63), planned=64)
+    return RefinedSchedule.from_norms(norms, "adam", smoothing=0.2)
+
+
+@pytest.fixture
+def schedule_path(schedule, tmp_path):
+    path = tmp_path / "schedules" / "refined.json"
+    write_schedule(schedule, path)
+    return path
+
+
+def test_a_schedule_survives_its_file(schedule, schedule_path):
+    for again in (read_schedule(schedule_path), load_schedule(schedule_path, "adam")):
+        np.testing.assert_array_equal(again.multipliers, schedule.multipliers)
+        assert again.multipliers.dtype == np.float64
+        assert again.fingerprint == schedule.fingerprint
+        for field in ("optimizer", "norm", "power", "smoothing", "source", "best_peak_ratio", "notes"):
+            assert getattr(again, field) == getattr(schedule, field), field
+    assert schedule.notes, "the notes are to be among what survives"
+
+
+def test_the_file_says_what_it_holds(schedule, schedule_path):
+    content = json.loads(schedule_path.read_text())
+    assert (content["format"], content["version"]) == ("refined_schedule", 1)
+    assert (content["optimizer"], content["norm"], content["power"], content["smoothing"]) == ("adam", "l1", -1.0, 0.2)
+    assert content["source"] == "the run"
+    assert content["fingerprint"] == schedule.fingerprint
+    assert len(content["multipliers"]) == 65
+    assert content["multipliers"][-1] == 0
+    assert is_schedule_file(schedule_path)
+
+
+def test_equal_schedules_make_equal_files(schedule, schedule_path, tmp_path):
+    write_schedule(read_schedule(schedule_path), tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == schedule_path.read_bytes()
+
+
+def test_a_file_that_is_there_is_replaced(schedule, tmp_path):
+    path = tmp_path / "schedule.json"
+    path.write_text("x" * 100_000)
+    write_schedule(schedule, str(path))
+    assert read_schedule(str(path)).fingerprint == schedule.fingerprint
+
+
+def test_the_fingerprint_differs_wherever_the_multipliers_do(schedule):
+    assert len(schedule.fingerprint) == 12
+    assert set(schedule.fingerprint) <= set("0123456789abcdef")
+    assert replace(schedule, source="another run").fingerprint == schedule.fingerprint
+    for position in (0, 30, 63):
+        changed = schedule.multipliers.copy()
+        changed[position] = np.nextafter(changed[position], 0.5)
+        assert replace(schedule, multipliers=changed).fingerprint != schedule.fingerprint
+
+
+@pytest.mark.parametrize("other", [b'{"model_type": "bert"}', b"", b"\xff" * 300], ids=["config", "empty", "binary"])
+def test_other_files_are_no_schedules(tmp_path, other):
+    path = tmp_path / "file"
+    path.write_bytes(other)
+    assert not is_schedule_file(path)
+
+
+def test_a_schedule_for_other_optimizers_is_refused(schedule_path):
+    with refuses(str(schedule_path), "adam", "sgd", "--optimizer sgd"):
+        load_schedule(schedule_path, "sgd")
+
+
+@pytest.mark.parametrize(
+    ("beside", "words"),
+    [
+        pytest.param({"norm": "l1"}, ["norm"], id="norm, though the same"),
+        pytest.param({"power": -1.0}, ["power"], id="power, though the same"),
+        pytest.param({"smoothing": 0.2}, ["smoothing"], id="smoothing, though the same"),
+        pytest.param({"smoothing": 0}, ["smoothing"], id="smoothing 0 is given too"),
+        pytest.param({"norm": "l2", "power": -2, "smoothing": 0.3}, ["norm", "power", "smoothing"], id="all"),
+    ],
+)
+def test_settings_beside_a_schedule_file_are_refused(schedule_path, beside, words):
+    with refuses(str(schedule_path), "baked in", *words):
+        load_schedule(schedule_path, "adam", **beside)
+
+
+def rewritten(path, **changes):
+    content = json.loads(path.read_text())
+    for name, value in changes.items():
+        if value is ...:
+            del content[name]
+        else:
+            content[name] = value
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *[
+            pytest.param({name: ...}, id=f"without {name}")
+            for name in ("version", "optimizer", "norm", "power", "smoothing", "source", "notes", "multipliers")
+        ],
+        pytest.param({"multipliers": []}, id="no multipliers"),
+        pytest.param({"multipliers": [1.0]}, id="one multiplier"),
+        pytest.param({"multipliers": 1.0}, id="a number for multipliers"),
+        pytest.param({"multipliers": None}, id="multipliers null"),
+        pytest.param({"multipliers": "linear"}, id="text for multipliers"),
+        pytest.param({"multipliers": {"0": 1.0}}, id="an object for multipliers"),
+        pytest.param({"multipliers": [[1.0, 0.0]]}, id="multipliers in a list"),
+        pytest.param({"multipliers": [1.0, [0.5], 0.0]}, id="ragged multipliers"),
+        pytest.param({"multipliers": [1.0, "a", 0.0]}, id="text among the multipliers"),
+        pytest.param({"multipliers": [1.0, None, 0.0]}, id="null among the multipliers"),
+        pytest.param({"multipliers": [1.0, NAN, 0.0]}, id="nan among the multipliers"),
+        pytest.param({"multipliers": [1.0, -0.5, 0.0]}, id="a negative multiplier"),
+        pytest.param({"multipliers": [1.0, 1.5, 0.0]}, id="a multiplier above 1"),
+        pytest.param({"multipliers": [1.0, INF, 0.0]}, id="a multiplier inf"),
+        pytest.param({"multipliers": [1.0, 10**400, 0.0]}, id="a multiplier beyond float64"),
+        pytest.param({"optimizer": "lion"}, id="unknown optimizer"),
+        pytest.param({"optimizer": None}, id="optimizer null"),
+        pytest.param({"optimizer": ["adam"]}, id="a list of optimizers"),
+        pytest.param({"optimizer": {}}, id="an object for the optimizer"),
+        pytest.param({"power": "steep"}, id="text for the power"),
+        pytest.param({"smoothing": None}, id="smoothing null"),
+        pytest.param({"smoothing": 10**400}, id="smoothing beyond float64"),
+        pytest.param({"notes": None}, id="notes null"),
+        pytest.param({"notes": 3}, id="notes a number"),
+    ],
+)
+def test_a_damaged_schedule_file_is_refused(schedule_path, changes):
+    rewritten(schedule_path, **changes)
+    for read in (read_schedule, lambda path: load_schedule(path, "adam")):
+        with refuses(str(schedule_path), "hf-refined-schedule"):
+            read(schedule_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b'{"format": "refined_schedule", "version": 1, "multip', id="torn"),
+        pytest.param(b'["format", "refined_schedule"]', id="a list"),
+        pytest.param(b'{"format": "refined_schedule", "version": 1}', id="nothing but a version"),
+        pytest.param(b'{"format": "refined_schedule", "\xff": 1}', id="no UTF-8"),
+        pytest.param(b'{"format": "refined_schedule", "a": ' + b"[" * 100_000, id="deep nesting"),
+        pytest.param(b'{"format": "refined_schedule", "version": ' + b"9" * 5000 + b"}", id="5000 digits"),
+    ],
+)
+def test_a_file_that_is_no_whole_schedule_is_refused(tmp_path, content):
+    path = tmp_path / "schedule.json"
+    path.write_bytes(content)
+    with refuses(str(path), "damaged", "hf-refined-schedule refine"):
+        read_schedule(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"version": 2}, id="the version alone"),
+        pytest.param({"version": 2, "multipliers": ..., "knots": [[0, 1], [1, 0]]}, id="other fields too"),
+    ],
+)
+def test_a_schedule_file_of_a_later_version_is_refused(schedule_path, changes):
+    rewritten(schedule_path, **changes)
+    for read in (read_schedule, lambda path: load_schedule(path, "adam")):
+        with refuses(str(schedule_path), "version 2", "version 1", "upgrade"):
+            read(schedule_path)
