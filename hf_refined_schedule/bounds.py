@@ -60,18 +60,12 @@ def last_iterate_bound(multipliers: ArrayLike, norms: ArrayLike, *, norm: NormKi
     Reference: arXiv 2310.07831, Theorem 10; arXiv 2501.18965, Theorem 1.
     """
     eta = np.asarray(multipliers, dtype=np.float64)
-    if norm not in DEFAULT_POWER:
+    if norm not in ("l1", "l2"):
         raise ValueError(f'norm is {norm!r}, but must be "l1" (Adam) or "l2" (SGD).')
-    squared_norms = np.asarray(norms, dtype=np.float64) ** -DEFAULT_POWER[norm]
-    if eta.ndim != 1 or eta.shape != squared_norms.shape:
-        raise ValueError(
-            f"multipliers have shape {eta.shape}, norms {squared_norms.shape}; pass one of each for a step."
-        )
-    if (
-        not (np.isfinite(eta).all() and np.isfinite(squared_norms).all())
-        or (eta < 0).any()
-        or (squared_norms <= 0).any()
-    ):
+    norms = np.asarray(norms, dtype=np.float64)
+    if eta.ndim != 1 or eta.shape != norms.shape:
+        raise ValueError(f"multipliers have shape {eta.shape}, norms {norms.shape}; pass one of each for a step.")
+    if not (np.isfinite(eta).all() and np.isfinite(norms).all()) or (eta < 0).any() or (norms <= 0).any():
         raise ValueError(
             "multipliers must be finite and not negative, norms finite and positive; smooth the norms first."
         )
@@ -80,7 +74,7 @@ def last_iterate_bound(multipliers: ArrayLike, norms: ArrayLike, *, norm: NormKi
             "The schedule is zero everywhere, so the bound is infinite; pass one with a positive multiplier."
         )
     last = int(np.flatnonzero(eta)[-1]) + 1
-    eta, squared_norms = eta[:last], squared_norms[:last]
+    eta, squared_norms = eta[:last], norms[:last] ** -DEFAULT_POWER[norm]
     step_sums = np.cumsum(eta[::-1])[::-1]
     noise_sums = np.cumsum((eta**2 * squared_norms)[::-1])[::-1]
     return LastIterateBound(

@@ -21,6 +21,9 @@ NORMS_FILE_NAME = "gradient_norms.jsonl"
 FORMAT = "gradient_norms"
 VERSION = 1
 
+MAX_STEPS = 5 * 10**7
+"""More updates than any run has made; a file that claims more is damaged, and would fill the memory."""
+
 
 @dataclass(frozen=True, eq=False)
 class GradientNorms:
@@ -33,6 +36,7 @@ class GradientNorms:
         num_training_steps: T, the updates that the run was planned for; None if the source does not say.
         optimizer: `"adam"` for coordinate-wise steps, `"sgd"`, or None if the source does not say.
         source: where the norms come from, for messages.
+        num_not_finite: entries of a log that were left out because their norm is NaN or infinite.
 
     Raises:
         ValueError: if the arrays do not fit together.
@@ -44,6 +48,7 @@ class GradientNorms:
     num_training_steps: int | None = None
     optimizer: str | None = None
     source: str = "norms in memory"
+    num_not_finite: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", np.asarray(self.steps, dtype=np.int64))
@@ -201,8 +206,10 @@ def parse_header(line: str, path: Path) -> dict[str, Any]:
             "upgrade hf-refined-schedule."
         )
     planned = header.get("num_training_steps")
-    if planned is not None and not _is_positive_integer(planned):
-        raise ValueError(f"{path}: num_training_steps is {planned!r}, but must be a positive integer; mend the header.")
+    if planned is not None and not is_step_number(planned):
+        raise ValueError(
+            f"{path}: num_training_steps is {repr(planned)[:40]}, but must be an integer from 1 to {MAX_STEPS}; mend the header."
+        )
     if header.get("optimizer_family") not in ("adam", "sgd", None):
         raise ValueError(
             f'{path}: optimizer_family is {header["optimizer_family"]!r}, but must be "adam" or "sgd"; mend the header.'
@@ -213,19 +220,27 @@ def parse_header(line: str, path: Path) -> dict[str, Any]:
 def _parse_row(line: str, number: int, path: Path) -> dict[str, Any]:
     try:
         row = json.loads(line)
-        valid = _is_positive_integer(row["step"]) and all(
-            row[kind] is None or (type(row[kind]) in (int, float) and 0 <= row[kind] < float("inf"))
+        valid = is_step_number(row["step"]) and all(
+            row[kind] is None or (type(row[kind]) in (int, float) and 0 <= float(row[kind]) < float("inf"))
             for kind in ("l1", "l2")
         )
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         valid = False
     if not valid:
         raise ValueError(f"{path} is damaged at line {number}; cut it there or take the norms of another run.")
     return row
 
 
-def _is_positive_integer(value: Any) -> bool:
-    return type(value) is int and 0 < value < 2**53
+def is_step_number(value: Any) -> bool:
+    """Whether a value read from a file can be the number of an optimizer update.
+
+    Args:
+        value: anything.
+
+    Returns:
+        True for an integer from 1 to `MAX_STEPS`.
+    """
+    return type(value) is int and 0 < value <= MAX_STEPS
 
 
 def _lines_until(path: Path, last_step: int) -> list[str]:

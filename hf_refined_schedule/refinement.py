@@ -203,13 +203,13 @@ def _checked_norms(norms: ArrayLike) -> NDArray[np.float64]:
     if array.dtype.kind not in "fiu":
         raise ValueError(f"norms has values of type {array.dtype}, but must hold numbers: one for each step.")
     array = array.astype(np.float64)
-    for bad, what in ((~np.isfinite(array), "not finite"), (array < 0, "negative")):
-        if bad.any():
-            position = int(np.flatnonzero(bad)[0])
-            raise ValueError(
-                f"norms[{position}] is {array[position]}, which is {what}. Gradient norms are finite and not negative; "
-                "leave such steps out or interpolate over them."
-            )
+    bad = np.flatnonzero(~(np.isfinite(array) & (array >= 0)))
+    if len(bad):
+        what = "negative" if array[bad[0]] < 0 else "not finite"
+        raise ValueError(
+            f"norms[{bad[0]}] is {array[bad[0]]}, which is {what}. Gradient norms are finite and at least 0; leave such steps "
+            "out or interpolate over them."
+        )
     return array
 
 
@@ -226,7 +226,7 @@ def checked_power(norm: str, power: float | None) -> float:
     Raises:
         ValueError: for any other `norm` or `power`.
     """
-    if norm not in DEFAULT_POWER:
+    if norm not in ("l1", "l2"):
         raise ValueError(f'norm is {norm!r}, but must be "l1" (Adam) or "l2" (SGD).')
     if power is None:
         return DEFAULT_POWER[norm]

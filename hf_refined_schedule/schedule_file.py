@@ -117,6 +117,8 @@ class RefinedSchedule:
             )
         if last < total and pilot:
             notes.append(f"A pilot: norms cover {last / total:.0%} of the run, and the last smoothed one goes on.")
+        if norms.num_not_finite:
+            notes.append(f"{norms.num_not_finite} logged norms are not finite and were interpolated over.")
         if norms.steps[0] > 1:
             notes.append(
                 f"The norms of the first {norms.steps[0] - 1} updates are missing, and the first norm shapes the start; "
@@ -129,14 +131,13 @@ class RefinedSchedule:
             )
         try:
             grid = refined_grid(at_every_step, norm=norm, smoothing=smoothing, power=power, num_training_steps=total)
+            # To the bound, G_t^2 is what the weight is one over: norm ** -power. "l1" takes G_t^2 as it is.
+            smoothed = smooth_norms(at_every_step, smoothing)
+            squared = np.pad((smoothed / smoothed.max()) ** -power, (0, total - len(smoothed)), mode="edge")
+            refined = last_iterate_bound(grid[:-1], squared, norm="l1")
+            linear = last_iterate_bound(linear_decay(total), squared, norm="l1")
         except ValueError as error:
             raise ValueError(f"{norms.source}: {error}") from error
-
-        # To the bound, G_t^2 is what the weight is one over: norm ** -power. "l1" takes G_t^2 as it is.
-        squared = smooth_norms(at_every_step, smoothing) ** -power
-        squared = np.pad(squared / squared.max(), (0, total - len(squared)), mode="edge")
-        refined = last_iterate_bound(grid[:-1], squared, norm="l1")
-        linear = last_iterate_bound(linear_decay(total), squared, norm="l1")
         return cls(
             multipliers=grid,
             optimizer=optimizer,
@@ -199,35 +200,39 @@ def read_schedule(path: str | os.PathLike[str]) -> RefinedSchedule:
     Raises:
         ValueError: if it is damaged or of a later version.
     """
+    damaged = f"{path} is a damaged schedule file; write it again with 'hf-refined-schedule refine'."
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         version = content["version"]
-        if version == VERSION:
-            schedule = RefinedSchedule(
-                multipliers=np.array(content["multipliers"], dtype=np.float64),
-                optimizer=content["optimizer"],
-                norm=content["norm"],
-                power=float(content["power"]),
-                smoothing=float(content["smoothing"]),
-                source=str(content["source"]),
-                best_peak_ratio=float(content["best_peak_ratio"]),
-                notes=tuple(str(note) for note in content["notes"]),
-            )
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        raise ValueError(
-            f"{path} is a damaged schedule file; write it again with 'hf-refined-schedule refine'."
-        ) from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(damaged) from None
     if version != VERSION:
         raise ValueError(
-            f"{path} has version {version!r} of the format, and this package reads version {VERSION}; "
-            "upgrade hf-refined-schedule."
+            f"{path} has version {str(version)[:40]} of the format, and this package reads version {VERSION}; upgrade "
+            "hf-refined-schedule."
         )
-    multipliers = schedule.multipliers
-    if (
-        multipliers.ndim != 1
-        or len(multipliers) < 2
-        or not ((multipliers >= 0) & (multipliers <= 1)).all()
-        or schedule.optimizer not in FAMILY_POWER
-    ):
-        raise ValueError(f"{path} is a damaged schedule file; write it again with 'hf-refined-schedule refine'.")
+    try:
+        schedule = RefinedSchedule(
+            multipliers=np.array(content["multipliers"], dtype=np.float64),
+            optimizer=content["optimizer"],
+            norm=content["norm"],
+            power=float(content["power"]),
+            smoothing=float(content["smoothing"]),
+            source=str(content["source"]),
+            best_peak_ratio=float(content["best_peak_ratio"]),
+            notes=tuple(str(note) for note in content["notes"]),
+        )
+        multipliers = schedule.multipliers
+        sound = (
+            multipliers.ndim == 1
+            and len(multipliers) >= 2
+            and ((multipliers >= 0) & (multipliers <= 1)).all()
+            and schedule.fingerprint == content["fingerprint"]
+            and schedule.optimizer in ("adam", "sgd")
+            and schedule.norm in ("l1", "l2")
+        )
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        sound = False
+    if not sound:
+        raise ValueError(damaged)
     return schedule

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .norms_file import FORMAT, NORMS_FILE_NAME, GradientNorms, read_norms_file
+from .norms_file import FORMAT, MAX_STEPS, NORMS_FILE_NAME, GradientNorms, is_step_number, read_norms_file
 from .refinement import NormKind
 from .schedule_file import OptimizerFamily, RefinedSchedule, is_schedule_file, read_schedule
 
@@ -17,6 +17,9 @@ TRAINER_STATE_NAME = "trainer_state.json"
 
 MIN_LOGGED_NORMS = 20
 """A log with fewer norms says too little about a run: at 20, the default window is a single value."""
+
+MAX_NOT_FINITE = 0.1
+"""Of more norms than this share, the ones that are left are not the run's."""
 
 WHAT_TO_PASS = (
     f"pass a {NORMS_FILE_NAME} or the output_dir that holds one, a {TRAINER_STATE_NAME} or the checkpoint that holds "
@@ -149,12 +152,20 @@ def read_trainer_state(path: str | os.PathLike[str]) -> GradientNorms:
         state = None
     if not isinstance(state, dict) or not isinstance(state.get("log_history"), list):
         raise ValueError(f"{path} is not a {TRAINER_STATE_NAME}; {WHAT_TO_PASS}.")
-    by_step: dict[int, tuple[float, float]] = {}
+    planned = state.get("max_steps")
+    planned = planned if is_step_number(planned) else None
+    logged: dict[int, tuple[float, float]] = {}
     for entry in state["log_history"]:
-        if isinstance(entry, Mapping) and "grad_norm" in entry and type(entry.get("step")) is int and entry["step"] > 0:
-            norms = (_number(entry["grad_norm"]), _number(entry.get("grad_norm_l1")))
-            if np.isfinite(norms[0]):
-                by_step[entry["step"]] = norms
+        if isinstance(entry, Mapping) and "grad_norm" in entry and is_step_number(entry.get("step")):
+            logged[entry["step"]] = (_number(entry["grad_norm"]), _number(entry.get("grad_norm_l1")))
+    num_not_finite = sum(not np.isfinite(l2) for l2, _ in logged.values())
+    if num_not_finite > MAX_NOT_FINITE * len(logged):
+        raise ValueError(
+            f"{path}: {num_not_finite} of {len(logged)} gradient norms are not finite, more than {MAX_NOT_FINITE:.0%}; take "
+            "the norms of a run that did not diverge."
+        )
+    last = planned or MAX_STEPS
+    by_step = {step: norms for step, norms in logged.items() if np.isfinite(norms[0]) and step <= last}
     if len(by_step) < MIN_LOGGED_NORMS:
         raise ValueError(
             f"{path} holds {len(by_step)} gradient norms, too few for a schedule (at least {MIN_LOGGED_NORMS}); run with "
@@ -162,12 +173,12 @@ def read_trainer_state(path: str | os.PathLike[str]) -> GradientNorms:
         )
     steps = sorted(by_step)
     l2, l1 = np.array([by_step[step] for step in steps]).T
-    planned = state.get("max_steps")
     return GradientNorms(
         steps=np.array(steps),
         l1=l1 if np.isfinite(l1).all() else None,
         l2=l2,
-        num_training_steps=planned if type(planned) is int and planned > 0 else None,
+        num_training_steps=planned,
+        num_not_finite=num_not_finite,
         source=str(path),
     )
 

@@ -2,6 +2,8 @@
 
 import os
 
+collect_ignore_glob = ["scripts/*"]
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -12,7 +12,12 @@ from .tiny import BIN, run_command
 
 
 def write_run(path, norms, family="adam", planned=None):
-    header = {"format": "gradient_norms", "version": 1, "optimizer_family": family, "num_training_steps": planned or len(norms)}
+    header = {
+        "format": "gradient_norms",
+        "version": 1,
+        "optimizer_family": family,
+        "num_training_steps": planned or len(norms),
+    }
     rows = [{"step": step, "l1": value, "l2": value} for step, value in enumerate(norms, start=1)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in [header, *rows]))
@@ -52,7 +57,9 @@ def test_help(command, capsys):
     assert "usage: hf-refined-schedule" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [[], ["refine"], ["refine", "SOURCE"], ["polish", "x"], ["refine", "x", "-o", "y", "--norm", "l3"]])
+@pytest.mark.parametrize(
+    "command", [[], ["refine"], ["refine", "SOURCE"], ["polish", "x"], ["refine", "x", "-o", "y", "--norm", "l3"]]
+)
 def test_bad_usage(command):
     with pytest.raises(SystemExit) as stopped:
         main(command)

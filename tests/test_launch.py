@@ -71,7 +71,14 @@ def test_a_source_that_is_not_there_stops_all_processes(tmp_path):
     words = ("-m", "hf_refined_schedule", "launch", "--refined-from", tmp_path / "nothing", TRAINER)
     done = accelerate_launch(*words, "--output_dir", tmp_path, *TRAINER_OPTIONS, "--lr_scheduler_type", "refined")
     assert done.returncode != 0
-    assert len(re.findall(r"^(?:\[rank\d\]: )?hf_refined_schedule\S*MissingSourceError: There is no file", done.stderr, re.M)) >= 2
+    assert (
+        len(
+            re.findall(
+                r"^(?:\[rank\d\]: )?hf_refined_schedule\S*MissingSourceError: There is no file", done.stderr, re.M
+            )
+        )
+        >= 2
+    )
     assert not (tmp_path / "rank0.txt").exists()
 
 
@@ -95,7 +102,16 @@ def test_a_raw_loop_with_literal_choices(tmp_path):
     assert max(rates) == pytest.approx(0.1)
     assert rates != sorted(rates, reverse=True), "as linear decay"
 
-    torchrun = (BIN / "torchrun", "--nproc_per_node", 2, "--master_port", free_port(), "-m", "hf_refined_schedule", "launch")
+    torchrun = (
+        BIN / "torchrun",
+        "--nproc_per_node",
+        2,
+        "--master_port",
+        free_port(),
+        "-m",
+        "hf_refined_schedule",
+        "launch",
+    )
     done = run_command(*torchrun, *refined, tmp_path / "two" / "report")
     for rank in range(2):
         assert raw_report(tmp_path / "two", rank) == {"world_size": 2, "rates": pytest.approx(rates)}, done.stderr

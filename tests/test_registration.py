@@ -52,7 +52,9 @@ def test_training_arguments_to_json_and_back(tmp_path):
     assert arguments.lr_scheduler_kwargs == kwargs
     written = json.loads(arguments.to_json_string())
     assert (written["lr_scheduler_type"], written["lr_scheduler_kwargs"]) == ("refined", kwargs)
-    again = TrainingArguments(**{name: written[name] for name in ("output_dir", "lr_scheduler_type", "lr_scheduler_kwargs")})
+    again = TrainingArguments(
+        **{name: written[name] for name in ("output_dir", "lr_scheduler_type", "lr_scheduler_kwargs")}
+    )
     assert again.lr_scheduler_type is SchedulerType.REFINED
     torch.save(arguments, tmp_path / "training_args.bin")
     assert torch.load(tmp_path / "training_args.bin", weights_only=False).lr_scheduler_type is SchedulerType.REFINED
@@ -125,7 +127,9 @@ def test_options_reach_the_scheduler_kwargs(tmp_path):
     )  # fmt: skip
     assert arguments.lr_scheduler_kwargs == {"min_lr_ratio": 0.1, "refined_from": "a", "smoothing": 0.2}
     again = RefinedScheduleArguments(
-        **tiny_options(tmp_path, lr_scheduler_type="refined", refined_from="a", lr_scheduler_kwargs={"refined_from": "a"})
+        **tiny_options(
+            tmp_path, lr_scheduler_type="refined", refined_from="a", lr_scheduler_kwargs={"refined_from": "a"}
+        )
     )
     assert again.lr_scheduler_kwargs == {"refined_from": "a"}
 
@@ -150,4 +154,7 @@ def test_contradictions_are_refused(tmp_path, options, message):
 
 def test_without_the_schedule_nothing_changes(tmp_path):
     arguments = refined_arguments(tmp_path)
-    assert (arguments.lr_scheduler_type, arguments.lr_scheduler_kwargs) == ("linear", tiny_arguments(tmp_path).lr_scheduler_kwargs)
+    assert (arguments.lr_scheduler_type, arguments.lr_scheduler_kwargs) == (
+        "linear",
+        tiny_arguments(tmp_path).lr_scheduler_kwargs,
+    )

@@ -46,7 +46,9 @@ def test_from_scratch_with_a_tokenizer_of_its_own(pretrained):
     assert metrics["perplexity"] == pytest.approx(2.718281828 ** metrics["eval_loss"], rel=1e-6)
     assert metrics["perplexity"] < 500
     assert len(read_rows(pretrained / "gradient_norms.jsonl")[1]) == 6
-    assert {"config.json", "model.safetensors", "tokenizer.json", "trainer_state.json"} <= {p.name for p in pretrained.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "trainer_state.json"} <= {
+        p.name for p in pretrained.iterdir()
+    }
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "dataset folder"])
@@ -113,11 +115,16 @@ def test_quickstart_with_few_steps(tmp_path):
     for name in ("python", "hf-refined-schedule"):
         (copy / ".venv" / "bin" / name).write_text(f'#!/bin/sh\nexec "{BIN / name}" "$@"\n')
         (copy / ".venv" / "bin" / name).chmod(0o755)
-    done = run_command("bash", copy / "scripts" / "quickstart.sh", STEPS="10", PRETRAIN_STEPS="5", OUT=tmp_path / "out", timeout=600)
+    done = run_command(
+        "bash", copy / "scripts" / "quickstart.sh", STEPS="10", PRETRAIN_STEPS="5", OUT=tmp_path / "out", timeout=600
+    )
     assert done.returncode == 0, done.stderr
     for schedule in ("linear", "cosine", "refined"):
         (row,) = [line for line in done.stdout.splitlines() if line.startswith(f"{schedule} ")]
-        losses = [json.loads((tmp_path / "out" / f"{schedule}_{peak}" / "eval_results.json").read_text()) for peak in ("1e-3", "3e-3")]
+        losses = [
+            json.loads((tmp_path / "out" / f"{schedule}_{peak}" / "eval_results.json").read_text())
+            for peak in ("1e-3", "3e-3")
+        ]
         assert row.split()[1:] == [f"{metrics['eval_loss']:.4f}" for metrics in losses]
     assert "one seed proves nothing" in done.stdout
     for picture in ("norms_and_schedule.png", "training_curves.png"):

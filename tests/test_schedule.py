@@ -58,7 +58,9 @@ TABLE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("reason", "options", "kind", "warmup", "horizon", "expected"), TABLE, ids=[row[0] for row in TABLE])
+@pytest.mark.parametrize(
+    ("reason", "options", "kind", "warmup", "horizon", "expected"), TABLE, ids=[row[0] for row in TABLE]
+)
 def test_table(reason, options, kind, warmup, horizon, expected):
     source = norms(FALLING, FALLING)
     kwargs = {"refined_from": source, "smoothing": 0, **options}
@@ -234,11 +236,13 @@ def test_adam_without_l1_says_what_stands_in(caplog):
     assert "L2 ** -1 stands in for L1 ** -1" in caplog.text
 
 
-@pytest.mark.parametrize("content", ['{"model_type": "gpt2"}', "not JSON", "", "\x00\x01", '{"format": "gradient_norms"}'])
+@pytest.mark.parametrize(
+    "content", ['{"model_type": "gpt2"}', "not JSON", "", "\x00\x01", '{"format": "gradient_norms"}']
+)
 def test_a_file_of_something_else_says_what_to_pass(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match="config.json") as caught:
+    with pytest.raises(ValueError, match=r"config\.json") as caught:
         get_refined_schedule(optimizer_of(), 0, 10, refined_from=path)
     assert "\n" not in str(caught.value)
 

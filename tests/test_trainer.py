@@ -161,7 +161,9 @@ def test_mixin_into_another_trainer(tmp_path):
         pass
 
     arguments = Seq2SeqTrainingArguments(**tiny_options(tmp_path, max_steps=3))
-    RefinedSeq2SeqTrainer(tiny_model(), arguments, train_dataset=tiny_data(), callbacks=[GradientNormCallback()]).train()
+    RefinedSeq2SeqTrainer(
+        tiny_model(), arguments, train_dataset=tiny_data(), callbacks=[GradientNormCallback()]
+    ).train()
     assert len(read_rows(tmp_path / "gradient_norms.jsonl")[1]) == 3
     assert not (tmp_path / "gradient_norms.1.jsonl").exists(), "two callbacks recorded the same run"
 
@@ -198,7 +200,9 @@ def test_where_gradients_cannot_be_seen_the_run_goes_on(tmp_path, caplog):
 
 def test_a_file_that_cannot_be_written_does_not_stop_the_run(tmp_path, caplog):
     (tmp_path / "gradient_norms").write_text("a file where a folder should be")
-    trainer = stock_run(tmp_path, max_steps=5, callbacks=[GradientNormCallback(tmp_path / "gradient_norms" / "file.jsonl")])
+    trainer = stock_run(
+        tmp_path, max_steps=5, callbacks=[GradientNormCallback(tmp_path / "gradient_norms" / "file.jsonl")]
+    )
     assert trainer.state.global_step == 5
     assert "cannot be written" in caplog.text
 
@@ -229,7 +233,9 @@ def test_save_strategies_find_the_file_up_to_date(tmp_path):
         arguments = tiny_arguments(tmp_path, per_device_train_batch_size=16, **options, **evaluation)
         # Counted before the recorder's own on_save, so that what it writes there does not help.
         callbacks = [CountAtSave(), GradientNormCallback()]
-        Trainer(tiny_model(), arguments, train_dataset=tiny_data(), eval_dataset=tiny_data(8), callbacks=callbacks).train()
+        Trainer(
+            tiny_model(), arguments, train_dataset=tiny_data(), eval_dataset=tiny_data(8), callbacks=callbacks
+        ).train()
     assert len(lengths) >= 6
     assert all(step == count for step, count in lengths), lengths
 
@@ -254,7 +260,9 @@ def test_a_refined_run_uses_the_baselines_norms(tmp_path, source):
     }[source]
     refined = stock_run(tmp_path / "refined", **REFINED, lr_scheduler_kwargs={"refined_from": str(path)})
     # The formula on norms extended by one, on paper: the window of 30 updates is 3 wide, the last value repeated.
-    smoothed = [sorted(window)[1] for window in zip([norms[0], *norms[:-1]], norms, [*norms[1:], norms[-2]], strict=True)]
+    smoothed = [
+        sorted(window)[1] for window in zip([norms[0], *norms[:-1]], norms, [*norms[1:], norms[-2]], strict=True)
+    ]
     expected = refine_schedule([*smoothed, smoothed[-1]], smoothing=0)[:-1] * 1e-2
     assert rates(refined) == pytest.approx(list(expected), rel=1e-5)
 
@@ -347,7 +355,9 @@ def test_early_stopping_callback_and_best_model_work_beside_it(tmp_path):
     options = {"eval_strategy": "steps", "eval_steps": 5, "save_strategy": "steps", "save_steps": 5}
     arguments = tiny_arguments(tmp_path, load_best_model_at_end=True, metric_for_best_model="loss", **options)
     callbacks = [GradientNormCallback(), EarlyStoppingCallback(2)]
-    trainer = Trainer(tiny_model(), arguments, train_dataset=tiny_data(), eval_dataset=tiny_data(8, seed=2), callbacks=callbacks)
+    trainer = Trainer(
+        tiny_model(), arguments, train_dataset=tiny_data(), eval_dataset=tiny_data(8, seed=2), callbacks=callbacks
+    )
     trainer.train()
     assert len(rows_of(trainer)) == trainer.state.global_step
 
@@ -376,7 +386,9 @@ def test_killed_and_resumed(tmp_path, update):
     """SIGKILL at an arbitrary update; resumed, the run ends with the norms file and the rates of one that was not."""
     baseline(tmp_path)
     words = [sys.executable, "-c", KILLED, str(tmp_path / "run"), str(tmp_path / "baseline")]
-    with subprocess.Popen(words, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        words, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         for line in process.stdout:
             if line.strip() == str(update):
                 time.sleep(0.005)
