@@ -208,7 +208,7 @@ def parse_header(line: str, path: Path) -> dict[str, Any]:
     planned = header.get("num_training_steps")
     if planned is not None and not is_step_number(planned):
         raise ValueError(
-            f"{path}: num_training_steps is {repr(planned)[:40]}, but must be an integer from 1 to {MAX_STEPS}; mend the header."
+            f"{path}: num_training_steps is {planned!r:.40}, but must be an integer from 1 to {MAX_STEPS}; mend the header."
         )
     if header.get("optimizer_family") not in ("adam", "sgd", None):
         raise ValueError(

@@ -22,7 +22,10 @@ def main() -> None:
     options = parser.parse_args()
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    print(f"\n{'final evaluation loss':<24}" + "".join(f"peak {peak:<10}" for peak in options.peaks))
+    lines = [
+        f"| final evaluation loss |{''.join(f' peak {peak} |' for peak in options.peaks)}",
+        f"| --------------------- |{'-----------|' * len(options.peaks)}",
+    ]
     for schedule in options.schedules:
         losses = []
         for peak, style in zip(options.peaks, LINE_STYLES, strict=True):
@@ -31,13 +34,16 @@ def main() -> None:
             history = json.loads((run / "trainer_state.json").read_text())["log_history"]
             logged = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
             axes.plot(*zip(*logged, strict=True), style, color=COLORS[schedule], label=f"{schedule}, peak {peak}")
-        print(f"{schedule:<24}" + "".join(f"{loss:<15.4f}" for loss in losses))
+        lines.append(f"| {schedule:<21} |{''.join(f' {loss:<9.4f} |' for loss in losses)}")
     axes.set(xlabel="optimizer update", ylabel="training loss")
     axes.legend()
     picture = options.folder / "training_curves.png"
     figure.savefig(picture, dpi=150)
+    table = "\n".join(lines)
+    (options.folder / "table.md").write_text(table + "\n")
     print(
-        "\nThis is one seed, and one seed proves nothing: differences of a few thousandths are noise here.\n"
+        f"\n{table}\n\n"
+        "This is one seed, and one seed proves nothing: differences of a few thousandths are noise here.\n"
         "scripts/compare_finetuning.py repeats the comparison over seeds and peaks, and tests the differences in pairs."
         f"\nPictures: {options.folder / 'norms_and_schedule.png'} and {picture}"
     )

@@ -33,6 +33,7 @@ ORDER = [
     "trainer",
     # the edge
     "builtin_text",
+    "language_modeling",
     "checkpoints",
     "plots",
     "launch",

@@ -1,0 +1,46 @@
+"""The README's Python and shell blocks, run in order in one folder, as a reader would."""
+
+import os
+import re
+import shutil
+
+from .tiny import BIN, REPOSITORY, SCRIPTS, run_command
+
+README = (REPOSITORY / "README.md").read_text()
+BLOCK = re.compile(r"(<!-- not run by the tests: [^>]+ -->\n)?```(python|bash)\n(.*?)```", re.S)
+
+
+def blocks():
+    return [(language, code) for mark, language, code in BLOCK.findall(README) if not mark]
+
+
+def test_every_block_runs(tmp_path):
+    """The quickstart has a test of its own. `train.py` is a script that has never heard of this package."""
+    shutil.copy(SCRIPTS / "unmodified_trainer.py", tmp_path / "train.py")
+    shutil.copy(SCRIPTS / "beside_the_script.py", tmp_path)
+    for number, (language, code) in enumerate(blocks()):
+        if code == "bash scripts/quickstart.sh\n":
+            continue
+        file = tmp_path / f"block{number}.{language}"
+        file.write_text(f"cd {tmp_path}\nset -e\n{code}" if language == "bash" else f"import os\nos.chdir({str(tmp_path)!r})\n{code}")
+        path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+        done = run_command(BIN / "python" if language == "python" else "bash", file, PATH=path, ACCELERATE_USE_CPU="true")
+        assert done.returncode == 0, f"{code}\n{done.stderr}"
+    for left in ("runs/baseline", "runs/refined", "runs/raw_baseline", "runs/raw_refined"):
+        assert (tmp_path / left / "gradient_norms.jsonl").is_file()
+    assert (tmp_path / "runs" / "norms_and_schedule.png").is_file()
+
+
+def test_blocks_are_found():
+    languages = [language for language, _ in blocks()]
+    assert (languages.count("python"), languages.count("bash")) == (2, 3)
+
+
+def test_links_to_files_lead_somewhere():
+    targets = re.findall(r"\]\((?!http|#)([^)]+)\)", README) + re.findall(r"`((?:scripts|results)/[\w./]+)`", README)
+    assert len(targets) > 4
+    assert [target for target in targets if not (REPOSITORY / target).exists()] == []
+
+
+def test_its_table_is_the_one_that_the_script_wrote():
+    assert (REPOSITORY / "results" / "quickstart" / "table.md").read_text() in README
