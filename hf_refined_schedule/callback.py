@@ -57,6 +57,7 @@ class GradientNormCallback(TrainerCallback):
             path=Path(args.output_dir) / NORMS_FILE_NAME if self.path is None else self.path,
             num_training_steps=state.max_steps,
             start_step=state.global_step,
+            clips=args.max_grad_norm > 0,
             on_failure="warn",
         ).__enter__()
         contribute_to_logs(self)

@@ -109,6 +109,7 @@ class GradientNormRecorder:
         num_training_steps: T, the optimizer updates planned; if None, those made until the block ends.
         path: the file itself, instead of `output_dir`.
         start_step: updates made before, in a resumed run.
+        clips: whether the loop clips at every update, so that one without a clip in sight was clipped by other means.
         on_failure: `"raise"`, or `"warn"` to stop recording with one warning and let the run go on.
 
     Raises:
@@ -127,6 +128,7 @@ class GradientNormRecorder:
         num_training_steps: int | None = None,
         path: str | os.PathLike[str] | None = None,
         start_step: int = 0,
+        clips: bool = False,
         on_failure: str = "raise",
     ) -> None:
         if (output_dir is None) == (path is None):
@@ -139,6 +141,7 @@ class GradientNormRecorder:
         """Optimizer updates so far, those that were not taken included."""
         self.recording = False
         self._optimizer = optimizer
+        self._clips = clips
         self._on_failure = on_failure
         self._writer: NormsFileWriter | None = None
         self._pending: list[_Update] = []
@@ -305,14 +308,20 @@ class GradientNormRecorder:
 
     def _before_taken_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Measure where nothing was clipped. GradScaler leaves `grad_scale` on an optimizer that unscales by itself."""
-        if self.recording and self._norms is None:
-            self._measure(getattr(optimizer, "grad_scale", None))
+        if not self.recording or self._norms is not None:
+            return
+        self._measure(getattr(optimizer, "grad_scale", None))
+        if self._clips and self._norms is not None:
+            self._norms = None
+            self._fail("gradients are clipped by other means than Accelerator.clip_grad_norm_, and are seen too late")
 
     def _around_step(self, step: Any) -> Any:
         if not self.recording or not self._optimizer.gradient_state.sync_gradients:
             return step()
         learning_rate = self._optimizer.param_groups[0]["lr"]
         result = step()
+        if not self.recording:
+            return result
         norms, clip_factor = self._norms, self._clip_factor
         self._norms, self._clip_factor = None, None
         if norms is None and not self._optimizer.step_was_skipped:

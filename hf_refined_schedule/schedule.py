@@ -94,6 +94,12 @@ def get_refined_schedule(
         if loaded.error is not None and not isinstance(loaded.error, (MissingSourceError, UnfinishedRunError)):
             raise loaded.error
     if loaded.schedule is not None and _is_main_process():
+        logger.info(
+            "Refined schedule %s from %s: its best peak learning rate is %.2f times linear decay's, by the last-iterate bound.",
+            loaded.schedule.fingerprint,
+            loaded.schedule.source,
+            loaded.schedule.best_peak_ratio,
+        )
         for note in loaded.schedule.notes:
             logger.warning("Refined schedule from %s: %s", loaded.schedule.source, note)
     return RefinedLR(

@@ -542,7 +542,7 @@ def prepare(
         max_steps=options.max_steps,
         batch_size=options.per_device_train_batch_size,
         bf16=options.bf16,
-        num_threads=max(1, (os.cpu_count() or 1) // options.num_workers),
+        num_threads=max(1, torch.get_num_threads() // options.num_workers),
     )
 
 

@@ -22,9 +22,15 @@ def test_every_block_runs(tmp_path):
         if code == "bash scripts/quickstart.sh\n":
             continue
         file = tmp_path / f"block{number}.{language}"
-        file.write_text(f"cd {tmp_path}\nset -e\n{code}" if language == "bash" else f"import os\nos.chdir({str(tmp_path)!r})\n{code}")
+        file.write_text(
+            f"cd {tmp_path}\nset -e\n{code}"
+            if language == "bash"
+            else f"import os\nos.chdir({str(tmp_path)!r})\n{code}"
+        )
         path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-        done = run_command(BIN / "python" if language == "python" else "bash", file, PATH=path, ACCELERATE_USE_CPU="true")
+        done = run_command(
+            BIN / "python" if language == "python" else "bash", file, PATH=path, ACCELERATE_USE_CPU="true"
+        )
         assert done.returncode == 0, f"{code}\n{done.stderr}"
     for left in ("runs/baseline", "runs/refined", "runs/raw_baseline", "runs/raw_refined"):
         assert (tmp_path / left / "gradient_norms.jsonl").is_file()

@@ -198,6 +198,19 @@ def test_where_gradients_cannot_be_seen_the_run_goes_on(tmp_path, caplog):
     assert "no parameter of the optimizer had a gradient" in warnings[0]
 
 
+def test_gradients_clipped_by_other_means_are_not_recorded_as_whole(tmp_path, caplog):
+    class ClipsByItself(Trainer):
+        def _clip_grad_norm(self, model):
+            return torch.nn.utils.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
+
+    arguments = tiny_arguments(tmp_path, max_steps=5, max_grad_norm=0.1)
+    trainer = ClipsByItself(tiny_model(), arguments, train_dataset=tiny_data(), callbacks=[GradientNormCallback()])
+    trainer.train()
+    assert trainer.state.global_step == 5
+    assert not (tmp_path / "gradient_norms.jsonl").exists()
+    assert "by other means" in caplog.text
+
+
 def test_a_file_that_cannot_be_written_does_not_stop_the_run(tmp_path, caplog):
     (tmp_path / "gradient_norms").write_text("a file where a folder should be")
     trainer = stock_run(

@@ -1,0 +1,125 @@
+"""scripts/compare_finetuning.py, run as a user runs it on a grid of a few seconds."""
+
+import json
+
+import pytest
+
+from .tiny import BIN, REPOSITORY, accelerate_launch, read_rows, run_command
+
+SCRIPT = REPOSITORY / "scripts" / "compare_finetuning.py"
+GRID = ("--max_steps", 12, "--pretrain_steps", 4, "--num_seeds", 2, "--per_device_train_batch_size", 4)
+
+
+def compare(*words):
+    done = run_command(BIN / "python", SCRIPT, *words)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("grid")
+    words = ("--output_dir", folder, *GRID, "--peaks", 2e-3, 1e30, "--schedules", "linear", "refined")
+    compare(*words)
+    return folder, words
+
+
+def test_every_cell_is_there_once(grid):
+    rows = rows_of(grid[0])
+    cells = [
+        (row["schedule"], row["peak"], row["seed"], row["steps"], row.get("role"), row.get("finer")) for row in rows
+    ]
+    expected = [("linear", peak, 0, 12, "baseline", None) for peak in (2e-3, 1e30)]
+    expected += [
+        (name, peak, seed, 12, None, None) for name in ("linear", "refined") for peak in (2e-3, 1e30) for seed in (1, 2)
+    ]
+    expected += [("linear, twice the steps", peak, seed, 24, None, None) for peak in (2e-3, 1e30) for seed in (1, 2)]
+    expected += [("linear", 4.47e13, seed, 12, None, True) for seed in (1, 2)]
+    assert sorted(map(str, cells)) == sorted(map(str, expected))
+
+
+def test_a_diverged_cell_is_a_result(grid):
+    for row in rows_of(grid[0]):
+        assert row["diverged"] is (row["eval_loss"] is None)
+        if row["peak"] == 1e30:
+            assert row["diverged"]
+        elif row["peak"] == 2e-3:
+            assert 3 < row["eval_loss"] < 8
+
+
+def test_the_refined_schedule_comes_from_the_best_run_of_the_seed_that_is_not_compared(grid):
+    header, rows = read_rows(grid[0] / "baseline.jsonl")
+    assert (header["num_training_steps"], len(rows), rows[0]["learning_rate"]) == (12, 12, 2e-3)
+    schedules = json.loads((grid[0] / "schedules.json").read_text())["finetune"]
+    assert schedules["linear"] == pytest.approx([1 - point / 200 for point in range(201)], abs=1e-4)
+    assert max(schedules["refined"]) == pytest.approx(1.0, abs=1e-2)
+    assert schedules["refined"] != schedules["linear"]
+
+
+def test_a_rerun_finishes_what_a_kill_has_left_and_repeats_it_exactly(grid):
+    folder, words = grid
+    whole = (folder / "results.jsonl").read_text()
+    lines = whole.splitlines(keepends=True)
+    (folder / "results.jsonl").write_text("".join(lines[:-3]) + lines[-3][:40])
+    compare(*words)
+    assert (folder / "results.jsonl").read_text().startswith("".join(lines[:-3]))
+
+    def losses(text):
+        return {(row["schedule"], row["peak"], row["seed"], row["steps"], row.get("role")): row["eval_loss"]
+                for row in map(json.loads, text.splitlines())}  # fmt: skip
+
+    assert losses((folder / "results.jsonl").read_text()) == losses(whole)
+    about = json.loads((folder / "grid.json").read_text())
+    assert about["command"].startswith("python scripts/compare_finetuning.py --output_dir")
+
+
+def test_cells_on_two_processes(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 400)
+    model = (
+        "--config_overrides",
+        "n_embd=16,n_layer=1,n_head=2,n_positions=32",
+        "--vocab_size",
+        300,
+        "--train_file",
+        text,
+    )
+    words = (
+        "--output_dir",
+        tmp_path / "out",
+        *GRID,
+        "--peaks",
+        2e-3,
+        "--schedules",
+        "linear",
+        "refined",
+        "--equal_compute",
+        "false",
+    )
+    done = accelerate_launch(SCRIPT, *words, *model)
+    assert (tmp_path / "out" / "results.jsonl").exists(), done.stderr
+    assert len(rows_of(tmp_path / "out")) == 5, done.stderr
+    assert json.loads((tmp_path / "out" / "grid.json").read_text())["processes"] == 2
+    assert read_rows(tmp_path / "out" / "baseline.jsonl")[0]["world_size"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--schedules", "linear", "sine"), "--schedules has 'sine'"),
+        (("--schedules", "refined"), "add linear to --schedules"),
+        (("--peaks", "-1"), "must be positive learning rates"),
+        (("--num_seeds", "0"), "--num_seeds is 0"),
+        (("--train_file", "nothing.txt"), "There is no file 'nothing.txt'"),
+        (("--model_name_or_path", "somewhere"), "Text is missing"),
+    ],
+)
+def test_bad_usage_is_one_line(tmp_path, words, message):
+    done = run_command(BIN / "python", SCRIPT, "--output_dir", tmp_path, *words)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
