@@ -1,12 +1,13 @@
 """What theory promises of a schedule: the last-iterate bound for arbitrary step sizes."""
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .refinement import DEFAULT_POWER, NormKind
+from .refinement import DEFAULT_POWER, NormKind, linear_decay
 
 
 class LastIterateBound(NamedTuple):
@@ -82,3 +83,52 @@ def last_iterate_bound(multipliers: ArrayLike, norms: ArrayLike, *, norm: NormKi
         norm_term=float(0.5 * noise_sums[0] / step_sums[0]),
         last_iterate_term=float(0.5 * np.sum(eta[:-1] / step_sums[1:] * (noise_sums[:-1] / step_sums[:-1]))),
     )
+
+
+class RankedSchedule(NamedTuple):
+    """A schedule's place by the bound, each schedule at its own best peak."""
+
+    name: str
+    relative_bound: float
+    """The bound over that of linear decay; less is better."""
+    best_peak_ratio: float
+    """The best peak learning rate over that of linear decay: a peak tuned for one carries over to the other."""
+
+
+def rank_schedules(
+    schedules: Mapping[str, ArrayLike], norms: ArrayLike, *, norm: NormKind = "l1"
+) -> list[RankedSchedule]:
+    """Rank schedules by the last-iterate bound, each at the peak learning rate that is best for it.
+
+    Neither the ratio of two bounds nor that of two best peaks depends on the distance D.
+
+    Args:
+        schedules: multipliers by name, each sampled at t / T for t = 0 .. T-1, shape (T,).
+        norms: smoothed gradient norms at the same steps, shape (T,); all ones where nothing is known.
+        norm: as in `last_iterate_bound`.
+
+    Returns:
+        Rows, best first.
+
+    Raises:
+        ValueError: as `last_iterate_bound`, naming the schedule.
+
+    Example:
+        >>> import numpy as np
+        >>> for row in rank_schedules({"constant": np.ones(1000), "linear": 1 - np.arange(1000) / 1000}, np.ones(1000)):
+        ...     print(f"{row.name:<9}{row.relative_bound:.2f} {row.best_peak_ratio:.2f}")
+        linear   1.00 1.00
+        constant 1.45 0.34
+
+    Reference: arXiv 2310.07831, Theorem 10; arXiv 2501.18965, section 4.
+    """
+    norms = np.asarray(norms, dtype=np.float64)
+    linear = last_iterate_bound(linear_decay(len(norms)), norms, norm=norm)
+    rows = []
+    for name, multipliers in schedules.items():
+        try:
+            bound = last_iterate_bound(multipliers, norms, norm=norm)
+        except ValueError as error:
+            raise ValueError(f"The schedule {name!r}: {error}") from None
+        rows.append(RankedSchedule(name, bound.value / linear.value, bound.best_peak / linear.best_peak))
+    return sorted(rows, key=lambda row: row.relative_bound)

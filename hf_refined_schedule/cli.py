@@ -1,10 +1,15 @@
-"""The command line: `hf-refined-schedule refine | plot | launch`."""
+"""The command line: `hf-refined-schedule refine | rank | plot | launch`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
+import numpy as np
+
 from . import __version__
+from .bounds import rank_schedules
+from .classical import WARMUP, classical_schedules
 from .norms_file import GradientNorms
 from .refinement import smooth_norms
 from .schedule_file import RefinedSchedule, is_schedule_file, read_schedule, write_schedule
@@ -27,6 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError) as error:
         print(f"hf-refined-schedule {options.command}: error: {error}", file=sys.stderr)
         return 2
@@ -67,6 +76,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     refine.add_argument("-o", "--output", required=True, metavar="FILE", help="the schedule file (JSON)")
     refine.set_defaults(run=_refine)
+
+    rank = commands.add_parser(
+        "rank",
+        parents=[schedule_options],
+        help="rank schedules by what theory promises for a run's norms",
+        description="Rank the refined schedule, linear decay, cosine and others by the last-iterate bound, each at its own "
+        "best peak learning rate, with the run's norms and, beside it, with constant norms.",
+    )
+    rank.add_argument(
+        "--with",
+        dest="others",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="rank a schedule file, too (may be repeated)",
+    )
+    rank.set_defaults(run=_rank)
 
     plot = commands.add_parser(
         "plot",
@@ -116,6 +142,29 @@ def _refine(options: argparse.Namespace) -> None:
     for note in schedule.notes:
         print(f"note: {note}")
     print(f"wrote {options.output} ({schedule.fingerprint})")
+
+
+def _rank(options: argparse.Namespace) -> None:
+    schedule, norms = _schedule(options)
+    if norms is None:
+        raise ValueError(f"{options.source} is a schedule file; pass the run whose norms are to rank by.")
+    num_steps = len(schedule.multipliers) - 1
+    progress = np.arange(num_steps) / num_steps
+    smoothed = smooth_norms(norms.at_every_step(schedule.norm)[:num_steps], schedule.smoothing)
+    squared_norms = np.pad(smoothed / smoothed.max(), (0, num_steps - len(smoothed)), mode="edge") ** -schedule.power
+    schedules = {"refined": schedule.multipliers[:-1], **classical_schedules(num_steps)}
+    schedules["refined, warm-up"] = np.minimum(schedules["refined"], progress / WARMUP)
+    for other in options.others:
+        grid = read_schedule(find_source_file(other)).multipliers
+        schedules[other] = np.interp(progress, np.linspace(0, 1, len(grid)), grid)
+    flat = {row.name: row.relative_bound for row in rank_schedules(schedules, np.ones(num_steps))}
+    width = max(map(len, schedules))
+    print(
+        f"The last-iterate bound over linear decay's, and the best peak learning rate over linear decay's; {norms.source}"
+    )
+    print(f"{'':{width}}  with these norms  with constant norms  best peak")
+    for name, relative_bound, best_peak_ratio in rank_schedules(schedules, squared_norms):
+        print(f"{name:{width}}  {relative_bound:16.3f}  {flat[name]:19.3f}  {best_peak_ratio:9.2f}")
 
 
 def _plot(options: argparse.Namespace) -> None:

@@ -63,6 +63,10 @@ def launch(
             stack.enter_context(prepared_optimizers(_RawLoopRecording(gradient_norms_file, stack).start))
         try:
             runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as stopped:
+            if not stopped.code:
+                stack.close()  # the end of a good run
+            raise
         except Exception as error:
             stack.__exit__(type(error), error, error.__traceback__)
             _print_traceback(error, Path(script))

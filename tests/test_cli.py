@@ -1,6 +1,7 @@
 """The command line, by running it."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -44,12 +45,40 @@ def test_refine_and_plot_as_processes(run, tmp_path):
         (tmp_path / "out" / "picture.png").unlink()
 
 
+def table(output):
+    rows = [re.split(r" {2,}", line.strip()) for line in output.splitlines()[2:]]
+    return {name: [float(value) for value in values] for name, *values in rows}
+
+
+def test_rank(run, tmp_path, capsys):
+    flat = tmp_path / "flat"
+    write_run(flat / "gradient_norms.jsonl", [0.5] * 200)
+    assert main(["refine", str(run), "-o", str(tmp_path / "other.json")]) == 0
+    capsys.readouterr()
+    assert main(["rank", str(flat), "--with", str(tmp_path / "other.json")]) == 0
+    output = capsys.readouterr().out
+    rows = table(output.replace(str(tmp_path / "other.json"), "other"))
+    assert rows["refined"] == rows["linear"] == [1.0, 1.0, 1.0]
+    assert 1.0 < rows["other"][0] == rows["other"][1]
+    bounds = [with_norms for with_norms, _, _ in rows.values()]
+    assert bounds == sorted(bounds)
+    assert main(["rank", str(run)]) == 0
+    rows = table(capsys.readouterr().out)
+    assert next(iter(rows)) == "refined"
+    assert rows["refined"][0] < 1.0 < rows["refined"][1]
+
+
+def test_a_reader_that_has_seen_enough(run):
+    done = run_command("bash", "-c", f"set -o pipefail; {BIN / 'hf-refined-schedule'} rank {run} | head -n 1")
+    assert (done.stderr, len(done.stdout.splitlines())) == ("", 1)
+
+
 def test_python_m_and_version():
     done = run_command(BIN / "python", "-m", "hf_refined_schedule", "--version")
     assert (done.returncode, done.stdout) == (0, f"hf-refined-schedule {hf_refined_schedule.__version__}\n")
 
 
-@pytest.mark.parametrize("command", [[], ["refine"], ["plot"], ["launch"]])
+@pytest.mark.parametrize("command", [[], ["refine"], ["rank"], ["plot"], ["launch"]])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])
@@ -103,3 +132,4 @@ def test_schedule_file_is_not_a_source_of_norms(run, tmp_path, capsys):
     assert main(["refine", str(run), "-o", str(out)]) == 0
     capsys.readouterr()
     assert "schedule file already" in refused(capsys, "refine", out, "-o", tmp_path / "again.json")
+    assert "is a schedule file; pass the run" in refused(capsys, "rank", out)

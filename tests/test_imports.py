@@ -18,6 +18,7 @@ ORDER = [
     # numpy and scipy
     "refinement",
     "bounds",
+    "classical",
     "norms_file",
     "schedule_file",
     "sources",
@@ -40,7 +41,7 @@ ORDER = [
     "cli",
     "__main__",
 ]
-MATHEMATICS_AND_FILES = ["refinement", "bounds", "norms_file", "schedule_file", "sources", "health"]
+MATHEMATICS_AND_FILES = ["refinement", "bounds", "classical", "norms_file", "schedule_file", "sources", "health"]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 

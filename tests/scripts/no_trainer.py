@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 
 import torch
 from accelerate import Accelerator
@@ -42,3 +43,4 @@ if __name__ == "__main__":
     with open(f"{options.report}.{accelerator.process_index}", "w") as file:
         json.dump({"world_size": accelerator.num_processes, "rates": rates}, file)
     accelerator.end_training()
+    sys.exit()

@@ -1,0 +1,445 @@
+"""Tables and pictures of a comparison of schedules. Only reads the folder that the comparison left.
+
+python scripts/report_comparison.py runs/comparison
+"""
+
+import argparse
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+from hf_refined_schedule.plots import COLORS
+
+LANGUAGE_MODELS = ("finetune", "lora", "scratch")
+REFINED = ("refined", "refined+warmup")
+TWICE_THE_STEPS = "linear, twice the steps"
+FINER_PEAKS = "linear, finer peaks"
+"""The name that linear cells at in-between peaks get here."""
+
+HEADINGS = {
+    "rank": "rank",
+    "schedule": "schedule",
+    "peak": "best peak",
+    "reference": "compared with",
+    "reference_peak": "at peak",
+    "seeds": "seeds",
+    "loss": "final eval loss",
+    "perplexity": "perplexity",
+    "difference": "difference [95 % interval]",
+    "p_value": "p",
+    "verdict": "verdict",
+}
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A schedule at its best peak; `losses` by seed, empty where no peak can be the best, for the reason `problem`."""
+
+    schedule: str
+    peak: float
+    on_edge: bool
+    losses: pd.Series
+    problem: str = ""
+
+    def summary(self) -> dict[str, Any]:
+        count, mean = len(self.losses), self.losses.mean()
+        return {
+            "schedule": self.schedule,
+            "peak": self.peak,
+            "on_edge": self.on_edge,
+            "seeds": count,
+            "mean": mean,
+            "standard_error": self.losses.std() / math.sqrt(count) if count > 1 else math.nan,
+            "perplexity": math.exp(mean) if mean < 700 else math.nan,
+            "problem": self.problem,
+        }
+
+
+def cell_of(line: str) -> dict[str, Any]:
+    """A line of results.jsonl; a diverged run's loss is infinite."""
+    row = json.loads(line)
+    loss = math.inf if row["diverged"] or row["eval_loss"] is None else float(row["eval_loss"])
+    return {
+        "regime": str(row["regime"]),
+        "schedule": FINER_PEAKS if row.get("finer") else str(row["schedule"]),
+        "peak": float(row["peak"]),
+        "seed": int(row["seed"]),
+        "steps": int(row["steps"]),
+        "baseline": row.get("role") == "baseline",
+        "loss": loss if math.isfinite(loss) else math.inf,
+        "curve": [(int(step), float(value)) for step, value in row.get("curve") or [] if value is not None],
+    }
+
+
+def read_cells(folder: Path) -> pd.DataFrame:
+    """The compared cells. A last line that was being written is left out, of repeated cells the last counts."""
+    path = folder / "results.jsonl"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; give the folder that a comparison has written.")
+    lines = path.read_text().strip().split("\n")
+    cells = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            cells.append(cell_of(line))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number} is no finished cell ({error!r}); remove the line.") from None
+    if not cells:
+        raise ValueError(f"{path} has no finished cell yet; run the comparison again, it goes on.")
+    frame = pd.DataFrame(cells)
+    frame = frame[~frame["baseline"]].drop(columns="baseline")
+    key = ["regime", "schedule", "peak", "seed"]
+    frame = frame.drop_duplicates([*key, "steps"], keep="last")
+    if frame.duplicated(key).any():
+        raise ValueError(f"{path} has the same cell with different numbers of steps; compare each in its own folder.")
+    without_linear = set(frame["regime"]) - set(frame.loc[frame["schedule"] == "linear", "regime"])
+    if frame.empty or without_linear:
+        where = f" of {', '.join(sorted(without_linear))}" if without_linear else ""
+        raise ValueError(f"{path} has no finished cell of linear{where}, which the others are compared with; run it.")
+    return frame
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a file that may be missing."""
+    if not path.exists():
+        return {}
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
+        raise ValueError("it holds no object")
+    return content
+
+
+def read_schedules(path: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Multipliers at even progress, by regime and schedule."""
+    return {
+        regime: {str(name): np.array(grid, dtype=float) for name, grid in grids.items()}
+        for regime, grids in read_json(path).items()
+    }
+
+
+def readable(read: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:
+    try:
+        return read(path)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); remove it, the report does without.") from None
+
+
+def at_best_peak(cells: pd.DataFrame, schedule: str) -> Tuned:
+    """Choose the peak of the least mean loss over the seeds that every peak has, among peaks where no seed diverged."""
+    losses = cells.pivot(index="seed", columns="peak", values="loss")
+    safe = losses.columns[~np.isinf(losses).any()]
+    common = losses.dropna()[safe]
+    if common.empty:
+        problem = "incomplete" if len(safe) else "diverged"
+        return Tuned(schedule, math.nan, False, pd.Series(dtype=float), problem)
+    peak = common.mean().idxmin()
+    on_edge = losses.shape[1] > 1 and peak in (losses.columns.min(), losses.columns.max())
+    return Tuned(schedule, float(peak), on_edge, common[peak])
+
+
+def tune(cells: pd.DataFrame) -> dict[str, Tuned]:
+    return {str(name): at_best_peak(group, str(name)) for name, group in cells.groupby("schedule")}
+
+
+def paired(losses: pd.Series, reference: pd.Series) -> dict[str, Any]:
+    """Mean difference over common seeds, its 95 % t-interval, the p-value of the paired t-test, and what they say."""
+    differences = (losses - reference).dropna()
+    count, mean = len(differences), differences.mean()
+    if count < 2:
+        return {"difference": mean, "low": math.nan, "high": math.nan, "p_value": math.nan, "verdict": "undecided"}
+    error = differences.std() / math.sqrt(count)
+    reach = stats.t.ppf(0.975, count - 1) * error
+    p_value = 2 * stats.t.sf(abs(mean) / error, count - 1) if error > 0 else float(mean == 0)
+    verdict = "better" if mean + reach < 0 else "worse" if mean - reach > 0 else "undecided"
+    return {"difference": mean, "low": mean - reach, "high": mean + reach, "p_value": p_value, "verdict": verdict}
+
+
+def main_table(cells: pd.DataFrame) -> pd.DataFrame:
+    """Every schedule at its best peak, against linear."""
+    tuned = tune(cells[~cells["schedule"].isin([FINER_PEAKS, TWICE_THE_STEPS])])
+    rows = []
+    for name, schedule in tuned.items():
+        against = {"verdict": "–"} if name == "linear" else paired(schedule.losses, tuned["linear"].losses)
+        rows.append({**schedule.summary(), "reference": "linear", "reference_peak": tuned["linear"].peak, **against})
+    table = pd.DataFrame(rows).sort_values("mean", kind="stable", ignore_index=True)
+    table.insert(0, "rank", range(1, len(table) + 1))
+    return table
+
+
+def equal_compute_table(cells: pd.DataFrame) -> pd.DataFrame:
+    """Refined schedules against linear decay that has more peaks, or more steps."""
+    names = set(cells["schedule"])
+    references = []
+    if FINER_PEAKS in names:
+        linear = cells[cells["schedule"].isin(["linear", FINER_PEAKS])].drop_duplicates(["peak", "seed"])
+        references.append(at_best_peak(linear, FINER_PEAKS))
+    if TWICE_THE_STEPS in names:
+        references.append(at_best_peak(cells[cells["schedule"] == TWICE_THE_STEPS], TWICE_THE_STEPS))
+    refined = [at_best_peak(cells[cells["schedule"] == name], name) for name in REFINED if name in names]
+    return pd.DataFrame(
+        {
+            **schedule.summary(),
+            "reference": reference.schedule,
+            "reference_peak": reference.peak,
+            **paired(schedule.losses, reference.losses),
+        }
+        for schedule in refined
+        for reference in references
+    )
+
+
+def decimals_for(losses: pd.Series) -> int:
+    """Four decimals, more for losses below 1."""
+    least = losses.min()
+    return 4 - math.floor(math.log10(least)) if 0 < least < 1 else 4
+
+
+def written(row: Mapping[str, Any], decimals: int) -> dict[str, str]:
+    """A row of a table as text."""
+    loss, error = (f"{row[name]:.{decimals}f}" for name in ("mean", "standard_error"))
+    difference, low, high = (f"{row[name]:+.{decimals}f}" for name in ("difference", "low", "high"))
+    text = {
+        "rank": "–" if row["problem"] else str(row.get("rank")),
+        "schedule": row["schedule"],
+        "peak": f"{row['peak']:g}{' (edge)' if row['on_edge'] else ''}",
+        "reference": row["reference"],
+        "reference_peak": f"{row['reference_peak']:g}",
+        "seeds": str(row["seeds"]),
+        "loss": row["problem"] or (loss if math.isnan(row["standard_error"]) else f"{loss} ± {error}"),
+        "perplexity": f"{row['perplexity']:.2f}",
+        "difference": difference if math.isnan(row["low"]) else f"{difference} [{low}, {high}]",
+        "p_value": "< 0.001" if row["p_value"] < 0.001 else f"{row['p_value']:.3f}",
+        "verdict": row["verdict"],
+    }
+    return {name: "–" if value in ("nan", "+nan") else value for name, value in text.items()}
+
+
+def markdown(table: pd.DataFrame, columns: Iterable[str], decimals: int) -> str:
+    rows = [written(row, decimals) for row in table.to_dict("records")]
+    lines = [[HEADINGS[name] for name in columns], *([row[name] for name in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |" for line in lines
+    )
+
+
+def notes(cells: pd.DataFrame, table: pd.DataFrame) -> list[str]:
+    edges = [f"{row['schedule']} ({row['peak']:g})" for row in table[table["on_edge"]].to_dict("records")]
+    diverged = cells.loc[np.isinf(cells["loss"]), "schedule"].value_counts()
+    by_schedule = ", ".join(f"{name} {count}" for name, count in diverged.items())
+    return [
+        "The loss is a mean over seeds ± its standard error. The difference to linear is paired by seed, each schedule "
+        "at its own best peak; below 0 is better. Undecided: the interval holds 0, or there are fewer than 2 common "
+        "seeds.",
+        f"The best peak lies on the edge of the grid, and a better one may lie beyond it, for {', '.join(edges)}."
+        if edges
+        else "No best peak lies on the edge of the grid.",
+        f"{len(cells[np.isinf(cells['loss'])])} of {len(cells)} runs diverged"
+        + (f" ({by_schedule}); a peak where any seed diverged cannot be the best." if by_schedule else "."),
+        "The best peak is chosen on the same seeds that are compared, so the differences are slightly optimistic for "
+        "every schedule alike. P-values are not corrected for the number of schedules.",
+    ]
+
+
+def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """A color for each schedule; with warmup it is dashed."""
+    names = sorted(set(names))
+    bases = dict.fromkeys(name.removesuffix("+warmup") for name in names)
+    palette = [colormaps["tab20"](index) for index in [2, *range(8, 20, 2), *range(1, 20, 2)]]
+    others = [base for base in bases if base not in COLORS]
+    colors = {**COLORS, **{base: palette[index % len(palette)] for index, base in enumerate(others)}}
+    return {
+        name: {"color": colors[name.removesuffix("+warmup")], "linestyle": "--" if name.endswith("+warmup") else "-"}
+        for name in names
+    }
+
+
+def draw_loss_by_peak(axes: Axes, cells: pd.DataFrame, styles: Mapping[str, Mapping[str, Any]]) -> None:
+    losses = cells[~cells["schedule"].isin([FINER_PEAKS, TWICE_THE_STEPS])].groupby(["schedule", "peak"])["loss"]
+    means = losses.mean().replace(math.inf, math.nan)
+    errors = losses.apply(lambda group: group.std() / math.sqrt(len(group)) if np.isfinite(group).all() else 0)
+    for name, mean in means.groupby(level="schedule"):
+        peaks, error = mean.index.get_level_values("peak"), errors[name].fillna(0).to_numpy()
+        axes.plot(peaks, mean, marker="o", markersize=4, label=name, **styles[name])
+        axes.fill_between(peaks, mean - error, mean + error, color=styles[name]["color"], alpha=0.12, linewidth=0)
+    if means.notna().any():
+        low, high = means.min(), means.quantile(0.85)
+        margin = 0.08 * (high - low) or 0.05
+        axes.set_ylim(low - margin, high + margin)
+    axes.set_xscale("log")
+    ticks = sorted(cells["peak"][cells["schedule"] == "linear"].unique())
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel="peak learning rate", ylabel="final evaluation loss")
+
+
+def draw_final_loss(axes: Axes, table: pd.DataFrame, styles: Mapping[str, Mapping[str, Any]]) -> None:
+    shown = table[(table["schedule"] == "linear") | table["difference"].notna()].fillna({"difference": 0.0})
+    reach = (shown["high"] - shown["difference"]).fillna(0)
+    for place, (row, error) in enumerate(zip(shown.to_dict("records"), reach, strict=True)):
+        axes.errorbar(row["difference"], place, xerr=error, fmt="o", color=styles[row["schedule"]]["color"], capsize=3)
+    axes.axvline(0, color=COLORS["linear"], linewidth=1)
+    axes.set_yticks(range(len(shown)), shown["schedule"])
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel("final evaluation loss minus linear's, paired by seed, with 95 % interval")
+
+
+def draw_schedules(axes: Axes, grids: Mapping[str, np.ndarray], styles: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, grid in grids.items():
+        axes.plot(np.linspace(0, 1, len(grid)), grid, label=name, **styles[name])
+    axes.set(xlabel="progress of the run", ylabel="fraction of the peak learning rate", ylim=(0, 1.05))
+
+
+def mean_curves(cells: pd.DataFrame, table: pd.DataFrame) -> dict[str, pd.Series]:
+    """The loss while training at each schedule's best peak, a mean over seeds; of long curves a running mean."""
+    curves = {}
+    for row in table.to_dict("records"):
+        chosen = cells[(cells["schedule"] == row["schedule"]) & (cells["peak"] == row["peak"])]
+        points = [point for curve in chosen["curve"] for point in curve]
+        if points:
+            curve = pd.DataFrame(points, columns=["step", "loss"]).groupby("step")["loss"].mean()
+            window = max(1, len(curve) // 25)
+            curves[row["schedule"]] = curve.rolling(window, center=True, min_periods=1).mean()
+    return curves
+
+
+def draw_training_curves(axes: Axes, curves: Mapping[str, pd.Series], styles: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, curve in curves.items():
+        axes.plot(curve.index, curve, label=name, linewidth=1.2, **styles[name])
+    values = pd.concat(list(curves.values()))
+    low, high = values.min(), values.quantile(0.95)
+    axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low) or None)
+    axes.set(xlabel="optimizer update", ylabel="loss while training, mean over seeds")
+
+
+def save_picture(path: Path, draw: Callable[[Axes], None], title: str, height: float = 4.5) -> None:
+    figure = Figure(figsize=(7.5, height), layout="constrained")
+    axes = figure.subplots()
+    draw(axes)
+    axes.set_title(title)
+    labels = axes.get_legend_handles_labels()[1]
+    if len(labels) > 6:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    elif labels:
+        axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def how_it_was_made(about: Mapping[str, Any]) -> str:
+    """The entries of grid.json."""
+    lines = ["## How it was made", ""]
+    if "command" in about:
+        lines += ["```bash", str(about["command"]), "```", ""]
+    for name, value in about.items():
+        if name == "seconds" and isinstance(value, int | float):
+            lines.append(f"- duration: {value / 60:.1f} minutes")
+        elif isinstance(value, dict):
+            lines.append(f"- {name}: {', '.join(f'{key} {entry}' for key, entry in value.items())}")
+        elif name != "command":
+            lines.append(f"- {name}: {value}")
+    return "\n".join(lines)
+
+
+def write_pictures(
+    output: Path,
+    regime: str,
+    cells: pd.DataFrame,
+    table: pd.DataFrame,
+    grids: Mapping[str, np.ndarray],
+    styles: Mapping[str, Mapping[str, Any]],
+) -> dict[str, str]:
+    """Write what there are data for; returns captions by file name."""
+    slug = re.sub(r"[^a-z0-9]+", "_", regime.lower()).strip("_")
+    curves = mean_curves(cells, table)
+    height = 1.5 + 0.35 * len(table)
+    pictures: dict[str, tuple[str, Callable[[Axes], None], float]] = {
+        "loss_by_peak": (
+            "Final loss by peak, with a band of one standard error; diverged peaks are not drawn",
+            partial(draw_loss_by_peak, cells=cells, styles=styles),
+            4.5,
+        ),
+        "final_loss": ("Difference to linear", partial(draw_final_loss, table=table, styles=styles), height),
+    }
+    if grids:
+        pictures["schedules"] = ("The schedules", partial(draw_schedules, grids=grids, styles=styles), 4.5)
+    if curves:
+        draw = partial(draw_training_curves, curves=curves, styles=styles)
+        pictures["training_curves"] = ("Loss while training, each schedule at its best peak", draw, 4.5)
+    for name, (_, draw, tall) in pictures.items():
+        save_picture(output / f"{slug}_{name}.png", draw, regime, tall)
+    return {f"{slug}_{name}.png": caption for name, (caption, _, _) in pictures.items()}
+
+
+def regime_tables(regime: str, cells: pd.DataFrame, table: pd.DataFrame, equal: pd.DataFrame) -> str:
+    """The tables of a regime, as markdown."""
+    decimals = decimals_for(table["mean"])
+    columns = ["rank", "schedule", "peak", "seeds", "loss", "perplexity", "difference", "p_value", "verdict"]
+    if regime.partition(",")[0] not in LANGUAGE_MODELS:
+        columns.remove("perplexity")
+    parts = [f"## {regime}", markdown(table, columns, decimals), *notes(cells, table)]
+    if len(equal):
+        columns = ["schedule", "peak", "reference", "reference_peak", "seeds", "difference", "p_value", "verdict"]
+        parts += [
+            f"### At equal compute ({regime})",
+            "The refined schedule costs the run that it was made from, too: so each refined schedule is compared with "
+            "what linear decay does with such compute, a finer grid of peaks or twice the steps, paired by seed, all "
+            "at their best peaks.",
+            markdown(equal, columns, decimals),
+        ]
+    return "\n\n".join(parts)
+
+
+def write_report(folder: Path, output: Path, title: str) -> str:
+    """Write report.md, report.csv and the pictures; returns the tables."""
+    cells = read_cells(folder)
+    about = readable(read_json, folder / "grid.json")
+    schedules = readable(read_schedules, folder / "schedules.json")
+    styles = line_styles([*cells["schedule"], *(name for grids in schedules.values() for name in grids)])
+    output.mkdir(parents=True, exist_ok=True)
+    report, tables, frames = [f"# {title}"], [], []
+    for regime, group in cells.groupby("regime", sort=False):
+        table, equal = main_table(group), equal_compute_table(group)
+        captions = write_pictures(output, str(regime), group, table, schedules.get(str(regime), {}), styles)
+        tables.append(regime_tables(str(regime), group, table, equal))
+        pictures = [f"![{caption}]({name})\n\n*{caption}.*" for name, caption in captions.items()]
+        report += [tables[-1], *pictures]
+        frames += [part.assign(regime=regime) for part in (table, equal) if len(part)]
+    if about:
+        report.append(how_it_was_made(about))
+    (output / "report.md").write_text("\n\n".join(report) + "\n")
+    frame = pd.concat(frames)
+    frame.insert(0, "regime", frame.pop("regime"))
+    frame.to_csv(output / "report.csv", index=False)
+    return "\n\n".join(tables)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the folder with results.jsonl")
+    parser.add_argument("--output", type=Path, help="where the report goes; the same folder unless given")
+    parser.add_argument("--title", default="Comparison of learning-rate schedules")
+    options = parser.parse_args()
+    output = options.output or options.folder
+    try:
+        print(write_report(options.folder, output, options.title))
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"report_comparison.py: error: {error}\n")
+    print(f"\nThe report: {output / 'report.md'}")
+
+
+if __name__ == "__main__":
+    main()
