@@ -1,6 +1,7 @@
-"""The command line: `hf-refined-schedule refine | rank | plot | launch`."""
+"""The command line: `hf-refined-schedule refine | check | rank | plot | launch`."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import numpy as np
 from . import __version__
 from .bounds import rank_schedules
 from .classical import WARMUP, classical_schedules
+from .health import check_health
 from .norms_file import GradientNorms
 from .refinement import smooth_norms
 from .schedule_file import RefinedSchedule, is_schedule_file, read_schedule, write_schedule
@@ -77,6 +79,16 @@ def _parser() -> argparse.ArgumentParser:
     refine.add_argument("-o", "--output", required=True, metavar="FILE", help="the schedule file (JSON)")
     refine.set_defaults(run=_refine)
 
+    check = commands.add_parser(
+        "check",
+        parents=[schedule_options],
+        help="say whether a refined schedule can be trusted",
+        description="Say whether the schedule that a run's norms ask for can be trusted: worth a refined run, linear will do, "
+        "doubtful, or degenerate; and why, each reason with its figure.",
+    )
+    check.add_argument("--json", action="store_true", help="print the verdict and its figures as JSON")
+    check.set_defaults(run=_check)
+
     rank = commands.add_parser(
         "rank",
         parents=[schedule_options],
@@ -142,6 +154,27 @@ def _refine(options: argparse.Namespace) -> None:
     for note in schedule.notes:
         print(f"note: {note}")
     print(f"wrote {options.output} ({schedule.fingerprint})")
+
+
+def _check(options: argparse.Namespace) -> None:
+    schedule, norms = _schedule(options)
+    if norms is None:
+        raise ValueError(f"{options.source} is a schedule file; pass the run that it was made from.")
+    health = check_health(
+        norms,
+        schedule.optimizer,
+        norm=options.norm,
+        power=options.power,
+        smoothing=options.smoothing,
+        pilot=options.pilot,
+    )
+    if options.json:
+        findings = [finding._asdict() for finding in health.findings]
+        print(json.dumps({"source": norms.source, "verdict": health.verdict, "findings": findings}, indent=1))
+        return
+    print(f"{norms.source}: {health.verdict}")
+    for finding in health.findings:
+        print(f"{'   ' if finding.ok else ' ! '}{finding.name}: {finding.value:.3g} ({finding.limit})")
 
 
 def _rank(options: argparse.Namespace) -> None:

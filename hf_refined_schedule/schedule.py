@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from .health import DegenerateScheduleError
 from .norms_file import GradientNorms
 from .refinement import NormKind, multiplier_at
 from .schedule_file import OptimizerFamily, RefinedSchedule, UnfinishedRunError
@@ -33,6 +34,7 @@ def get_refined_schedule(
     norm: NormKind | None = None,
     power: float | None = None,
     min_lr_ratio: float = 0.0,
+    allow_degenerate: bool = False,
     last_epoch: int = -1,
 ) -> LambdaLR:
     """Create the schedule that the gradient norms of an earlier run ask for.
@@ -55,6 +57,7 @@ def get_refined_schedule(
         norm: The norm to use, `"l1"` or `"l2"`, instead of the optimizer's own.
         power: The exponent of the weights, negative, instead of the optimizer's own.
         min_lr_ratio: r, the floor of the learning rate as a fraction of its peak, from 0 to 1.
+        allow_degenerate: Take a schedule that hardly trains but for a moment, too.
         last_epoch: The index of the last epoch when resuming training.
 
     Returns:
@@ -63,7 +66,8 @@ def get_refined_schedule(
 
     Raises:
         ValueError: if an argument is missing or out of range, or `refined_from` is something else. A source that is not
-            there, or is of an unfinished run, raises at the first step, unless a saved state is loaded before that.
+            there, is of an unfinished run, or gives a degenerate schedule raises at the first step, unless a saved state is
+            loaded before that.
 
     Reference: arXiv 2310.07831, Algorithm 1.
     """
@@ -85,13 +89,15 @@ def get_refined_schedule(
     family = optimizer_family(optimizer)
 
     def load() -> RefinedSchedule:
-        return load_schedule(refined_from, family, norm=norm, power=power, smoothing=smoothing)
+        return load_schedule(
+            refined_from, family, norm=norm, power=power, smoothing=smoothing, allow_degenerate=allow_degenerate
+        )
 
     if isinstance(refined_from, GradientNorms):
         loaded = _Loaded(load(), None)
     else:
         loaded = _on_main_process(load)
-        if loaded.error is not None and not isinstance(loaded.error, (MissingSourceError, UnfinishedRunError)):
+        if loaded.error is not None and not isinstance(loaded.error, _WAITING):
             raise loaded.error
     if loaded.schedule is not None and _is_main_process():
         logger.info(
@@ -242,6 +248,10 @@ class RefinedLR(LambdaLR):
 
 
 _NOT_SAVED = frozenset({"error", "fingerprint", "_of_this_call", "_grid", "_min_lr_ratio"})
+
+
+_WAITING = (MissingSourceError, UnfinishedRunError, DegenerateScheduleError)
+"""What may have become of a source since the run began, so that a resumed run must not be stopped by it."""
 
 
 class _Call(NamedTuple):

@@ -4,11 +4,13 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .health import DegenerateScheduleError, check_health, check_shape
 from .norms_file import FORMAT, MAX_STEPS, NORMS_FILE_NAME, GradientNorms, is_step_number, read_norms_file
 from .refinement import NormKind
 from .schedule_file import OptimizerFamily, RefinedSchedule, is_schedule_file, read_schedule
@@ -66,8 +68,9 @@ def load_schedule(
     norm: NormKind | None = None,
     power: float | None = None,
     smoothing: float | None = None,
+    allow_degenerate: bool = False,
 ) -> RefinedSchedule:
-    """The refined schedule of a source: the one code path of training, command line and plots.
+    """The refined schedule of a source, as training uses it; what is doubtful about it is in its notes.
 
     Args:
         source: what `load_norms` takes, a schedule file, or norms.
@@ -75,11 +78,13 @@ def load_schedule(
         norm: the norm to use instead of the optimizer's own.
         power: the exponent to use instead of the optimizer's own.
         smoothing: tau, by default 0.1.
+        allow_degenerate: take a schedule that hardly trains but for a moment, too.
 
     Returns:
         The schedule.
 
     Raises:
+        DegenerateScheduleError: for such a schedule, unless it is allowed.
         ValueError: as `load_norms` and `RefinedSchedule.from_norms`; for a schedule file, if it was made for other
             optimizers, or if `norm`, `power` or `smoothing` is given beside it.
         MissingSourceError: if there is nothing at `source`.
@@ -100,9 +105,21 @@ def load_schedule(
                     f"{path} was refined for {schedule.optimizer}, but the optimizer is of the {optimizer} family; refine it "
                     f"again with --optimizer {optimizer}."
                 )
-            return schedule
-        source = load_norms(path)
-    return RefinedSchedule.from_norms(source, optimizer, norm=norm, power=power, smoothing=smoothing)
+            doubts: list[str] = []
+        else:
+            source = load_norms(path)
+    if isinstance(source, GradientNorms):
+        schedule = RefinedSchedule.from_norms(source, optimizer, norm=norm, power=power, smoothing=smoothing)
+        doubts = check_health(source, optimizer, norm=norm, power=power, smoothing=smoothing).doubts
+    degenerate = check_shape(schedule.multipliers)
+    if degenerate and not allow_degenerate:
+        raise DegenerateScheduleError(
+            f"The schedule from {schedule.source} is degenerate: {'; '.join(degenerate)}. Use linear decay, a larger smoothing, "
+            "or allow_degenerate=True."
+        )
+    if degenerate or doubts:
+        schedule = replace(schedule, notes=(*schedule.notes, f"It is doubtful: {'; '.join([*degenerate, *doubts])}."))
+    return schedule
 
 
 def find_source_file(source: str | os.PathLike[str]) -> Path:

@@ -68,6 +68,20 @@ def test_rank(run, tmp_path, capsys):
     assert rows["refined"][0] < 1.0 < rows["refined"][1]
 
 
+def test_check(run, tmp_path, capsys):
+    assert main(["check", str(run)]) == 0
+    first, *figures = capsys.readouterr().out.splitlines()
+    assert first == f"{run}/gradient_norms.jsonl: worth a refined run"
+    assert len(figures) == 11
+    assert not any(line.startswith(" ! ") for line in figures)
+    write_run(tmp_path / "rising" / "gradient_norms.jsonl", list(np.linspace(1, 3, 100)))
+    assert main(["check", str(tmp_path / "rising"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["verdict"] == "doubtful"
+    (bad,) = [finding for finding in report["findings"] if not finding["ok"] and "smoothed norm" in finding["name"]]
+    assert bad["value"] == pytest.approx(2.9, abs=0.05)  # the median of the last tenth is 2.9, the least norm about 1
+
+
 def test_a_reader_that_has_seen_enough(run):
     done = run_command("bash", "-c", f"set -o pipefail; {BIN / 'hf-refined-schedule'} rank {run} | head -n 1")
     assert (done.stderr, len(done.stdout.splitlines())) == ("", 1)
@@ -78,7 +92,7 @@ def test_python_m_and_version():
     assert (done.returncode, done.stdout) == (0, f"hf-refined-schedule {hf_refined_schedule.__version__}\n")
 
 
-@pytest.mark.parametrize("command", [[], ["refine"], ["rank"], ["plot"], ["launch"]])
+@pytest.mark.parametrize("command", [[], ["refine"], ["check"], ["rank"], ["plot"], ["launch"]])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])
@@ -133,3 +147,4 @@ def test_schedule_file_is_not_a_source_of_norms(run, tmp_path, capsys):
     capsys.readouterr()
     assert "schedule file already" in refused(capsys, "refine", out, "-o", tmp_path / "again.json")
     assert "is a schedule file; pass the run" in refused(capsys, "rank", out)
+    assert "is a schedule file; pass the run" in refused(capsys, "check", out)

@@ -21,8 +21,8 @@ ORDER = [
     "classical",
     "norms_file",
     "schedule_file",
-    "sources",
     "health",
+    "sources",
     # torch and accelerate
     "schedule",
     "compatibility",
@@ -41,7 +41,7 @@ ORDER = [
     "cli",
     "__main__",
 ]
-MATHEMATICS_AND_FILES = ["refinement", "bounds", "classical", "norms_file", "schedule_file", "sources", "health"]
+MATHEMATICS_AND_FILES = ["refinement", "bounds", "classical", "norms_file", "schedule_file", "health", "sources"]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 

@@ -147,7 +147,7 @@ def test_resume_goes_on_with_the_schedule_it_began_with(tmp_path, caplog, source
     resumed.load_state_dict(state)
     resumed.optimizer.param_groups[0]["lr"] = resumed.get_last_lr()[0]  # as the optimizer's own state does
     assert rates_of(resumed, 20) == whole[10:]
-    warnings = [record.message for record in caplog.records]
+    warnings = [record.message for record in caplog.records if "goes on with" in record.message]
     if source == "changed":
         assert len(warnings) == 1
         assert state["refined_schedule"]["fingerprint"] in warnings[0]
@@ -202,6 +202,26 @@ def test_an_unfinished_source_names_the_way_to_use_it(tmp_path):
     scheduler.optimizer.step()
     with pytest.raises(ValueError, match=r"covers 20 of 40 planned updates \(50%\).*--pilot"):
         scheduler.step()
+
+
+VANISHING = list(np.exp(-12 * np.arange(100) / 100))
+
+
+def test_a_degenerate_schedule_stops_with_the_remedy_but_never_a_resume(tmp_path, caplog):
+    path = write_norms(tmp_path / "gradient_norms.jsonl", VANISHING)
+    scheduler = get_refined_schedule(optimizer_of(), 0, 50, refined_from=path)
+    scheduler.optimizer.step()
+    with pytest.raises(ValueError, match=r"degenerate: the peak's place in the run is .*allow_degenerate=True"):
+        scheduler.step()
+    with pytest.raises(ValueError, match="degenerate"):
+        get_refined_schedule(optimizer_of(), 0, 50, refined_from=norms(VANISHING))
+    assert "doubtful" not in caplog.text
+    allowed = get_refined_schedule(optimizer_of(), 0, 50, refined_from=path, allow_degenerate=True)
+    assert "It is doubtful: the peak's place" in caplog.text
+    rates_of(allowed, 10)
+    scheduler.load_state_dict(saved_and_loaded(allowed.state_dict()))
+    scheduler.step()
+    assert scheduler.last_epoch == 11
 
 
 REFUSALS = [

@@ -1,0 +1,226 @@
+"""Whether a refined schedule can be trusted: what is doubtful about a run's norms, each with its figure, and a verdict."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bounds import last_iterate_bound
+from .norms_file import GradientNorms
+from .refinement import NormKind, linear_decay, refined_grid, smooth_norms
+from .schedule_file import OptimizerFamily, RefinedSchedule
+
+Verdict = Literal["worth a refined run", "linear will do", "doubtful", "degenerate"]
+
+MAX_POINTS = 20_000
+"""Norms that are looked at; of a longer run every k-th. The figures need no more."""
+
+FIRST_NORM_NEIGHBOURS = 20
+"""The first norm is replaced by each of so many that follow it."""
+
+MIN_GAIN = 0.01
+"""Promised by the bound over linear decay. Below it, in the fine-tuning runs of results/, no seed tells the two apart."""
+
+MAX_FIRST_NORM_SENSITIVITY = 0.25
+"""RMSE between two schedules. Published RoBERTa norms give 0.08, flat norms with 20 % scatter 0.23 (the start alone moves, and
+the rest is rescaled by it), published ImageNet norms 0.39."""
+
+MAX_WINDOW_SENSITIVITY = 0.15
+"""RMSE between two schedules. Published RoBERTa norms give 0.08, ImageNet 0.05, our fine-tuning runs 0.03, ViT more than 0.2."""
+
+MAX_RISE = 1.5
+"""Late over least norms. Our fine-tuning runs show 1.1, published ImageNet norms 2.2; language models from scratch, where refined
+loses to linear decay, have norms that double."""
+
+MIN_WINDOW = 5
+"""Norms in a window; a median of three still follows single noisy norms."""
+
+MAX_NOT_FINITE = 0.01
+"""Share of bad norms that is no more than an accident."""
+
+MAX_SAME_NORM = 0.5
+"""Share of L2 norms equal to three digits: gradients that were clipped before they were measured."""
+
+LATEST_PEAK, LEAST_MEAN, MOST_LAST_MASS = 0.85, 0.15, 0.1
+"""Beyond them a schedule hardly trains but for a moment. Linear decay has 0, 0.5, 0.0025; cosine 0, 0.5, 0.0001."""
+
+
+class Finding(NamedTuple):
+    """One figure, and whether it speaks against the schedule."""
+
+    name: str
+    value: float
+    limit: str
+    """What is unsuspicious, in words."""
+    ok: bool
+
+
+class DegenerateScheduleError(ValueError):
+    """The schedule hardly trains but for a moment."""
+
+
+class Health(NamedTuple):
+    """The verdict, with every figure it rests on."""
+
+    verdict: Verdict
+    findings: list[Finding]
+
+    @property
+    def doubts(self) -> list[str]:
+        """The reasons of the verdict "doubtful", without those of the others."""
+        return self.reasons if self.verdict == "doubtful" else []
+
+    @property
+    def reasons(self) -> list[str]:
+        """A sentence for each figure that is not as it should be."""
+        return [
+            f"{finding.name} is {finding.value:.3g}, {finding.limit}" for finding in self.findings if not finding.ok
+        ]
+
+
+def check_health(
+    norms: GradientNorms,
+    optimizer: OptimizerFamily,
+    *,
+    norm: NormKind | None = None,
+    power: float | None = None,
+    smoothing: float | None = None,
+    pilot: bool = False,
+) -> Health:
+    """What is doubtful about the schedule that a run's norms ask for.
+
+    Degenerate: it hardly trains but for a moment. Doubtful: it hangs on one norm, on the window, on norms that rise, or on too
+    few or bad ones. Linear will do: the bound promises less than 1 % over linear decay.
+
+    Args:
+        norms: the norms of the run.
+        optimizer: `"adam"` or `"sgd"`.
+        norm: as in `RefinedSchedule.from_norms`.
+        power: as in `RefinedSchedule.from_norms`.
+        smoothing: as in `RefinedSchedule.from_norms`.
+        pilot: as in `RefinedSchedule.from_norms`.
+
+    Returns:
+        The verdict and its figures.
+
+    Raises:
+        ValueError: as `RefinedSchedule.from_norms`.
+    """
+    schedule = RefinedSchedule.from_norms(norms, optimizer, norm=norm, power=power, smoothing=smoothing, pilot=pilot)
+    values = norms.at_every_step(schedule.norm)
+    total = max(norms.num_training_steps or 0, len(values))
+    stride = -(-len(values) // MAX_POINTS)
+    sampled = values[::stride]
+    points = -(-total // stride)
+
+    def grid(of: NDArray[np.float64], tau: float) -> NDArray[np.float64]:
+        return refined_grid(
+            of, norm=schedule.norm, smoothing=tau, power=schedule.power, num_training_steps=max(points, len(of))
+        )
+
+    own = grid(sampled, schedule.smoothing)
+    smoothed = smooth_norms(sampled, schedule.smoothing)
+    degenerate = _shape_findings(schedule.multipliers)
+    doubtful = [
+        _at_most(
+            "the change when another norm stands first (RMSE)",
+            max(
+                _rmse(grid(_with_first(sampled, value), schedule.smoothing), own)
+                for value in sampled[1 : FIRST_NORM_NEIGHBOURS + 1]
+            ),
+            MAX_FIRST_NORM_SENSITIVITY,
+        ),
+        _at_most(
+            "the change with half or double the smoothing (RMSE)",
+            max(_rmse(grid(sampled, min(1.0, schedule.smoothing * factor)), own) for factor in (0.5, 2.0)),
+            MAX_WINDOW_SENSITIVITY,
+        ),
+        _at_most("the late over the least smoothed norm", _rise(smoothed), MAX_RISE),
+        _at_least(
+            "the number of norms in a window", 2 * (int(schedule.smoothing * len(norms.steps)) // 2) + 1, MIN_WINDOW
+        ),
+        _at_most(
+            "the share of norms that are not finite",
+            norms.num_not_finite / (len(norms.steps) + norms.num_not_finite),
+            MAX_NOT_FINITE,
+        ),
+        _at_most("the first recorded update", int(norms.steps[0]), 1),
+    ]
+    if norms.l2 is not None:
+        doubtful.append(
+            _at_most(
+                "the share of equal L2 norms (clipped before measured?)", _share_of_equals(norms.l2), MAX_SAME_NORM
+            )
+        )
+    squared = np.pad(smoothed / smoothed.max(), (0, len(own) - 1 - len(smoothed)), mode="edge") ** -schedule.power
+    gain = (
+        1 - last_iterate_bound(own[:-1], squared).value / last_iterate_bound(linear_decay(len(own) - 1), squared).value
+    )
+    promise = _at_least("the bound's promise over linear decay", gain, MIN_GAIN)
+
+    if not all(finding.ok for finding in degenerate):
+        verdict: Verdict = "degenerate"
+    elif not all(finding.ok for finding in doubtful):
+        verdict = "doubtful"
+    elif not promise.ok:
+        verdict = "linear will do"
+    else:
+        verdict = "worth a refined run"
+    return Health(verdict, [*degenerate, *doubtful, promise])
+
+
+def check_shape(multipliers: NDArray[np.float64]) -> list[str]:
+    """Why a schedule is degenerate: it hardly trains but for a moment.
+
+    Args:
+        multipliers: on an even grid of progress from 0 to 1.
+
+    Returns:
+        A sentence for each figure beyond its limit; none for a sound schedule.
+    """
+    return Health("degenerate", _shape_findings(multipliers)).reasons
+
+
+def _shape_findings(multipliers: NDArray[np.float64]) -> list[Finding]:
+    last = multipliers[int(0.95 * len(multipliers)) :]
+    return [
+        _at_most("the peak's place in the run", multipliers.argmax() / (len(multipliers) - 1), LATEST_PEAK),
+        _at_least("the mean multiplier (linear decay: 0.5)", multipliers.mean(), LEAST_MEAN),
+        _at_most("the share of all learning in the last 5 %", last.sum() / multipliers.sum(), MOST_LAST_MASS),
+    ]
+
+
+def _at_most(name: str, value: float, limit: float) -> Finding:
+    return Finding(
+        name, float(value), f"more than {limit:g}" if value > limit else f"at most {limit:g}", bool(value <= limit)
+    )
+
+
+def _at_least(name: str, value: float, limit: float) -> Finding:
+    return Finding(
+        name, float(value), f"less than {limit:g}" if value < limit else f"at least {limit:g}", bool(value >= limit)
+    )
+
+
+def _rmse(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    return float(np.sqrt(np.mean(np.square(one - other))))
+
+
+def _with_first(norms: NDArray[np.float64], first: float) -> NDArray[np.float64]:
+    return np.concatenate(([first], norms[1:]))
+
+
+def _rise(smoothed: NDArray[np.float64]) -> float:
+    """The median of the last tenth over the least norm of the first half."""
+    late = np.median(smoothed[-max(1, len(smoothed) // 10) :])
+    return float(late / smoothed[: max(1, len(smoothed) // 2)].min())
+
+
+def _share_of_equals(norms: NDArray[np.float64]) -> float:
+    """The largest share of norms that agree in three digits."""
+    positive = norms[norms > 0]
+    if len(positive) == 0:
+        return 0.0
+    digits = np.floor(np.log10(positive))
+    _, counts = np.unique(np.round(positive / 10.0 ** (digits - 2)) * 10.0 ** (digits - 2), return_counts=True)
+    return float(counts.max() / len(norms))

@@ -1,0 +1,79 @@
+"""The verdict on norms whose trouble is known, and each figure against what can be worked out by hand."""
+
+import time
+
+import numpy as np
+import pytest
+
+from hf_refined_schedule import GradientNorms
+from hf_refined_schedule.health import check_health, check_shape
+
+STEPS = 1000
+PROGRESS = np.arange(STEPS) / STEPS
+SCATTER = np.exp(0.1 * np.random.default_rng(0).standard_normal(STEPS))
+SPIKE_AT_THE_START = 1 + 5 * np.exp(-50 * PROGRESS)
+
+
+def run(l1, l2=None, steps=None, planned=None, **fields):
+    l1 = np.asarray(l1, dtype=float)
+    steps = np.arange(1, len(l1) + 1) if steps is None else steps
+    l2 = l1 * 0.01 if l2 is None else l2
+    return GradientNorms(steps=steps, l1=l1, l2=l2, num_training_steps=planned or int(steps[-1]), **fields)
+
+
+VERDICTS = [
+    ("a spike at the start asks for a warm-up", run(SPIKE_AT_THE_START * SCATTER), "worth a refined run", ""),
+    ("norms that fall tenfold", run((1 - 0.9 * PROGRESS) * SCATTER), "worth a refined run", ""),
+    ("flat norms promise nothing", run(SCATTER), "linear will do", "promise"),
+    ("norms that vanish", run(np.exp(-12 * PROGRESS) * SCATTER), "degenerate", "the peak's place"),
+    ("norms that double", run((0.5 + 0.5 * PROGRESS) * SCATTER), "doubtful", "late over the least"),
+    ("one atypical first norm", run(np.concatenate(([0.4], SCATTER[1:]))), "doubtful", "another norm stands first"),
+    ("thirty updates", run(np.linspace(3, 1, 30)), "doubtful", "norms in a window"),
+    ("no norm of the first nine updates", run(np.linspace(3, 1, 100), steps=np.arange(10, 1001, 10)), "doubtful", "first recorded"),
+    ("one norm in twenty not finite", run(SPIKE_AT_THE_START[:95], num_not_finite=5), "doubtful", "not finite"),
+    ("measured after clipping", run(SPIKE_AT_THE_START * SCATTER, l2=np.ones(STEPS)), "doubtful", "equal L2 norms"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("reason", "norms", "verdict", "named"), VERDICTS, ids=[row[0] for row in VERDICTS])
+def test_verdict(reason, norms, verdict, named):
+    health = check_health(norms, "adam")
+    assert health.verdict == verdict, health
+    assert bool(health.reasons) is bool(named)
+    assert any(named in sentence for sentence in health.reasons) or not named
+    assert health.doubts == (health.reasons if verdict == "doubtful" else [])
+
+
+def value(health, words):
+    (finding,) = [finding for finding in health.findings if words in finding.name]
+    return finding.value
+
+
+def test_figures_of_constant_norms():
+    """Linear decay: the peak at 0, the mean 1/2, 0.05 ** 2 of the learning in the last 5 %, nothing gained or sensitive."""
+    health = check_health(run(np.ones(2000)), "adam")
+    expected = {
+        "peak's place": 0.0, "mean multiplier": 0.5, "last 5 %": 0.05**2, "another norm": 0.0, "half or double": 0.0,
+        "late over": 1.0, "in a window": 201.0, "not finite": 0.0, "first recorded": 1.0, "promise": 0.0,
+    }  # fmt: skip
+    for words, figure in expected.items():
+        assert value(health, words) == pytest.approx(figure, abs=1e-4), words
+
+
+def test_scale_does_not_matter():
+    norms = SPIKE_AT_THE_START * SCATTER
+    figures = [check_health(run(norms * scale, l2=norms), "adam").findings for scale in (1.0, 1e-6)]
+    assert [one.value for one in figures[0]] == pytest.approx([other.value for other in figures[1]])
+
+
+def test_shape_of_a_schedule_alone():
+    assert check_shape(1 - np.linspace(0, 1, 101)) == []
+    (late, *_) = check_shape(np.where(np.arange(101) == 95, 1.0, 0.01))
+    assert late == "the peak's place in the run is 0.95, more than 0.85"
+
+
+def test_a_million_norms_are_checked_in_seconds():
+    norms = run(np.linspace(3, 1, 10**6))
+    started = time.perf_counter()
+    check_health(norms, "adam")
+    assert time.perf_counter() - started < 3
