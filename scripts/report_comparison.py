@@ -28,19 +28,11 @@ TWICE_THE_STEPS = "linear, twice the steps"
 FINER_PEAKS = "linear, finer peaks"
 """The name that linear cells at in-between peaks get here."""
 
-HEADINGS = {
-    "rank": "rank",
-    "schedule": "schedule",
-    "peak": "best peak",
-    "reference": "compared with",
-    "reference_peak": "at peak",
-    "seeds": "seeds",
-    "loss": "final eval loss",
-    "perplexity": "perplexity",
-    "difference": "difference [95 % interval]",
-    "p_value": "p",
-    "verdict": "verdict",
-}
+NONE = "\N{EN DASH}"
+EDGE = " (edge)"
+
+Styles = Mapping[str, Mapping[str, Any]]
+"""What draws a schedule's line, by its name."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +71,9 @@ def cell_of(line: str) -> dict[str, Any]:
         "steps": int(row["steps"]),
         "baseline": row.get("role") == "baseline",
         "loss": loss if math.isfinite(loss) else math.inf,
-        "curve": [(int(step), float(value)) for step, value in row.get("curve") or [] if value is not None],
+        "curve": [
+            (int(step), float(value)) for step, value in row.get("curve") or [] if math.isfinite(value or math.nan)
+        ],
     }
 
 
@@ -166,13 +160,27 @@ def paired(losses: pd.Series, reference: pd.Series) -> dict[str, Any]:
     return {"difference": mean, "low": mean - reach, "high": mean + reach, "p_value": p_value, "verdict": verdict}
 
 
+def comparison(schedule: Tuned, reference: Tuned) -> dict[str, Any]:
+    """A row of a table."""
+    return {
+        **schedule.summary(),
+        "reference": reference.schedule,
+        "reference_peak": reference.peak,
+        "reference_on_edge": reference.on_edge,
+        **paired(schedule.losses, reference.losses),
+    }
+
+
 def main_table(cells: pd.DataFrame) -> pd.DataFrame:
     """Every schedule at its best peak, against linear."""
     tuned = tune(cells[~cells["schedule"].isin([FINER_PEAKS, TWICE_THE_STEPS])])
+    linear = tuned["linear"]
     rows = []
-    for name, schedule in tuned.items():
-        against = {"verdict": "–"} if name == "linear" else paired(schedule.losses, tuned["linear"].losses)
-        rows.append({**schedule.summary(), "reference": "linear", "reference_peak": tuned["linear"].peak, **against})
+    for schedule in tuned.values():
+        row = comparison(schedule, linear)
+        if schedule is linear:
+            row |= paired(linear.losses[:0], linear.losses)
+        rows.append(row | ({"verdict": NONE} if schedule is linear or schedule.problem else {}))
     table = pd.DataFrame(rows).sort_values("mean", kind="stable", ignore_index=True)
     table.insert(0, "rank", range(1, len(table) + 1))
     return table
@@ -188,47 +196,38 @@ def equal_compute_table(cells: pd.DataFrame) -> pd.DataFrame:
     if TWICE_THE_STEPS in names:
         references.append(at_best_peak(cells[cells["schedule"] == TWICE_THE_STEPS], TWICE_THE_STEPS))
     refined = [at_best_peak(cells[cells["schedule"] == name], name) for name in REFINED if name in names]
-    return pd.DataFrame(
-        {
-            **schedule.summary(),
-            "reference": reference.schedule,
-            "reference_peak": reference.peak,
-            **paired(schedule.losses, reference.losses),
-        }
-        for schedule in refined
-        for reference in references
-    )
+    return pd.DataFrame(comparison(schedule, reference) for schedule in refined for reference in references)
 
 
 def decimals_for(losses: pd.Series) -> int:
     """Four decimals, more for losses below 1."""
     least = losses.min()
-    return 4 - math.floor(math.log10(least)) if 0 < least < 1 else 4
+    return min(8, 4 - math.floor(math.log10(least))) if 0 < least < 1 else 4
 
 
 def written(row: Mapping[str, Any], decimals: int) -> dict[str, str]:
-    """A row of a table as text."""
+    """A row of a table as text, by heading."""
     loss, error = (f"{row[name]:.{decimals}f}" for name in ("mean", "standard_error"))
     difference, low, high = (f"{row[name]:+.{decimals}f}" for name in ("difference", "low", "high"))
     text = {
-        "rank": "–" if row["problem"] else str(row.get("rank")),
+        "rank": NONE if row["problem"] else f"{row.get('rank', 0)}",
         "schedule": row["schedule"],
-        "peak": f"{row['peak']:g}{' (edge)' if row['on_edge'] else ''}",
-        "reference": row["reference"],
-        "reference_peak": f"{row['reference_peak']:g}",
-        "seeds": str(row["seeds"]),
-        "loss": row["problem"] or (loss if math.isnan(row["standard_error"]) else f"{loss} ± {error}"),
+        "best peak": f"{row['peak']:g}{EDGE if row['on_edge'] else ''}",
+        "compared with": row["reference"],
+        "at peak": f"{row['reference_peak']:g}{EDGE if row['reference_on_edge'] else ''}",
+        "seeds": f"{row['seeds']}",
+        "final eval loss": row["problem"] or (f"{loss} ± {error}" if error != "nan" else loss),
         "perplexity": f"{row['perplexity']:.2f}",
-        "difference": difference if math.isnan(row["low"]) else f"{difference} [{low}, {high}]",
-        "p_value": "< 0.001" if row["p_value"] < 0.001 else f"{row['p_value']:.3f}",
+        "difference to linear [95 % interval]": f"{difference} [{low}, {high}]" if low != "+nan" else difference,
+        "p": "< 0.001" if row["p_value"] < 0.001 else f"{row['p_value']:.3f}",
         "verdict": row["verdict"],
     }
-    return {name: "–" if value in ("nan", "+nan") else value for name, value in text.items()}
+    return {heading: NONE if value in ("nan", "+nan") else value for heading, value in text.items()}
 
 
-def markdown(table: pd.DataFrame, columns: Iterable[str], decimals: int) -> str:
-    rows = [written(row, decimals) for row in table.to_dict("records")]
-    lines = [[HEADINGS[name] for name in columns], *([row[name] for name in columns] for row in rows)]
+def markdown(table: pd.DataFrame, decimals: int, without: Iterable[str]) -> str:
+    rows = pd.DataFrame(written(row, decimals) for row in table.to_dict("records")).drop(columns=list(without))
+    lines = [list(rows.columns), *rows.to_numpy().tolist()]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join(
@@ -255,50 +254,68 @@ def notes(cells: pd.DataFrame, table: pd.DataFrame) -> list[str]:
 
 
 def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """A color for each schedule; with warmup it is dashed."""
+    """A color for each schedule; with warmup it is dashed. Refined lies on top."""
     names = sorted(set(names))
     bases = dict.fromkeys(name.removesuffix("+warmup") for name in names)
     palette = [colormaps["tab20"](index) for index in [2, *range(8, 20, 2), *range(1, 20, 2)]]
     others = [base for base in bases if base not in COLORS]
     colors = {**COLORS, **{base: palette[index % len(palette)] for index, base in enumerate(others)}}
     return {
-        name: {"color": colors[name.removesuffix("+warmup")], "linestyle": "--" if name.endswith("+warmup") else "-"}
+        name: {
+            "color": colors[name.removesuffix("+warmup")],
+            "linestyle": "--" if name.endswith("+warmup") else "-",
+            "zorder": 3 if name in REFINED else 2,
+        }
         for name in names
     }
 
 
-def draw_loss_by_peak(axes: Axes, cells: pd.DataFrame, styles: Mapping[str, Mapping[str, Any]]) -> None:
-    losses = cells[~cells["schedule"].isin([FINER_PEAKS, TWICE_THE_STEPS])].groupby(["schedule", "peak"])["loss"]
-    means = losses.mean().replace(math.inf, math.nan)
-    errors = losses.apply(lambda group: group.std() / math.sqrt(len(group)) if np.isfinite(group).all() else 0)
-    for name, mean in means.groupby(level="schedule"):
-        peaks, error = mean.index.get_level_values("peak"), errors[name].fillna(0).to_numpy()
-        axes.plot(peaks, mean, marker="o", markersize=4, label=name, **styles[name])
-        axes.fill_between(peaks, mean - error, mean + error, color=styles[name]["color"], alpha=0.12, linewidth=0)
-    if means.notna().any():
-        low, high = means.min(), means.quantile(0.85)
+def limit_heights(axes: Axes, values: pd.Series, quantile: float) -> None:
+    """Cut off what is far above, so that it does not squash the rest."""
+    if values.notna().any():
+        low, high = values.min(), values.quantile(quantile)
         margin = 0.08 * (high - low) or 0.05
         axes.set_ylim(low - margin, high + margin)
+
+
+def draw_loss_by_peak(axes: Axes, cells: pd.DataFrame, table: pd.DataFrame, styles: Styles) -> None:
+    losses = cells[cells["schedule"].isin(table["schedule"])].groupby(["schedule", "peak"])["loss"]
+    means = losses.mean().replace(math.inf, math.nan)
+    errors = losses.apply(lambda group: group.std() / math.sqrt(len(group)) if np.isfinite(group).all() else 0)
+    for name in table["schedule"]:
+        mean, error = means[name], errors[name].fillna(0)
+        axes.plot(mean.index, mean, marker="o", markersize=4, label=name, **styles[name])
+        axes.fill_between(mean.index, mean - error, mean + error, color=styles[name]["color"], alpha=0.12, linewidth=0)
+    limit_heights(axes, means, 0.75)
     axes.set_xscale("log")
-    ticks = sorted(cells["peak"][cells["schedule"] == "linear"].unique())
+    ticks = sorted(cells.loc[cells["schedule"] == "linear", "peak"].unique())
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set(xlabel="peak learning rate", ylabel="final evaluation loss")
 
 
-def draw_final_loss(axes: Axes, table: pd.DataFrame, styles: Mapping[str, Mapping[str, Any]]) -> None:
-    shown = table[(table["schedule"] == "linear") | table["difference"].notna()].fillna({"difference": 0.0})
+def draw_final_loss(axes: Axes, table: pd.DataFrame, styles: Styles) -> None:
+    shown = table[(table["schedule"] == "linear") | table["difference"].notna()]
     reach = (shown["high"] - shown["difference"]).fillna(0)
-    for place, (row, error) in enumerate(zip(shown.to_dict("records"), reach, strict=True)):
-        axes.errorbar(row["difference"], place, xerr=error, fmt="o", color=styles[row["schedule"]]["color"], capsize=3)
+    limit = 3 * (shown["difference"].abs() + reach).median()
+    for place, (row, error) in enumerate(zip(shown.fillna({"difference": 0}).to_dict("records"), reach, strict=True)):
+        color = styles[row["schedule"]]["color"]
+        if row["difference"] > limit:
+            axes.text(
+                0.98 * limit, place, f"{row['difference']:+.3g} ± {error:.2g} →", color=color, ha="right", va="center"
+            )
+        else:
+            axes.errorbar(row["difference"], place, xerr=error, fmt="o", color=color, capsize=3)
+    if (shown["difference"] > limit).any():
+        axes.set_xlim(right=limit)
     axes.axvline(0, color=COLORS["linear"], linewidth=1)
     axes.set_yticks(range(len(shown)), shown["schedule"])
-    axes.invert_yaxis()
+    axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel("final evaluation loss minus linear's, paired by seed, with 95 % interval")
 
 
-def draw_schedules(axes: Axes, grids: Mapping[str, np.ndarray], styles: Mapping[str, Mapping[str, Any]]) -> None:
+def draw_schedules(axes: Axes, grids: Mapping[str, np.ndarray], styles: Styles) -> None:
     for name, grid in grids.items():
         axes.plot(np.linspace(0, 1, len(grid)), grid, label=name, **styles[name])
     axes.set(xlabel="progress of the run", ylabel="fraction of the peak learning rate", ylim=(0, 1.05))
@@ -317,17 +334,15 @@ def mean_curves(cells: pd.DataFrame, table: pd.DataFrame) -> dict[str, pd.Series
     return curves
 
 
-def draw_training_curves(axes: Axes, curves: Mapping[str, pd.Series], styles: Mapping[str, Mapping[str, Any]]) -> None:
+def draw_training_curves(axes: Axes, curves: Mapping[str, pd.Series], styles: Styles) -> None:
     for name, curve in curves.items():
         axes.plot(curve.index, curve, label=name, linewidth=1.2, **styles[name])
-    values = pd.concat(list(curves.values()))
-    low, high = values.min(), values.quantile(0.95)
-    axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low) or None)
+    limit_heights(axes, pd.concat(list(curves.values())), 0.9)
     axes.set(xlabel="optimizer update", ylabel="loss while training, mean over seeds")
 
 
-def save_picture(path: Path, draw: Callable[[Axes], None], title: str, height: float = 4.5) -> None:
-    figure = Figure(figsize=(7.5, height), layout="constrained")
+def save_picture(path: Path, draw: Callable[[Axes], None], title: str) -> None:
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
     draw(axes)
     axes.set_title(title)
@@ -360,45 +375,41 @@ def write_pictures(
     cells: pd.DataFrame,
     table: pd.DataFrame,
     grids: Mapping[str, np.ndarray],
-    styles: Mapping[str, Mapping[str, Any]],
+    styles: Styles,
 ) -> dict[str, str]:
     """Write what there are data for; returns captions by file name."""
-    slug = re.sub(r"[^a-z0-9]+", "_", regime.lower()).strip("_")
-    curves = mean_curves(cells, table)
-    height = 1.5 + 0.35 * len(table)
-    pictures: dict[str, tuple[str, Callable[[Axes], None], float]] = {
+    pictures = {
         "loss_by_peak": (
-            "Final loss by peak, with a band of one standard error; diverged peaks are not drawn",
-            partial(draw_loss_by_peak, cells=cells, styles=styles),
-            4.5,
+            "Final loss by peak, with a band of one standard error. Diverged peaks, and losses far above, are left out",
+            partial(draw_loss_by_peak, cells=cells, table=table, styles=styles),
         ),
-        "final_loss": ("Difference to linear", partial(draw_final_loss, table=table, styles=styles), height),
+        "final_loss": ("Difference to linear at the best peaks", partial(draw_final_loss, table=table, styles=styles)),
     }
     if grids:
-        pictures["schedules"] = ("The schedules", partial(draw_schedules, grids=grids, styles=styles), 4.5)
-    if curves:
+        pictures["schedules"] = ("The schedules", partial(draw_schedules, grids=grids, styles=styles))
+    if curves := mean_curves(cells, table):
         draw = partial(draw_training_curves, curves=curves, styles=styles)
-        pictures["training_curves"] = ("Loss while training, each schedule at its best peak", draw, 4.5)
-    for name, (_, draw, tall) in pictures.items():
-        save_picture(output / f"{slug}_{name}.png", draw, regime, tall)
-    return {f"{slug}_{name}.png": caption for name, (caption, _, _) in pictures.items()}
+        pictures["training_curves"] = ("Loss while training, each schedule at its best peak", draw)
+    slug = re.sub(r"[^a-z0-9]+", "_", regime.lower()).strip("_")
+    for name, (_, draw) in pictures.items():
+        save_picture(output / f"{slug}_{name}.png", draw, regime)
+    return {f"{slug}_{name}.png": caption for name, (caption, _) in pictures.items()}
 
 
 def regime_tables(regime: str, cells: pd.DataFrame, table: pd.DataFrame, equal: pd.DataFrame) -> str:
     """The tables of a regime, as markdown."""
     decimals = decimals_for(table["mean"])
-    columns = ["rank", "schedule", "peak", "seeds", "loss", "perplexity", "difference", "p_value", "verdict"]
+    without = ["compared with", "at peak"]
     if regime.partition(",")[0] not in LANGUAGE_MODELS:
-        columns.remove("perplexity")
-    parts = [f"## {regime}", markdown(table, columns, decimals), *notes(cells, table)]
+        without.append("perplexity")
+    parts = [f"## {regime}", markdown(table, decimals, without), *notes(cells, table)]
     if len(equal):
-        columns = ["schedule", "peak", "reference", "reference_peak", "seeds", "difference", "p_value", "verdict"]
         parts += [
             f"### At equal compute ({regime})",
             "The refined schedule costs the run that it was made from, too: so each refined schedule is compared with "
             "what linear decay does with such compute, a finer grid of peaks or twice the steps, paired by seed, all "
             "at their best peaks.",
-            markdown(equal, columns, decimals),
+            markdown(equal, decimals, ["rank", "final eval loss", "perplexity"]),
         ]
     return "\n\n".join(parts)
 
@@ -410,20 +421,18 @@ def write_report(folder: Path, output: Path, title: str) -> str:
     schedules = readable(read_schedules, folder / "schedules.json")
     styles = line_styles([*cells["schedule"], *(name for grids in schedules.values() for name in grids)])
     output.mkdir(parents=True, exist_ok=True)
-    report, tables, frames = [f"# {title}"], [], []
+    report, tables, rows = [f"# {title}"], [], []
     for regime, group in cells.groupby("regime", sort=False):
         table, equal = main_table(group), equal_compute_table(group)
         captions = write_pictures(output, str(regime), group, table, schedules.get(str(regime), {}), styles)
         tables.append(regime_tables(str(regime), group, table, equal))
         pictures = [f"![{caption}]({name})\n\n*{caption}.*" for name, caption in captions.items()]
         report += [tables[-1], *pictures]
-        frames += [part.assign(regime=regime) for part in (table, equal) if len(part)]
+        rows += [{"regime": regime, **row} for part in (table, equal) for row in part.to_dict("records")]
     if about:
         report.append(how_it_was_made(about))
-    (output / "report.md").write_text("\n\n".join(report) + "\n")
-    frame = pd.concat(frames)
-    frame.insert(0, "regime", frame.pop("regime"))
-    frame.to_csv(output / "report.csv", index=False)
+    (output / "report.md").write_text("\n\n".join(report) + "\n", encoding="utf-8")
+    pd.DataFrame(rows).to_csv(output / "report.csv", index=False)
     return "\n\n".join(tables)
 
 
