@@ -620,7 +620,8 @@ def main() -> None:
                 compare(setting, options, Results(Path(setting.folder)))
     except ValueError as error:
         parser.exit(2, f"compare_finetuning.py: error: {error}\n")
-    print(f"Finished; the report: python scripts/report_comparison.py {options.output_dir}")
+    for size in options.sizes or [""]:
+        print(f"Finished; the report: python scripts/report_comparison.py {Path(options.output_dir) / size}")
     PartialState().destroy_process_group()
 
 
