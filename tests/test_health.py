@@ -22,7 +22,7 @@ def run(l1, l2=None, steps=None, planned=None, **fields):
 
 
 VERDICTS = [
-    ("a spike at the start asks for a warm-up", run(SPIKE_AT_THE_START * SCATTER), "worth a refined run", ""),
+    ("a spike at the start asks for a warm-up, which linear can have", run(SPIKE_AT_THE_START * SCATTER), "linear will do", "promise"),
     ("norms that fall tenfold", run((1 - 0.9 * PROGRESS) * SCATTER), "worth a refined run", ""),
     ("flat norms promise nothing", run(SCATTER), "linear will do", "promise"),
     ("norms that vanish", run(np.exp(-12 * PROGRESS) * SCATTER), "degenerate", "the peak's place"),
@@ -50,14 +50,17 @@ def value(health, words):
 
 
 def test_figures_of_constant_norms():
-    """Linear decay: the peak at 0, the mean 1/2, 0.05 ** 2 of the learning in the last 5 %, nothing gained or sensitive."""
+    """Linear decay: the peak at 0, the mean 1/2, 0.05 ** 2 of the learning in the last 5 %, nothing gained or sensitive.
+
+    Within 0.001: a cap of 5 % warm-up on linear decay is not quite the decay after a warm-up.
+    """
     health = check_health(run(np.ones(2000)), "adam")
     expected = {
         "peak's place": 0.0, "mean multiplier": 0.5, "last 5 %": 0.05**2, "another norm": 0.0, "half or double": 0.0,
         "late over": 1.0, "in a window": 201.0, "not finite": 0.0, "first recorded": 1.0, "promise": 0.0,
     }  # fmt: skip
     for words, figure in expected.items():
-        assert value(health, words) == pytest.approx(figure, abs=1e-4), words
+        assert value(health, words) == pytest.approx(figure, abs=1e-3), words
 
 
 def test_scale_does_not_matter():
