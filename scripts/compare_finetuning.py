@@ -622,6 +622,7 @@ def main() -> None:
         parser.exit(2, f"compare_finetuning.py: error: {error}\n")
     for size in options.sizes or [""]:
         print(f"Finished; the report: python scripts/report_comparison.py {Path(options.output_dir) / size}")
+    PartialState().wait_for_everyone()
     PartialState().destroy_process_group()
 
 

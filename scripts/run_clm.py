@@ -110,6 +110,7 @@ def main() -> None:
             metrics["perplexity"] = math.inf
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+    trainer.accelerator.wait_for_everyone()  # a process that ends while another still works can leave gloo hanging
     trainer.accelerator.end_training()
 
 

@@ -112,7 +112,7 @@ def test_a_raw_loop_with_literal_choices(tmp_path):
         "hf_refined_schedule",
         "launch",
     )
-    done = run_command(*torchrun, *refined, tmp_path / "two" / "report")
+    done = run_command(*torchrun, *refined, tmp_path / "two" / "report", timeout=90)
     for rank in range(2):
         assert raw_report(tmp_path / "two", rank) == {"world_size": 2, "rates": pytest.approx(rates)}, done.stderr
 

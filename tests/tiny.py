@@ -2,12 +2,13 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import psutil
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 
@@ -67,22 +68,24 @@ def run_command(*words, timeout: float = 240, **environment) -> subprocess.Compl
     gloo processes now and then hang at exit after a good run. So a command past its time is ended with all its processes
     and returns what it has printed; tests of several processes judge by what every rank has written.
     """
-    process = subprocess.Popen(
-        [str(word) for word in words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=os.environ.get("TMPDIR", "/tmp"),
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
-        start_new_session=True,
-    )
-    try:
-        output, errors = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, errors = process.communicate()
-        errors += f"\nended after {timeout} s"
-    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        process = psutil.Popen(
+            [str(word) for word in words],
+            stdout=output,
+            stderr=errors,
+            cwd=os.environ.get("TMPDIR", "/tmp"),
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
+        )
+        try:
+            process.wait(timeout)
+        except psutil.TimeoutExpired:
+            for running in [*process.children(recursive=True), process]:
+                running.kill()
+            process.wait()
+            errors.write(f"\nended after {timeout} s")
+        output.seek(0)
+        errors.seek(0)
+        return subprocess.CompletedProcess(process.args, process.returncode, output.read(), errors.read())
 
 
 def free_port() -> int:
@@ -96,5 +99,5 @@ def accelerate_launch(*words, processes: int = 2) -> subprocess.CompletedProcess
     return run_command(
         BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", processes, "--num_machines", 1,
         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port(), *words,
-        ACCELERATE_USE_CPU="true", timeout=120,
+        ACCELERATE_USE_CPU="true", timeout=90,
     )  # fmt: skip

@@ -42,5 +42,6 @@ if __name__ == "__main__":
         optimizer.zero_grad()
     with open(f"{options.report}.{accelerator.process_index}", "w") as file:
         json.dump({"world_size": accelerator.num_processes, "rates": rates}, file)
+    accelerator.wait_for_everyone()
     accelerator.end_training()
     sys.exit()

@@ -29,4 +29,5 @@ if __name__ == "__main__":
                 optimizer.zero_grad()
     with open(f"{options['output_dir']}.rank{accelerator.process_index}", "w") as file:
         json.dump({"world_size": accelerator.num_processes, "steps": recorder.step}, file)
+    accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -23,6 +23,7 @@ if __name__ == "__main__":
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
     report.write_text(f"{arguments.world_size} {rates}")
     print("argv", sys.argv[1], "main", sys.modules["__main__"].__file__)
+    trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     if "FAIL" in os.environ:
         raise KeyError("the script's own error")
