@@ -481,9 +481,10 @@ def keep(recorded: Path, kept: Path) -> None:
 
 
 def write_sampled_schedules(setting: Setting, names: list[str], steps: int, peak: float) -> None:
-    """schedules.json: multipliers at 201 points of progress, for the report's picture."""
-    if not PartialState().is_main_process:
-        return
+    """schedules.json: multipliers at 201 points of progress, for the report's picture.
+
+    Every process builds the schedules, since they read the refined one's source together; the main one writes.
+    """
     path = Path(setting.folder) / "schedules.json"
     sampled = json.loads(path.read_text()) if path.exists() else {}
     for name in names:
@@ -502,7 +503,9 @@ def write_sampled_schedules(setting: Setting, names: list[str], steps: int, peak
             scheduler.step()
         points = np.interp(np.linspace(0, 1, 201), np.linspace(0, 1, steps + 1), multipliers)
         sampled.setdefault(setting.label, {})[name] = [round(float(point), 5) for point in points]
-    path.write_text(json.dumps(sampled) + "\n")
+    PartialState().wait_for_everyone()
+    if PartialState().is_main_process:
+        path.write_text(json.dumps(sampled) + "\n")
 
 
 def prepare(
