@@ -186,7 +186,6 @@ class Setting:
     start: str
     blocks: str
     folder: str
-    max_steps: int
     batch_size: int
     bf16: bool
     num_threads: int
@@ -215,7 +214,7 @@ def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def schedule_options(name: str, steps: int, peak: float, folder: str) -> dict[str, Any]:
     """The training arguments of a schedule."""
-    base, _, suffix = name.removeprefix(TWICE_THE_STEPS).partition("+")
+    base, _, suffix = name.partition("+")
     if name == TWICE_THE_STEPS:
         options = dict(SCHEDULES["linear"])
     elif name in SCHEDULES:
@@ -431,7 +430,7 @@ def compare(setting: Setting, options: ComparisonArguments, results: Results) ->
         )
         recorded = Path(setting.folder) / "cells" / f"refined_{peak:g}_{BASELINE_SEED}" / "gradient_norms.jsonl"
         again = RefinedSchedule.from_norms(load_norms(recorded), "adam")
-        write_once(replace_source(again, "a refined run"), variant_file(setting.folder, REFINED_TWICE))
+        write_once(replace(again, source="a refined run"), variant_file(setting.folder, REFINED_TWICE))
         variants = [*VARIANTS, REFINED_TWICE]
         peaks = sorted({mean_best_peak(results, label, name, seeds) for name in ("linear", "refined") if name in names})
         variants += [f"{name}+warmup" for name in variants]
@@ -448,10 +447,6 @@ def mean_best_peak(results: Results, label: str, schedule: str, seeds: range) ->
         if (row["regime"], row["schedule"]) == (label, schedule) and row["seed"] in seeds and not row.get("finer"):
             means.setdefault(row["peak"], []).append(math.inf if row["diverged"] else row["eval_loss"])
     return min(means, key=lambda peak: float(np.mean(means[peak])))
-
-
-def replace_source(schedule: RefinedSchedule, source: str) -> RefinedSchedule:
-    return replace(schedule, source=source)
 
 
 def write_variants(setting: Setting) -> None:
@@ -542,7 +537,6 @@ def prepare(
         start=str(prepared / "model"),
         blocks=str(prepared / "blocks"),
         folder=str(folder / (size or "")),
-        max_steps=options.max_steps,
         batch_size=options.per_device_train_batch_size,
         bf16=options.bf16,
         num_threads=max(1, torch.get_num_threads() // options.num_workers),
