@@ -580,21 +580,22 @@ def make_start(
 
 @contextmanager
 def accounted(options: ComparisonArguments) -> Iterator[None]:
-    """grid.json: the command, the machine, the versions, and the seconds spent, added up over reruns."""
+    """grid.json: the commands, the machine, the versions, and the seconds spent, added up over reruns."""
     path = Path(options.output_dir) / "grid.json"
     started = time.monotonic()
+    command = shlex.join(["python", "scripts/compare_finetuning.py", *sys.argv[1:]])
     try:
         yield
     finally:
         if PartialState().is_main_process:
-            before = json.loads(path.read_text())["seconds"] if path.exists() else 0.0
+            before = json.loads(path.read_text()) if path.exists() else {"commands": [], "seconds": 0.0}
             about = {
-                "command": shlex.join(["python", "scripts/compare_finetuning.py", *sys.argv[1:]]),
+                "commands": list(dict.fromkeys([*before["commands"], command])),
                 "machine": f"{os.cpu_count()} cores, {platform.machine()}"
                 + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
                 "processes": PartialState().num_processes,
                 "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "numpy", "scipy")},
-                "seconds": round(before + time.monotonic() - started, 1),
+                "seconds": round(before["seconds"] + time.monotonic() - started, 1),
             }
             path.write_text(json.dumps(about, indent=1) + "\n")
 

@@ -206,6 +206,7 @@ class Grid:
         self.folder: Path = options.output_dir
         self.results = self.folder / "results.jsonl"
         self.rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self.commands: list[str] = []
         self.folder.mkdir(parents=True, exist_ok=True)
         self.refuse_other_runs()
         self.read_results()
@@ -223,8 +224,9 @@ class Grid:
     def about(self) -> dict[str, Any]:
         """The contents of grid.json."""
         options = self.options
+        command = shlex.join(["python", "scripts/logistic_regression.py", *sys.argv[1:]])
         return {
-            "command": shlex.join(["python", "scripts/logistic_regression.py", *sys.argv[1:]]),
+            "commands": list(dict.fromkeys([*self.commands, command])),
             "machine": f"{processor()}, {os.cpu_count()} cores, one thread used",
             "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "numpy")},
             "model": f"logistic regression, {options.steps} updates on batches of {options.batch_size}, L2 penalty "
@@ -237,9 +239,10 @@ class Grid:
         """Cells of other lengths, batches or penalties cannot be compared with these."""
         path = self.folder / "grid.json"
         if path.exists():
-            model = json.loads(path.read_text())["model"]
-            if model != self.about["model"]:
-                raise ValueError(f"{self.folder} holds a grid of {model}; choose another --output_dir.")
+            before = json.loads(path.read_text())
+            if before["model"] != self.about["model"]:
+                raise ValueError(f"{self.folder} holds a grid of {before['model']}; choose another --output_dir.")
+            self.commands = before["commands"]
 
     def write_about(self) -> None:
         write_json(self.folder / "grid.json", self.about, indent=1)

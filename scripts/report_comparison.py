@@ -357,14 +357,14 @@ def save_picture(path: Path, draw: Callable[[Axes], None], title: str) -> None:
 def how_it_was_made(about: Mapping[str, Any]) -> str:
     """The entries of grid.json."""
     lines = ["## How it was made", ""]
-    if "command" in about:
-        lines += ["```bash", str(about["command"]), "```", ""]
+    if about.get("commands"):
+        lines += ["```bash", *map(str, about["commands"]), "```", ""]
     for name, value in about.items():
         if name == "seconds" and isinstance(value, int | float):
             lines.append(f"- duration: {value / 60:.1f} minutes")
         elif isinstance(value, dict):
             lines.append(f"- {name}: {', '.join(f'{key} {entry}' for key, entry in value.items())}")
-        elif name != "command":
+        elif name != "commands":
             lines.append(f"- {name}: {value}")
     return "\n".join(lines)
 

@@ -74,7 +74,7 @@ def test_a_rerun_finishes_what_a_kill_has_left_and_repeats_it_exactly(grid):
 
     assert losses((folder / "results.jsonl").read_text()) == losses(whole)
     about = json.loads((folder / "grid.json").read_text())
-    assert about["command"].startswith("python scripts/compare_finetuning.py --output_dir")
+    assert about["commands"][0].startswith("python scripts/compare_finetuning.py --output_dir")
 
 
 def test_cells_on_two_processes(tmp_path):

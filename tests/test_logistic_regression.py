@@ -138,7 +138,7 @@ def test_a_rerun_of_a_finished_grid_changes_nothing(grid, run_here):
 
 def test_grid_json_tells_how_it_was_made(grid):
     about = json.loads((grid / "grid.json").read_text())
-    assert about["command"].startswith("python scripts/logistic_regression.py --output_dir")
+    assert about["commands"][0].startswith("python scripts/logistic_regression.py --output_dir")
     assert about["seconds"] == pytest.approx(sum(row["seconds"] for row in rows_of(grid)), abs=0.1)
     assert about["versions"].keys() == {"torch", "transformers", "accelerate", "numpy"}
     assert about["model"] == "logistic regression, 40 updates on batches of 16, L2 penalty 0.0001"

@@ -265,7 +265,7 @@ def reported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison")
     digits = [{**row, "regime": "digits, SGD", "eval_loss": row["eval_loss"] / 1000} for row in LINEAR + BETTER]
     write_cells(folder, LINEAR + BETTER + WORSE + FINER + TWICE + digits)
-    about = {"command": "python grid.py --seeds 3", "versions": {"torch": "2.6"}, "model": "tiny", "seconds": 90.0}
+    about = {"commands": ["python grid.py --seeds 3"], "versions": {"torch": "2.6"}, "model": "tiny", "seconds": 90.0}
     (folder / "grid.json").write_text(json.dumps(about))
     (folder / "schedules.json").write_text(json.dumps({"finetune": {"linear": [1, 0], "wsd": [1, 1, 0]}}))
     output = folder / "report"
