@@ -14,7 +14,7 @@ from .classical import WARMUP, classical_schedules
 from .health import check_health
 from .norms_file import GradientNorms
 from .refinement import smooth_norms
-from .schedule_file import RefinedSchedule, is_schedule_file, read_schedule, write_schedule
+from .schedule_file import RefinedSchedule, is_schedule_file, read_schedule, squared_norms, write_schedule
 from .sources import find_source_file, load_norms, load_schedule
 
 SOURCE_HELP = (
@@ -65,6 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     schedule_options.add_argument(
         "--smoothing", type=float, help="the median filter's window as a fraction of the run (default: 0.1)"
+    )
+    schedule_options.add_argument(
+        "--rising-norms",
+        choices=("keep", "ignore"),
+        help="ignore: weights of the running minimum, so that rising norms do not make the rate fall early (default: keep)",
     )
     schedule_options.add_argument(
         "--pilot", action="store_true", help="take an unfinished run; its last smoothed norm goes on to the end"
@@ -160,14 +165,7 @@ def _check(options: argparse.Namespace) -> None:
     schedule, norms = _schedule(options)
     if norms is None:
         raise ValueError(f"{options.source} is a schedule file; pass the run that it was made from.")
-    health = check_health(
-        norms,
-        schedule.optimizer,
-        norm=options.norm,
-        power=options.power,
-        smoothing=options.smoothing,
-        pilot=options.pilot,
-    )
+    health = check_health(norms, schedule)
     if options.json:
         findings = [finding._asdict() for finding in health.findings]
         print(json.dumps({"source": norms.source, "verdict": health.verdict, "findings": findings}, indent=1))
@@ -183,8 +181,6 @@ def _rank(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.source} is a schedule file; pass the run whose norms are to rank by.")
     num_steps = len(schedule.multipliers) - 1
     progress = np.arange(num_steps) / num_steps
-    smoothed = smooth_norms(norms.at_every_step(schedule.norm)[:num_steps], schedule.smoothing)
-    squared_norms = np.pad(smoothed / smoothed.max(), (0, num_steps - len(smoothed)), mode="edge") ** -schedule.power
     schedules = {"refined": schedule.multipliers[:-1], **classical_schedules(num_steps)}
     schedules["refined, warm-up"] = np.minimum(schedules["refined"], progress / WARMUP)
     for other in options.others:
@@ -196,7 +192,9 @@ def _rank(options: argparse.Namespace) -> None:
         f"The last-iterate bound over linear decay's, and the best peak learning rate over linear decay's; {norms.source}"
     )
     print(f"{'':{width}}  with these norms  with constant norms  best peak")
-    for name, relative_bound, best_peak_ratio in rank_schedules(schedules, squared_norms):
+    for name, relative_bound, best_peak_ratio in rank_schedules(
+        schedules, squared_norms(schedule.weighting, schedule.power)
+    ):
         print(f"{name:{width}}  {relative_bound:16.3f}  {flat[name]:19.3f}  {best_peak_ratio:9.2f}")
 
 
@@ -218,7 +216,7 @@ def _plot(options: argparse.Namespace) -> None:
 
 def _schedule(options: argparse.Namespace) -> tuple[RefinedSchedule, GradientNorms | None]:
     """The schedule that the options ask for, and the norms it was made of, unless SOURCE is a schedule file."""
-    weights = {"norm": options.norm, "power": options.power, "smoothing": options.smoothing}
+    weights = {name: getattr(options, name) for name in ("norm", "power", "smoothing", "rising_norms")}
     path = find_source_file(options.source)
     if is_schedule_file(path):
         optimizer = options.optimizer or read_schedule(path).optimizer

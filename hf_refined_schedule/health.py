@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from .bounds import last_iterate_bound
 from .classical import classical_schedules
 from .norms_file import GradientNorms
-from .refinement import NormKind, refined_grid, smooth_norms
-from .schedule_file import OptimizerFamily, RefinedSchedule
+from .refinement import grid_from, weighting_norms
+from .schedule_file import RefinedSchedule, squared_norms
 
 Verdict = Literal["worth a refined run", "linear will do", "doubtful", "degenerate"]
 
@@ -80,15 +80,7 @@ class Health(NamedTuple):
         ]
 
 
-def check_health(
-    norms: GradientNorms,
-    optimizer: OptimizerFamily,
-    *,
-    norm: NormKind | None = None,
-    power: float | None = None,
-    smoothing: float | None = None,
-    pilot: bool = False,
-) -> Health:
+def check_health(norms: GradientNorms, schedule: RefinedSchedule) -> Health:
     """What is doubtful about the schedule that a run's norms ask for.
 
     Degenerate: it hardly trains but for a moment. Doubtful: it hangs on one norm, on the window, on norms that rise, or on too
@@ -97,32 +89,25 @@ def check_health(
 
     Args:
         norms: the norms of the run.
-        optimizer: `"adam"` or `"sgd"`.
-        norm: as in `RefinedSchedule.from_norms`.
-        power: as in `RefinedSchedule.from_norms`.
-        smoothing: as in `RefinedSchedule.from_norms`.
-        pilot: as in `RefinedSchedule.from_norms`.
+        schedule: the schedule that `RefinedSchedule.from_norms` made of them.
 
     Returns:
         The verdict and its figures.
-
-    Raises:
-        ValueError: as `RefinedSchedule.from_norms`.
     """
-    schedule = RefinedSchedule.from_norms(norms, optimizer, norm=norm, power=power, smoothing=smoothing, pilot=pilot)
-    values = norms.at_every_step(schedule.norm)
-    total = max(norms.num_training_steps or 0, len(values))
+    total = len(schedule.multipliers) - 1
+    values = norms.at_every_step(schedule.norm)[:total]
     stride = -(-len(values) // MAX_POINTS)
     sampled = values[::stride]
-    points = -(-total // stride)
+    points = max(-(-total // stride), len(sampled))
+
+    def weighting(of: NDArray[np.float64], tau: float) -> NDArray[np.float64]:
+        return weighting_norms(of, smoothing=tau, rising_norms=schedule.rising_norms, num_training_steps=points)
 
     def grid(of: NDArray[np.float64], tau: float) -> NDArray[np.float64]:
-        return refined_grid(
-            of, norm=schedule.norm, smoothing=tau, power=schedule.power, num_training_steps=max(points, len(of))
-        )
+        return grid_from(weighting(of, tau), schedule.power)
 
-    own = grid(sampled, schedule.smoothing)
-    smoothed = smooth_norms(sampled, schedule.smoothing)
+    believed = weighting(sampled, schedule.smoothing)
+    own = grid_from(believed, schedule.power)
     degenerate = _shape_findings(schedule.multipliers)
     doubtful = [
         _at_most(
@@ -138,7 +123,7 @@ def check_health(
             max(_rmse(grid(sampled, min(1.0, schedule.smoothing * factor)), own) for factor in (0.5, 2.0)),
             MAX_WINDOW_SENSITIVITY,
         ),
-        _at_most("the late over the least smoothed norm", _rise(smoothed), MAX_RISE),
+        _at_most("the late over the least smoothed norm", _rise(believed[: len(sampled)]), MAX_RISE),
         _at_least(
             "the number of norms in a window", 2 * (int(schedule.smoothing * len(norms.steps)) // 2) + 1, MIN_WINDOW
         ),
@@ -155,8 +140,8 @@ def check_health(
                 "the share of equal L2 norms (clipped before measured?)", _share_of_equals(norms.l2), MAX_SAME_NORM
             )
         )
-    squared = np.pad(smoothed / smoothed.max(), (0, len(own) - 1 - len(smoothed)), mode="edge") ** -schedule.power
-    classical = classical_schedules(len(squared))
+    squared = squared_norms(believed, schedule.power)
+    classical = classical_schedules(points)
     linear = last_iterate_bound(classical["linear, warm-up"], squared)
     refined = last_iterate_bound(np.minimum(own[:-1], classical["constant, warm-up"]), squared)
     gain = 1 - refined.value / linear.value

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import median_filter
 
 NormKind = Literal["l1", "l2"]
+RisingNorms = Literal["keep", "ignore"]
 
 DEFAULT_POWER: dict[str, float] = {"l1": -1.0, "l2": -2.0}
 """w_t = norm ** power: L1 ** -1 for coordinate-wise steps (Adam), L2 ** -2 for SGD."""
@@ -79,8 +80,49 @@ def smooth_norms(norms: ArrayLike, smoothing: float = 0.1) -> NDArray[np.float64
     return filtered[half_window : half_window + len(norms)]
 
 
+def weighting_norms(
+    norms: ArrayLike,
+    *,
+    smoothing: float = 0.1,
+    rising_norms: RisingNorms = "keep",
+    num_training_steps: int | None = None,
+) -> NDArray[np.float64]:
+    """The norms that a schedule's weights are made of: smoothed, and for every update of the run.
+
+    Args:
+        norms: gradient norms of the first len(norms) updates of the run, before clipping.
+        smoothing: as in `smooth_norms`.
+        rising_norms: `"keep"`: the smoothed norms. `"ignore"`: their running minimum, so that they never rise.
+        num_training_steps: T, by default len(norms). If it is more, the last norm goes on to the end.
+
+    Returns:
+        Norms in the unit of `norms`, shape (T,).
+
+    Raises:
+        ValueError: as `smooth_norms`, for another `rising_norms`, and if there are more norms than steps.
+
+    Example:
+        >>> weighting_norms([4.0, 2.0, 1.0, 3.0], smoothing=0, rising_norms="ignore", num_training_steps=5)
+        array([4., 2., 1., 1., 1.])
+    """
+    if rising_norms not in ("keep", "ignore"):
+        raise ValueError(f'rising_norms is {rising_norms!r}, but must be "keep" or "ignore".')
+    smoothed = smooth_norms(norms, smoothing)
+    if rising_norms == "ignore":
+        smoothed = np.minimum.accumulate(smoothed)
+    total = len(smoothed) if num_training_steps is None else num_training_steps
+    if total < len(smoothed):
+        raise ValueError(f"There are {len(smoothed)} norms for num_training_steps={total}; pass the norms of one run.")
+    return np.pad(smoothed, (0, total - len(smoothed)), mode="edge")
+
+
 def refine_schedule(
-    norms: ArrayLike, *, norm: NormKind = "l1", smoothing: float = 0.1, power: float | None = None
+    norms: ArrayLike,
+    *,
+    norm: NormKind = "l1",
+    smoothing: float = 0.1,
+    power: float | None = None,
+    rising_norms: RisingNorms = "keep",
 ) -> NDArray[np.float64]:
     """The schedule that the gradient norms of a finished run ask for.
 
@@ -95,12 +137,14 @@ def refine_schedule(
         norm: which norm it is. It sets the default `power`: -1 for `"l1"` (Adam), -2 for `"l2"` (SGD).
         smoothing: tau, the median filter's window as a fraction of the run.
         power: the exponent itself, negative. L2 norms as a stand-in for L1 under Adam: `norm="l2", power=-1`.
+        rising_norms: `"keep"`, as the paper. `"ignore"`: weights are made of the running minimum of the smoothed norms.
+            Where norms rise over the run, as they do for language models from scratch, the formula anneals far too early.
 
     Returns:
         Multipliers of the peak learning rate, shape (T,), float64, at least 0, with maximum 1.
 
     Raises:
-        ValueError: as `smooth_norms`, and if a *smoothed* norm is zero, or `norm` or `power` is not as above.
+        ValueError: as `smooth_norms`, and if a *smoothed* norm is zero, or another argument is not as above.
 
     Example:
         >>> refine_schedule([1.0, 1.0, 1.0, 1.0, 1.0])
@@ -110,7 +154,9 @@ def refine_schedule(
 
     Reference: arXiv 2310.07831, Algorithm 1 and Theorem 3.
     """
-    return _multipliers(smooth_norms(norms, smoothing), checked_power(norm, power))
+    return _multipliers(
+        weighting_norms(norms, smoothing=smoothing, rising_norms=rising_norms), checked_power(norm, power)
+    )
 
 
 def refined_grid(
@@ -119,6 +165,7 @@ def refined_grid(
     norm: NormKind = "l1",
     smoothing: float = 0.1,
     power: float | None = None,
+    rising_norms: RisingNorms = "keep",
     num_training_steps: int | None = None,
 ) -> NDArray[np.float64]:
     """The refined schedule as a function of progress: multipliers at t / T for t = 0 .. T, zero at the end.
@@ -131,7 +178,8 @@ def refined_grid(
         norm: as in `refine_schedule`.
         smoothing: as in `refine_schedule`.
         power: as in `refine_schedule`.
-        num_training_steps: T, by default len(norms). If it is more, the last smoothed norm goes on to the end.
+        rising_norms: as in `refine_schedule`.
+        num_training_steps: T, as in `weighting_norms`.
 
     Returns:
         Multipliers on the grid t / T, shape (T+1,).
@@ -143,12 +191,26 @@ def refined_grid(
         >>> refined_grid([7.0, 7.0, 7.0, 7.0])
         array([1.  , 0.75, 0.5 , 0.25, 0.  ])
     """
-    smoothed = smooth_norms(norms, smoothing)
-    total = len(smoothed) if num_training_steps is None else num_training_steps
-    if total < len(smoothed):
-        raise ValueError(f"There are {len(smoothed)} norms for num_training_steps={total}; pass the norms of one run.")
-    extended = np.pad(smoothed, (0, total + 1 - len(smoothed)), mode="edge")
-    return _multipliers(extended, checked_power(norm, power))
+    weighting = weighting_norms(
+        norms, smoothing=smoothing, rising_norms=rising_norms, num_training_steps=num_training_steps
+    )
+    return grid_from(weighting, checked_power(norm, power))
+
+
+def grid_from(weighting: NDArray[np.float64], power: float) -> NDArray[np.float64]:
+    """The refined schedule of norms that `weighting_norms` has made.
+
+    Args:
+        weighting: for every update of the run, shape (T,).
+        power: the exponent of the weights, negative.
+
+    Returns:
+        Multipliers on the grid t / T, shape (T+1,).
+
+    Raises:
+        ValueError: if one of the norms is zero, or they reach too far apart.
+    """
+    return _multipliers(np.append(weighting, weighting[-1]), power)
 
 
 def multiplier_at(grid: NDArray[np.float64], progress: float) -> float:

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from .health import DegenerateScheduleError
 from .norms_file import GradientNorms
-from .refinement import NormKind, multiplier_at
+from .refinement import NormKind, RisingNorms, multiplier_at
 from .schedule_file import OptimizerFamily, RefinedSchedule, UnfinishedRunError
 from .sources import WHAT_TO_PASS, MissingSourceError, load_schedule
 
@@ -33,6 +33,7 @@ def get_refined_schedule(
     smoothing: float | None = None,
     norm: NormKind | None = None,
     power: float | None = None,
+    rising_norms: RisingNorms | None = None,
     min_lr_ratio: float = 0.0,
     allow_degenerate: bool = False,
     last_epoch: int = -1,
@@ -56,6 +57,8 @@ def get_refined_schedule(
         smoothing: tau, the median filter's window as a fraction of the run, 0.1 by default.
         norm: The norm to use, `"l1"` or `"l2"`, instead of the optimizer's own.
         power: The exponent of the weights, negative, instead of the optimizer's own.
+        rising_norms: `"keep"`, the default: norms that rise over the run make the rate fall early. `"ignore"`: weights
+            are made of the running minimum of the smoothed norms.
         min_lr_ratio: r, the floor of the learning rate as a fraction of its peak, from 0 to 1.
         allow_degenerate: Take a schedule that hardly trains but for a moment, too.
         last_epoch: The index of the last epoch when resuming training.
@@ -90,7 +93,13 @@ def get_refined_schedule(
 
     def load() -> RefinedSchedule:
         return load_schedule(
-            refined_from, family, norm=norm, power=power, smoothing=smoothing, allow_degenerate=allow_degenerate
+            refined_from,
+            family,
+            norm=norm,
+            power=power,
+            smoothing=smoothing,
+            rising_norms=rising_norms,
+            allow_degenerate=allow_degenerate,
         )
 
     if isinstance(refined_from, GradientNorms):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .bounds import last_iterate_bound
 from .norms_file import GradientNorms
-from .refinement import DEFAULT_POWER, NormKind, checked_power, linear_decay, refined_grid, smooth_norms
+from .refinement import DEFAULT_POWER, NormKind, RisingNorms, checked_power, grid_from, linear_decay, weighting_norms
 
 FORMAT = "refined_schedule"
 VERSION = 1
@@ -46,6 +46,9 @@ class RefinedSchedule:
         source: the run whose norms it was made from, for messages.
         best_peak_ratio: the best peak learning rate of this schedule over linear decay's, by the bound of `bounds`.
         notes: what a user should know about how it was made, a sentence each.
+        rising_norms: whether norms that rise were kept or ignored, as in `refine_schedule`.
+        weighting: the norms that its weights were made of, shape (T,), for `rank_schedules` and pictures; a schedule file
+            does not hold them.
     """
 
     multipliers: NDArray[np.float64]
@@ -56,6 +59,8 @@ class RefinedSchedule:
     source: str
     best_peak_ratio: float
     notes: tuple[str, ...] = ()
+    rising_norms: RisingNorms = "keep"
+    weighting: NDArray[np.float64] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -71,6 +76,7 @@ class RefinedSchedule:
         norm: NormKind | None = None,
         power: float | None = None,
         smoothing: float | None = None,
+        rising_norms: RisingNorms | None = None,
         pilot: bool = False,
     ) -> Self:
         """Refine the schedule that a run's norms ask for.
@@ -81,6 +87,7 @@ class RefinedSchedule:
             norm: the norm to use instead.
             power: the exponent to use instead, negative.
             smoothing: tau, by default 0.1.
+            rising_norms: as in `refine_schedule`, by default `"keep"`.
             pilot: take an unfinished run; its last smoothed norm goes on to the end.
 
         Returns:
@@ -107,6 +114,7 @@ class RefinedSchedule:
         if getattr(norms, norm) is None:
             raise ValueError(f'{norms.source} has no {norm.upper()} norms; leave out norm="{norm}" or record a run.')
         smoothing = 0.1 if smoothing is None else smoothing
+        rising_norms = "keep" if rising_norms is None else rising_norms
 
         last = int(norms.steps[-1])
         total = norms.num_training_steps or last
@@ -129,13 +137,16 @@ class RefinedSchedule:
             notes.append(
                 f"{len(at_every_step)} updates are too few to smooth; the schedule follows single noisy norms."
             )
+        if rising_norms == "ignore":
+            notes.append("Rising norms are ignored: weights are made of the running minimum.")
         try:
-            grid = refined_grid(at_every_step, norm=norm, smoothing=smoothing, power=power, num_training_steps=total)
-            # To the bound, G_t^2 is what the weight is one over: norm ** -power. "l1" takes G_t^2 as it is.
-            smoothed = smooth_norms(at_every_step, smoothing)
-            squared = np.pad((smoothed / smoothed.max()) ** -power, (0, total - len(smoothed)), mode="edge")
-            refined = last_iterate_bound(grid[:-1], squared, norm="l1")
-            linear = last_iterate_bound(linear_decay(total), squared, norm="l1")
+            weighting = weighting_norms(
+                at_every_step, smoothing=smoothing, rising_norms=rising_norms, num_training_steps=total
+            )
+            grid = grid_from(weighting, power)
+            squared = squared_norms(weighting, power)
+            refined = last_iterate_bound(grid[:-1], squared)
+            linear = last_iterate_bound(linear_decay(total), squared)
         except ValueError as error:
             raise ValueError(f"{norms.source}: {error}") from error
         return cls(
@@ -147,7 +158,22 @@ class RefinedSchedule:
             source=norms.source,
             best_peak_ratio=refined.best_peak / linear.best_peak,
             notes=tuple(notes),
+            rising_norms=rising_norms,
+            weighting=weighting,
         )
+
+
+def squared_norms(weighting: NDArray[np.float64], power: float) -> NDArray[np.float64]:
+    """G_t^2 for the last-iterate bound, up to a factor: what a schedule's weight is one over.
+
+    Args:
+        weighting: the norms that the weights are made of, shape (T,).
+        power: the exponent of the weights, negative.
+
+    Returns:
+        Squared norms for `bounds` with `norm="l1"`, shape (T,), at most 1.
+    """
+    return (weighting / weighting.max()) ** -power
 
 
 def write_schedule(schedule: RefinedSchedule, path: str | os.PathLike[str]) -> None:
@@ -165,6 +191,7 @@ def write_schedule(schedule: RefinedSchedule, path: str | os.PathLike[str]) -> N
         "norm": schedule.norm,
         "power": schedule.power,
         "smoothing": schedule.smoothing,
+        "rising_norms": schedule.rising_norms,
         "source": schedule.source,
         "best_peak_ratio": schedule.best_peak_ratio,
         "notes": schedule.notes,
@@ -221,6 +248,7 @@ def read_schedule(path: str | os.PathLike[str]) -> RefinedSchedule:
             source=str(content["source"]),
             best_peak_ratio=float(content["best_peak_ratio"]),
             notes=tuple(str(note) for note in content["notes"]),
+            rising_norms=content.get("rising_norms", "keep"),
         )
         multipliers = schedule.multipliers
         sound = (
@@ -230,6 +258,7 @@ def read_schedule(path: str | os.PathLike[str]) -> RefinedSchedule:
             and schedule.fingerprint == content["fingerprint"]
             and schedule.optimizer in ("adam", "sgd")
             and schedule.norm in ("l1", "l2")
+            and schedule.rising_norms in ("keep", "ignore")
         )
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         sound = False

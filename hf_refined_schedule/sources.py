@@ -12,7 +12,7 @@ import numpy as np
 
 from .health import DegenerateScheduleError, check_health, check_shape
 from .norms_file import FORMAT, MAX_STEPS, NORMS_FILE_NAME, GradientNorms, is_step_number, read_norms_file
-from .refinement import NormKind
+from .refinement import NormKind, RisingNorms
 from .schedule_file import OptimizerFamily, RefinedSchedule, is_schedule_file, read_schedule
 
 TRAINER_STATE_NAME = "trainer_state.json"
@@ -68,6 +68,7 @@ def load_schedule(
     norm: NormKind | None = None,
     power: float | None = None,
     smoothing: float | None = None,
+    rising_norms: RisingNorms | None = None,
     allow_degenerate: bool = False,
 ) -> RefinedSchedule:
     """The refined schedule of a source, as training uses it; what is doubtful about it is in its notes.
@@ -78,6 +79,7 @@ def load_schedule(
         norm: the norm to use instead of the optimizer's own.
         power: the exponent to use instead of the optimizer's own.
         smoothing: tau, by default 0.1.
+        rising_norms: as in `refine_schedule`, by default `"keep"`.
         allow_degenerate: take a schedule that hardly trains but for a moment, too.
 
     Returns:
@@ -86,14 +88,14 @@ def load_schedule(
     Raises:
         DegenerateScheduleError: for such a schedule, unless it is allowed.
         ValueError: as `load_norms` and `RefinedSchedule.from_norms`; for a schedule file, if it was made for other
-            optimizers, or if `norm`, `power` or `smoothing` is given beside it.
+            optimizers, or if another argument on its making is given beside it.
         MissingSourceError: if there is nothing at `source`.
     """
+    making = {"norm": norm, "power": power, "smoothing": smoothing, "rising_norms": rising_norms}
     if not isinstance(source, GradientNorms):
         path = find_source_file(source)
         if is_schedule_file(path):
-            given = {"norm": norm, "power": power, "smoothing": smoothing}
-            beside = [name for name, value in given.items() if value is not None]
+            beside = [name for name, value in making.items() if value is not None]
             if beside:
                 raise ValueError(
                     f"{path} is a schedule with its weights baked in, so {' and '.join(beside)} cannot be set beside it; "
@@ -109,8 +111,8 @@ def load_schedule(
         else:
             source = load_norms(path)
     if isinstance(source, GradientNorms):
-        schedule = RefinedSchedule.from_norms(source, optimizer, norm=norm, power=power, smoothing=smoothing)
-        doubts = check_health(source, optimizer, norm=norm, power=power, smoothing=smoothing).doubts
+        schedule = RefinedSchedule.from_norms(source, optimizer, **making)
+        doubts = check_health(source, schedule).doubts
     degenerate = check_shape(schedule.multipliers)
     if degenerate and not allow_degenerate:
         raise DegenerateScheduleError(

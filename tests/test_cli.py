@@ -133,6 +133,14 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_rising_norms(tmp_path, capsys):
+    write_run(tmp_path / "run" / "gradient_norms.jsonl", list(np.linspace(1, 3, 100)))
+    out = tmp_path / "schedule.json"
+    assert main(["refine", str(tmp_path / "run"), "--rising-norms", "ignore", "-o", str(out)]) == 0
+    assert "note: Rising norms are ignored" in capsys.readouterr().out
+    assert json.loads(out.read_text())["multipliers"] == pytest.approx([1 - t / 100 for t in range(101)])
+
+
 def test_pilot(tmp_path, capsys):
     write_run(tmp_path / "short" / "gradient_norms.jsonl", [1.0] * 40, planned=100)
     out = tmp_path / "schedule.json"

@@ -7,6 +7,7 @@ import pytest
 
 from hf_refined_schedule import GradientNorms
 from hf_refined_schedule.health import check_health, check_shape
+from hf_refined_schedule.schedule_file import RefinedSchedule
 
 STEPS = 1000
 PROGRESS = np.arange(STEPS) / STEPS
@@ -19,6 +20,10 @@ def run(l1, l2=None, steps=None, planned=None, **fields):
     steps = np.arange(1, len(l1) + 1) if steps is None else steps
     l2 = l1 * 0.01 if l2 is None else l2
     return GradientNorms(steps=steps, l1=l1, l2=l2, num_training_steps=planned or int(steps[-1]), **fields)
+
+
+def checked(norms, **making):
+    return check_health(norms, RefinedSchedule.from_norms(norms, "adam", **making))
 
 
 VERDICTS = [
@@ -37,11 +42,18 @@ VERDICTS = [
 
 @pytest.mark.parametrize(("reason", "norms", "verdict", "named"), VERDICTS, ids=[row[0] for row in VERDICTS])
 def test_verdict(reason, norms, verdict, named):
-    health = check_health(norms, "adam")
+    health = checked(norms)
     assert health.verdict == verdict, health
     assert bool(health.reasons) is bool(named)
     assert any(named in sentence for sentence in health.reasons) or not named
     assert health.doubts == (health.reasons if verdict == "doubtful" else [])
+
+
+def test_norms_that_rise_are_no_doubt_where_they_are_ignored():
+    """What is left is flat, and asks for linear decay."""
+    rising = run((0.5 + 0.5 * PROGRESS) * SCATTER)
+    assert checked(rising).verdict == "doubtful"
+    assert checked(rising, rising_norms="ignore").verdict == "linear will do"
 
 
 def value(health, words):
@@ -54,7 +66,7 @@ def test_figures_of_constant_norms():
 
     Within 0.001: a cap of 5 % warm-up on linear decay is not quite the decay after a warm-up.
     """
-    health = check_health(run(np.ones(2000)), "adam")
+    health = checked(run(np.ones(2000)))
     expected = {
         "peak's place": 0.0, "mean multiplier": 0.5, "last 5 %": 0.05**2, "another norm": 0.0, "half or double": 0.0,
         "late over": 1.0, "in a window": 201.0, "not finite": 0.0, "first recorded": 1.0, "promise": 0.0,
@@ -65,7 +77,7 @@ def test_figures_of_constant_norms():
 
 def test_scale_does_not_matter():
     norms = SPIKE_AT_THE_START * SCATTER
-    figures = [check_health(run(norms * scale, l2=norms), "adam").findings for scale in (1.0, 1e-6)]
+    figures = [checked(run(norms * scale, l2=norms)).findings for scale in (1.0, 1e-6)]
     assert [one.value for one in figures[0]] == pytest.approx([other.value for other in figures[1]])
 
 
@@ -78,5 +90,5 @@ def test_shape_of_a_schedule_alone():
 def test_a_million_norms_are_checked_in_seconds():
     norms = run(np.linspace(3, 1, 10**6))
     started = time.perf_counter()
-    check_health(norms, "adam")
+    checked(norms)
     assert time.perf_counter() - started < 3

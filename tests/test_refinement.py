@@ -148,6 +148,19 @@ def test_arguments_are_not_changed():
             [1, 8 / 9, 7 / 9, 6 / 9, 5 / 9, 4 / 9, 3 / 9, 2 / 9, 1 / 9, 0],
             id="an isolated zero is smoothed away",
         ),
+        # minimum 4 2 1 1: w = 1/4 1/2 1 1, tails 5/2 2 1 0, products 5/8 1 1 0
+        pytest.param(
+            [4, 2, 1, 2], {"smoothing": 0, "rising_norms": "ignore"}, [5 / 8, 1, 1, 0], id="a rise that is ignored"
+        ),
+        pytest.param(
+            [1, 9, 9, 9], {"smoothing": 0, "rising_norms": "ignore"}, [1, 2 / 3, 1 / 3, 0], id="norms that only rise"
+        ),
+        pytest.param(
+            [5, 1, 0, 1, 1, 1, 1, 1, 1, 1],
+            {"smoothing": 0.3, "rising_norms": "ignore"},
+            [9 / 40, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0],
+            id="the minimum is of the smoothed norms: an isolated zero does not stay",
+        ),
         # w = 1e-300 1 1, tails 2 1 0, products 2e-300 1 0
         pytest.param([1e200, 1e-100, 1e-100], {"smoothing": 0}, [0, 1, 0], id="norms 300 orders of magnitude apart"),
     ],
@@ -312,6 +325,13 @@ def test_smoothing_that_is_no_fraction_is_refused(smoothing, function):
 def test_power_that_is_not_negative_is_refused(power, function):
     with refuses("power", repr(power), "negative number"):
         function([1.0, 2.0, 3.0], power=power)
+
+
+@pytest.mark.parametrize("function", [refine_schedule, refined_grid])
+@pytest.mark.parametrize("rising_norms", ["Keep", "", None, True])
+def test_unknown_treatment_of_rising_norms_is_refused(rising_norms, function):
+    with refuses("rising_norms", repr(rising_norms), '"keep"', '"ignore"'):
+        function([1.0, 2.0], rising_norms=rising_norms)
 
 
 @pytest.mark.parametrize("function", [refine_schedule, refined_grid])

@@ -70,6 +70,13 @@ def test_table(reason, options, kind, warmup, horizon, expected):
     assert rates_of(by_name, len(expected)) == pytest.approx(expected, abs=EXACT_ROUNDING)
 
 
+def test_rising_norms_are_ignored_where_that_is_asked_for():
+    source = norms([2.0, 2.0, 1.0, 5.0])
+    kwargs = {"refined_from": source, "smoothing": 0, "rising_norms": "ignore"}
+    scheduler = get_scheduler("refined", optimizer_of(), 0, 4, scheduler_specific_kwargs=kwargs)
+    assert rates_of(scheduler, 5) == pytest.approx([0.875, 0.75, 1.0, 0.5, 0.0], abs=EXACT_ROUNDING)
+
+
 @pytest.mark.parametrize("steps", [2, 7, 100, 997])
 @pytest.mark.parametrize("recorded", [10, 997])
 def test_constant_norms_give_transformers_linear(steps, recorded):

@@ -326,6 +326,18 @@ def test_load_schedule_passes_its_arguments_on(tmp_path):
         assert schedule.source == str(path)
 
 
+def test_rising_norms_are_ignored_where_that_is_asked_for(tmp_path):
+    falling_then_rising = [4.0, 2.0, 1.0, 3.0]
+    path = write_norms(tmp_path / "gradient_norms.jsonl", falling_then_rising)
+    schedule = load_schedule(path, "adam", smoothing=0, rising_norms="ignore")
+    # minimum 4 2 1 1, extended by 1: w = 1/4 1/2 1 1 1, tails 7/2 3 2 1 0, products 7/8 3/2 2 1 0
+    assert_equal_up_to_rounding(schedule.multipliers, [7 / 16, 3 / 4, 1, 1 / 2, 0])
+    assert schedule.weighting.tolist() == [4, 2, 1, 1]
+    assert schedule.rising_norms == "ignore"
+    assert any("Rising norms are ignored" in note for note in schedule.notes)
+    assert load_schedule(path, "adam", smoothing=0).weighting.tolist() == falling_then_rising
+
+
 def test_updates_without_a_norm_are_interpolated():
     schedule = RefinedSchedule.from_norms(norms_of([4.0, 2.0, 2.0], steps=[1, 2, 4]), "adam", smoothing=0)
     assert_equal_up_to_rounding(schedule.multipliers, reference.refined_grid([4, 2, 2, 2], -1, 0))
@@ -535,7 +547,7 @@ def test_a_log_without_the_first_norm_says_so(tmp_path):
 def schedule():
     values = np.random.default_rng(7).lognormal(size=60)
     norms = norms_of(values, values**2, steps=range(3, 63), planned=64)
-    return RefinedSchedule.from_norms(norms, "adam", smoothing=0.2)
+    return RefinedSchedule.from_norms(norms, "adam", smoothing=0.2, rising_norms="ignore")
 
 
 @pytest.fixture
@@ -550,7 +562,7 @@ def test_a_schedule_survives_its_file(schedule, schedule_path):
         np.testing.assert_array_equal(again.multipliers, schedule.multipliers)
         assert again.multipliers.dtype == np.float64
         assert again.fingerprint == schedule.fingerprint
-        for field in ("optimizer", "norm", "power", "smoothing", "source", "best_peak_ratio", "notes"):
+        for field in ("optimizer", "norm", "power", "smoothing", "source", "best_peak_ratio", "notes", "rising_norms"):
             assert getattr(again, field) == getattr(schedule, field), field
     assert schedule.notes, "the notes are to be among what survives"
 
@@ -564,6 +576,11 @@ def test_the_file_says_what_it_holds(schedule, schedule_path):
     assert len(content["multipliers"]) == 65
     assert content["multipliers"][-1] == 0
     assert is_schedule_file(schedule_path)
+
+
+def test_a_file_that_does_not_say_kept_rising_norms(schedule_path):
+    rewritten(schedule_path, rising_norms=...)
+    assert read_schedule(schedule_path).rising_norms == "keep"
 
 
 def test_equal_schedules_make_equal_files(schedule, schedule_path, tmp_path):
@@ -607,6 +624,7 @@ def test_a_schedule_for_other_optimizers_is_refused(schedule_path):
         pytest.param({"power": -1.0}, ["power"], id="power, though the same"),
         pytest.param({"smoothing": 0.2}, ["smoothing"], id="smoothing, though the same"),
         pytest.param({"smoothing": 0}, ["smoothing"], id="smoothing 0 is given too"),
+        pytest.param({"rising_norms": "keep"}, ["rising_norms"], id="rising norms"),
         pytest.param({"norm": "l2", "power": -2, "smoothing": 0.3}, ["norm", "power", "smoothing"], id="all"),
     ],
 )
@@ -655,6 +673,7 @@ def rewritten(path, **changes):
         pytest.param({"smoothing": None}, id="smoothing null"),
         pytest.param({"smoothing": 10**400}, id="smoothing beyond float64"),
         pytest.param({"notes": None}, id="notes null"),
+        pytest.param({"rising_norms": None}, id="rising norms null"),
         pytest.param({"notes": 3}, id="notes a number"),
     ],
 )
