@@ -3,12 +3,15 @@
     python scripts/compare_finetuning.py --output_dir runs/comparison
     python scripts/report_comparison.py runs/comparison
 
-The default is a small grid of fine-tuning, on a model pretrained here on CPython's source and text that is on every machine.
+The default is a small grid of fine-tuning, on a model pretrained here on CPython's source and text that is on every machine;
+it takes less than ten minutes on two cores. The one of results/finetune.md, with its time, is given there.
 `--regime lora` (needs peft) and `--regime scratch` train otherwise; `--model_name_or_path` and the text options of
 scripts/run_clm.py take real models and data. Every cell is one run of `RefinedScheduleTrainer`. Cells with the same seed begin
 with the same weights and see the same batches, so that schedules can be compared in pairs.
 
 The refined schedule is made from one more run: linear decay with a seed that is not compared (seed 0), at that seed's best peak.
+A schedule that the package calls doubtful or degenerate is compared, too; `hf-refined-schedule check` says so of the baseline.jsonl
+that the grid leaves.
 
 Results are appended to results.jsonl as each cell ends. A rerun skips what is there, so the grid survives a kill.
 `accelerate launch` runs each cell on many processes.
@@ -139,17 +142,17 @@ class ComparisonArguments:
         metadata={"help": f"Of {', '.join(SCHEDULES)}; or variants, which run at linear's and refined's best peak."},
     )
     peaks: list[float] = field(
-        default_factory=lambda: [2e-3, 4e-3, 8e-3],
+        default_factory=lambda: [5e-3, 1e-2, 2e-2],
         metadata={"help": "Peak learning rates; up to 4 times linear's best."},
     )
     num_seeds: int = field(
         default=3, metadata={"help": "Compared seeds: 1, 2, .. (seed 0 makes the refined schedule)."}
     )
-    max_steps: int = field(default=100, metadata={"help": "Optimizer updates of a cell."})
+    max_steps: int = field(default=300, metadata={"help": "Optimizer updates of a cell."})
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Blocks in a batch of one process."})
     bf16: bool = field(default=False, metadata={"help": "Train with bfloat16 autocast."})
     equal_compute: bool = field(
-        default=True, metadata={"help": "Also run linear decay with twice the steps, and on a finer grid of peaks."}
+        default=False, metadata={"help": "Also run linear decay with twice the steps, and on a finer grid of peaks."}
     )
     sizes: list[str] = field(
         default_factory=list,
@@ -158,7 +161,10 @@ class ComparisonArguments:
         },
     )
     pretrain_steps: int = field(default=400, metadata={"help": "Updates of the built-in model's pretraining."})
-    num_workers: int = field(default=1, metadata={"help": "Cells that run at a time, on shares of the cores."})
+    num_workers: int | None = field(
+        default=None,
+        metadata={"help": "Cells that run at a time, on shares of the cores; 2 on a CPU unless given, else 1."},
+    )
 
     def __post_init__(self) -> None:
         known = [*SCHEDULES, "variants"]
@@ -170,6 +176,9 @@ class ComparisonArguments:
             and "linear" not in self.schedules
         ):
             raise ValueError("Refined schedules are made from a run of linear decay; add linear to --schedules.")
+        if self.num_workers is None:
+            one = torch.cuda.is_available() or PartialState().num_processes > 1 or os.cpu_count() == 1
+            self.num_workers = 1 if one else 2
         for name in ("num_seeds", "max_steps", "per_device_train_batch_size", "num_workers", "pretrain_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}, but must be at least 1.")
@@ -225,9 +234,10 @@ def schedule_options(name: str, steps: int, peak: float, folder: str) -> dict[st
             "lr_scheduler_kwargs": {"refined_from": str(variant_file(folder, base))},
         }
         options |= {"warmup_steps": WARMUP} if suffix else {}
-    if options["lr_scheduler_type"] == "refined" and "refined_from" not in options["lr_scheduler_kwargs"]:
+    if options["lr_scheduler_type"] == "refined":
         norms_file = str(Path(folder) / "baseline.jsonl")
-        options["lr_scheduler_kwargs"] = {**options["lr_scheduler_kwargs"], "refined_from": norms_file}
+        defaults = {"refined_from": norms_file, "allow_degenerate": True}
+        options["lr_scheduler_kwargs"] = defaults | options["lr_scheduler_kwargs"]
     if "warmup_steps" in options:
         options["warmup_steps"] = max(1, round(options["warmup_steps"] * steps))
     if "decay" in options:

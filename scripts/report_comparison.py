@@ -1,6 +1,8 @@
-"""Tables and pictures of a comparison of schedules. Only reads the folder that the comparison left.
+"""Tables and pictures of a comparison of schedules. Only reads the results that the comparison left.
 
-python scripts/report_comparison.py runs/comparison
+    python scripts/report_comparison.py runs/comparison
+
+writes runs/comparison.md, and the pictures and the tables as CSV into the folder runs/comparison.
 """
 
 import argparse
@@ -280,9 +282,11 @@ def limit_heights(axes: Axes, values: pd.Series, quantile: float) -> None:
 
 def draw_loss_by_peak(axes: Axes, cells: pd.DataFrame, table: pd.DataFrame, styles: Styles) -> None:
     losses = cells[cells["schedule"].isin(table["schedule"])].groupby(["schedule", "peak"])["loss"]
+    num_peaks = cells.groupby("schedule")["peak"].nunique()
+    names = [name for name in table["schedule"] if num_peaks[name] > 1 or num_peaks.max() == 1]
     means = losses.mean().replace(math.inf, math.nan)
     errors = losses.apply(lambda group: group.std() / math.sqrt(len(group)) if np.isfinite(group).all() else 0)
-    for name in table["schedule"]:
+    for name in names:
         mean, error = means[name], errors[name].fillna(0)
         axes.plot(mean.index, mean, marker="o", markersize=4, label=name, **styles[name])
         axes.fill_between(mean.index, mean - error, mean + error, color=styles[name]["color"], alpha=0.12, linewidth=0)
@@ -347,6 +351,8 @@ def save_picture(path: Path, draw: Callable[[Axes], None], title: str) -> None:
     draw(axes)
     axes.set_title(title)
     labels = axes.get_legend_handles_labels()[1]
+    num_rows = max(len(labels), len(axes.get_yticks()))
+    figure.set_figheight(max(4.5, 0.6 + 0.22 * num_rows))
     if len(labels) > 6:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     elif labels:
@@ -380,7 +386,7 @@ def write_pictures(
     """Write what there are data for; returns captions by file name."""
     pictures = {
         "loss_by_peak": (
-            "Final loss by peak, with a band of one standard error. Diverged peaks, and losses far above, are left out",
+            "Final loss by peak, with a band of one standard error. Diverged peaks, losses far above, and schedules at one peak alone are left out",
             partial(draw_loss_by_peak, cells=cells, table=table, styles=styles),
         ),
         "final_loss": ("Difference to linear at the best peaks", partial(draw_final_loss, table=table, styles=styles)),
@@ -415,39 +421,43 @@ def regime_tables(regime: str, cells: pd.DataFrame, table: pd.DataFrame, equal: 
 
 
 def write_report(folder: Path, output: Path, title: str) -> str:
-    """Write report.md, report.csv and the pictures; returns the tables."""
+    """Write the report, and the pictures and the CSV into the folder of its name; returns the tables."""
     cells = read_cells(folder)
     about = readable(read_json, folder / "grid.json")
     schedules = readable(read_schedules, folder / "schedules.json")
     styles = line_styles([*cells["schedule"], *(name for grids in schedules.values() for name in grids)])
-    output.mkdir(parents=True, exist_ok=True)
+    beside = output.with_suffix("")
+    beside.mkdir(parents=True, exist_ok=True)
     report, tables, rows = [f"# {title}"], [], []
     for regime, group in cells.groupby("regime", sort=False):
         table, equal = main_table(group), equal_compute_table(group)
-        captions = write_pictures(output, str(regime), group, table, schedules.get(str(regime), {}), styles)
+        captions = write_pictures(beside, str(regime), group, table, schedules.get(str(regime), {}), styles)
         tables.append(regime_tables(str(regime), group, table, equal))
-        pictures = [f"![{caption}]({name})\n\n*{caption}.*" for name, caption in captions.items()]
+        pictures = [f"![{caption}]({beside.name}/{name})\n\n*{caption}.*" for name, caption in captions.items()]
         report += [tables[-1], *pictures]
         rows += [{"regime": regime, **row} for part in (table, equal) for row in part.to_dict("records")]
     if about:
         report.append(how_it_was_made(about))
-    (output / "report.md").write_text("\n\n".join(report) + "\n", encoding="utf-8")
-    pd.DataFrame(rows).to_csv(output / "report.csv", index=False)
+    output.write_text("\n\n".join(report) + "\n", encoding="utf-8")
+    pd.DataFrame(rows).to_csv(beside / "tables.csv", index=False)
     return "\n\n".join(tables)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the folder with results.jsonl")
-    parser.add_argument("--output", type=Path, help="where the report goes; the same folder unless given")
+    parser.add_argument("--output", type=Path, metavar="FILE.md", help="the report; FOLDER.md unless given")
     parser.add_argument("--title", default="Comparison of learning-rate schedules")
     options = parser.parse_args()
-    output = options.output or options.folder
+    whole = options.folder.resolve()
+    output = options.output or whole.with_name(f"{whole.name}.md")
     try:
+        if output.suffix != ".md":
+            raise ValueError(f"--output is {output}, but must be the report's file, ending in .md.")
         print(write_report(options.folder, output, options.title))
     except (ValueError, OSError) as error:
         parser.exit(2, f"report_comparison.py: error: {error}\n")
-    print(f"\nThe report: {output / 'report.md'}")
+    print(f"\nThe report: {output}")
 
 
 if __name__ == "__main__":

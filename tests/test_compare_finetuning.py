@@ -7,7 +7,18 @@ import pytest
 from .tiny import BIN, REPOSITORY, accelerate_launch, read_rows, run_command
 
 SCRIPT = REPOSITORY / "scripts" / "compare_finetuning.py"
-GRID = ("--max_steps", 12, "--pretrain_steps", 4, "--num_seeds", 2, "--per_device_train_batch_size", 4)
+GRID = (
+    "--max_steps",
+    12,
+    "--pretrain_steps",
+    4,
+    "--num_seeds",
+    2,
+    "--per_device_train_batch_size",
+    4,
+    "--num_workers",
+    1,
+)
 
 
 def compare(*words):
@@ -23,7 +34,19 @@ def rows_of(folder):
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grid")
-    words = ("--output_dir", folder, *GRID, "--peaks", 2e-3, 1e30, "--schedules", "linear", "refined")
+    words = (
+        "--output_dir",
+        folder,
+        *GRID,
+        "--peaks",
+        2e-3,
+        1e30,
+        "--schedules",
+        "linear",
+        "refined",
+        "--equal_compute",
+        "true",
+    )
     compare(*words)
     return folder, words
 

@@ -268,7 +268,7 @@ def reported(tmp_path_factory):
     about = {"commands": ["python grid.py --seeds 3"], "versions": {"torch": "2.6"}, "model": "tiny", "seconds": 90.0}
     (folder / "grid.json").write_text(json.dumps(about))
     (folder / "schedules.json").write_text(json.dumps({"finetune": {"linear": [1, 0], "wsd": [1, 1, 0]}}))
-    output = folder / "report"
+    output = folder / "report.md"
     done = run_command(BIN / "python", "-W", "error", SCRIPT, folder, "--output", output, "--title", "Three schedules")
     assert done.returncode == 0, done.stderr
     return folder, output, done.stdout
@@ -278,16 +278,17 @@ def test_the_pictures_are_written_and_embedded(reported):
     _, output, _ = reported
     pictures = {f"finetune_{name}.png" for name in ("loss_by_peak", "final_loss", "schedules", "training_curves")}
     pictures |= {f"digits_sgd_{name}.png" for name in ("loss_by_peak", "final_loss", "training_curves")}
-    assert {path.name for path in output.iterdir()} == pictures | {"report.md", "report.csv"}
-    text = (output / "report.md").read_text()
+    beside = output.with_suffix("")
+    assert {path.name for path in beside.iterdir()} == pictures | {"tables.csv"}
+    text = output.read_text()
     for name in pictures:
-        assert f"]({name})" in text
-        assert (output / name).read_bytes().startswith(b"\x89PNG")
+        assert f"](report/{name})" in text
+        assert (beside / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_report_has_a_table_for_each_regime(reported):
     folder, output, printed = reported
-    text = (output / "report.md").read_text()
+    text = output.read_text()
     assert text.startswith("# Three schedules\n\n## finetune\n")
     before, after = text.split("## digits, SGD\n")
     assert "perplexity" in before
@@ -295,18 +296,24 @@ def test_the_report_has_a_table_for_each_regime(reported):
     assert row_of(after, "refined")[4:6] == ["0.0030000 ± 0.0005774", "-0.0020000 [-0.0044841, +0.0004841]"]
     for table in (before, after):
         assert table.split("\n\n")[2 if table is before else 0].strip() in printed
-    assert sorted(path.name for path in folder.iterdir()) == ["grid.json", "report", "results.jsonl", "schedules.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "grid.json",
+        "report",
+        "report.md",
+        "results.jsonl",
+        "schedules.json",
+    ]
 
 
 def test_the_report_says_how_it_was_made(reported):
-    text = (reported[1] / "report.md").read_text().split("## How it was made\n")[1]
+    text = reported[1].read_text().split("## How it was made\n")[1]
     assert text == (
         "\n```bash\npython grid.py --seeds 3\n```\n\n- versions: torch 2.6\n- model: tiny\n- duration: 1.5 minutes\n"
     )
 
 
 def test_the_csv_has_every_row_of_the_tables(reported):
-    table = pd.read_csv(reported[1] / "report.csv")
+    table = pd.read_csv(reported[0] / "report" / "tables.csv")
     assert table[["regime", "schedule", "reference"]].to_numpy().tolist() == [
         ["finetune", "refined", "linear"],
         ["finetune", "linear", "linear"],
@@ -321,14 +328,14 @@ def test_the_csv_has_every_row_of_the_tables(reported):
 
 def test_one_cell_of_linear_is_reported_beside_it(tmp_path):
     write_cells(tmp_path, [cell("linear", 0.1, 1, 5.0, curve=[])])
-    text = report_comparison.write_report(tmp_path, tmp_path, "Title")
+    text = report_comparison.write_report(tmp_path, tmp_path / "report.md", "Title")
     assert row_of(text, "linear") == ["1", "linear", "0.1", "1", "5.0000", "148.41", NONE, NONE, NONE]
     assert "How it was made" not in (tmp_path / "report.md").read_text()
 
 
 def test_only_diverged_runs_are_reported_too(tmp_path):
     write_cells(tmp_path, cells("linear", {0.1: [None, None]}) + cells("refined", {0.1: [None, None]}))
-    text = report_comparison.write_report(tmp_path, tmp_path, "Title")
+    text = report_comparison.write_report(tmp_path, tmp_path / "report.md", "Title")
     assert row_of(text, "refined")[4] == row_of(text, "linear")[4] == "diverged"
     assert "4 of 4 runs diverged" in text
 
