@@ -92,6 +92,12 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "schedule_free": {"lr_scheduler_type": "constant", "optim": "schedule_free_adamw", "warmup_steps": WARMUP},
     "refined": {"lr_scheduler_type": "refined", "lr_scheduler_kwargs": {}},
     "refined+warmup": {"lr_scheduler_type": "refined", "lr_scheduler_kwargs": {}, "warmup_steps": WARMUP},
+    "refined_ignore_rising": {"lr_scheduler_type": "refined", "lr_scheduler_kwargs": {"rising_norms": "ignore"}},
+    "refined_ignore_rising+warmup": {
+        "lr_scheduler_type": "refined",
+        "lr_scheduler_kwargs": {"rising_norms": "ignore"},
+        "warmup_steps": WARMUP,
+    },
     "refined_l2": {"lr_scheduler_type": "refined", "lr_scheduler_kwargs": {"norm": "l2"}},
 }
 """What a schedule sets in the training arguments; `warmup_steps` and `decay` as fractions of the run."""
@@ -100,11 +106,6 @@ DEFAULT_SCHEDULES = ("linear", "linear+warmup", "cosine+warmup", "wsd", "refined
 
 TWICE_THE_STEPS = "linear, twice the steps"
 """What linear decay does with the compute that the refined schedule spends on its baseline."""
-
-
-def running_minimum(smoothed: np.ndarray) -> np.ndarray:
-    """Norms that never rise."""
-    return np.minimum.accumulate(smoothed)
 
 
 def capped(smoothed: np.ndarray) -> np.ndarray:
@@ -118,7 +119,6 @@ def as_they_are(smoothed: np.ndarray) -> np.ndarray:
 
 
 VARIANTS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float, float]] = {
-    "refined, running minimum": (running_minimum, 0.1, 1.0),
     "refined, capped": (capped, 0.1, 1.0),
     "refined, smoothing 0.3": (as_they_are, 0.3, 1.0),
     "refined, half linear": (as_they_are, 0.1, 0.5),

@@ -25,7 +25,7 @@ from scipy import stats
 from hf_refined_schedule.plots import COLORS
 
 LANGUAGE_MODELS = ("finetune", "lora", "scratch")
-REFINED = ("refined", "refined+warmup")
+REFINED = ("refined", "refined+warmup", "refined_ignore_rising", "refined_ignore_rising+warmup")
 TWICE_THE_STEPS = "linear, twice the steps"
 FINER_PEAKS = "linear, finer peaks"
 """The name that linear cells at in-between peaks get here."""
