@@ -18,7 +18,8 @@ from .schedule_file import RefinedSchedule, is_schedule_file, read_schedule, squ
 from .sources import find_source_file, load_norms, load_schedule
 
 SOURCE_HELP = (
-    "the run: its output_dir or gradient_norms.jsonl, or a trainer_state.json or the checkpoint that holds one"
+    "the run: its output_dir or gradient_norms.jsonl, a trainer_state.json or the checkpoint that holds one, TensorBoard "
+    "events, a W&B export or another CSV table, or JSON Lines"
 )
 
 
@@ -59,7 +60,14 @@ def _parser() -> argparse.ArgumentParser:
         choices=("adam", "sgd"),
         help="what the schedule is for: adam, for every optimizer with coordinate-wise steps, or sgd (default: as the source says)",
     )
-    schedule_options.add_argument("--norm", choices=("l1", "l2"), help="the norm to use instead of the optimizer's own")
+    schedule_options.add_argument(
+        "--column", metavar="NAME", help="the norm's name in a log (default: the one that is named as a gradient norm)"
+    )
+    schedule_options.add_argument(
+        "--norm",
+        choices=("l1", "l2"),
+        help="the norm to use instead of the optimizer's own; which norm a column is, if its name does not say",
+    )
     schedule_options.add_argument(
         "--power", type=float, help="the exponent of the weights, negative (adam: -1, sgd: -2)"
     )
@@ -147,10 +155,7 @@ def _refine(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.source} is a schedule file already; pass the run that it should be made from.")
     write_schedule(schedule, options.output)
     peak = schedule.multipliers.argmax() / (len(schedule.multipliers) - 1)
-    last = int(norms.steps[-1])
-    print(
-        f"{len(norms.steps)} {schedule.norm.upper()} norms, to update {last} of {norms.num_training_steps or last}, from {norms.source}"
-    )
+    print(norms.description)
     print(
         f"weights: {schedule.norm.upper()} ** {schedule.power:g} ({schedule.optimizer}), smoothing {schedule.smoothing:g}"
     )
@@ -170,7 +175,8 @@ def _check(options: argparse.Namespace) -> None:
         findings = [finding._asdict() for finding in health.findings]
         print(json.dumps({"source": norms.source, "verdict": health.verdict, "findings": findings}, indent=1))
         return
-    print(f"{norms.source}: {health.verdict}")
+    print(norms.description)
+    print(f"verdict: {health.verdict}")
     for finding in health.findings:
         print(f"{'   ' if finding.ok else ' ! '}{finding.name}: {finding.value:.3g} ({finding.limit})")
 
@@ -221,7 +227,7 @@ def _schedule(options: argparse.Namespace) -> tuple[RefinedSchedule, GradientNor
     if is_schedule_file(path):
         optimizer = options.optimizer or read_schedule(path).optimizer
         return load_schedule(path, optimizer, **weights), None
-    norms = load_norms(path)
+    norms = load_norms(path, column=options.column, norm=options.norm)
     optimizer = options.optimizer or norms.optimizer
     if optimizer is None:
         raise ValueError(

@@ -37,6 +37,7 @@ class GradientNorms:
         optimizer: `"adam"` for coordinate-wise steps, `"sgd"`, or None if the source does not say.
         source: where the norms come from, for messages.
         num_not_finite: entries of a log that were left out because their norm is NaN or infinite.
+        origin: what kind of record they come from, for messages.
 
     Raises:
         ValueError: if the arrays do not fit together.
@@ -49,6 +50,7 @@ class GradientNorms:
     optimizer: str | None = None
     source: str = "norms in memory"
     num_not_finite: int = 0
+    origin: str = "norms in memory"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", np.asarray(self.steps, dtype=np.int64))
@@ -68,6 +70,20 @@ class GradientNorms:
             raise ValueError(f"{self.source} holds no gradient norms; record a run with GradientNormCallback.")
         if self.steps[0] < 1 or np.any(np.diff(self.steps) <= 0):
             raise ValueError(f"{self.source}: steps must be 1-based and increasing; sort them and leave out repeats.")
+
+    @property
+    def description(self) -> str:
+        """What was found, in one line: kind, how many norms, how often, which, how many bad, how much of the run."""
+        kinds = " and ".join(kind.upper() for kind in ("l1", "l2") if getattr(self, kind) is not None)
+        last = int(self.steps[-1])
+        every = round(float(np.median(np.diff(self.steps)))) if len(self.steps) > 1 else 1
+        words = [
+            f"{self.source} ({self.origin}): {len(self.steps)} {kinds} norms",
+            "of every update" if every == 1 else f"one every {every} updates",
+            f"to update {last} of {self.num_training_steps or last}",
+        ]
+        words += [f"{self.num_not_finite} not finite"] if self.num_not_finite else []
+        return ", ".join(words)
 
     def at_every_step(self, kind: NormKind) -> NDArray[np.float64]:
         """One norm for each update up to the last known one, interpolated where there is none.
@@ -176,6 +192,7 @@ def read_norms_file(path: str | os.PathLike[str]) -> GradientNorms:
         num_training_steps=header.get("num_training_steps"),
         optimizer=header.get("optimizer_family"),
         source=str(path),
+        origin="a recorded file",
     )
 
 

@@ -30,6 +30,7 @@ def get_refined_schedule(
     num_training_steps: int | None,
     *,
     refined_from: str | os.PathLike[str] | GradientNorms | None = None,
+    column: str | None = None,
     smoothing: float | None = None,
     norm: NormKind | None = None,
     power: float | None = None,
@@ -52,8 +53,9 @@ def get_refined_schedule(
             of the schedule already; 0 adds none.
         num_training_steps: T, the total number of training steps.
         refined_from: The earlier run: its `gradient_norms.jsonl` or `trainer_state.json`, the folder that holds one of
-            them, a schedule file written by `hf-refined-schedule refine`, or `GradientNorms`. Without it, what the
-            environment variable HF_REFINED_SCHEDULE_FROM names.
+            them, another log as `load_norms` takes it, a schedule file written by `hf-refined-schedule refine`, or
+            `GradientNorms`. Without it, what the environment variable HF_REFINED_SCHEDULE_FROM names.
+        column: The name of the norm in a log, where it is not `grad_norm` or the like.
         smoothing: tau, the median filter's window as a fraction of the run, 0.1 by default.
         norm: The norm to use, `"l1"` or `"l2"`, instead of the optimizer's own.
         power: The exponent of the weights, negative, instead of the optimizer's own.
@@ -95,6 +97,7 @@ def get_refined_schedule(
         return load_schedule(
             refined_from,
             family,
+            column=column,
             norm=norm,
             power=power,
             smoothing=smoothing,

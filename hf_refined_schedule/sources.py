@@ -3,29 +3,20 @@
 import json
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from .health import DegenerateScheduleError, check_health, check_shape
-from .norms_file import FORMAT, MAX_STEPS, NORMS_FILE_NAME, GradientNorms, is_step_number, read_norms_file
+from .norms_file import FORMAT, NORMS_FILE_NAME, GradientNorms, read_norms_file
 from .refinement import NormKind, RisingNorms
+from .run_logs import read_csv, read_json_lines, read_tensorboard, read_trainer_state
 from .schedule_file import OptimizerFamily, RefinedSchedule, is_schedule_file, read_schedule
 
 TRAINER_STATE_NAME = "trainer_state.json"
 
-MIN_LOGGED_NORMS = 20
-"""A log with fewer norms says too little about a run: at 20, the default window is a single value."""
-
-MAX_NOT_FINITE = 0.1
-"""Of more norms than this share, the ones that are left are not the run's."""
-
 WHAT_TO_PASS = (
     f"pass a {NORMS_FILE_NAME} or the output_dir that holds one, a {TRAINER_STATE_NAME} or the checkpoint that holds "
-    "one, or a schedule file written by 'hf-refined-schedule refine'"
+    "one, TensorBoard events, a CSV or JSON Lines log, or a schedule file written by 'hf-refined-schedule refine'"
 )
 
 
@@ -33,12 +24,17 @@ class MissingSourceError(FileNotFoundError, ValueError):
     """There is nothing at the path of a source, or nothing that could be one."""
 
 
-def load_norms(source: str | os.PathLike[str]) -> GradientNorms:
-    """The gradient norms of an existing run.
+def load_norms(
+    source: str | os.PathLike[str], *, column: str | None = None, norm: NormKind | None = None
+) -> GradientNorms:
+    """The gradient norms of an existing run. What kind of record it is is found from its content.
 
     Args:
-        source: a `gradient_norms.jsonl`, a `trainer_state.json`, or a folder that holds one of them: a run's
-            `output_dir` or a checkpoint. In a folder the former is preferred, and the newest checkpoint comes last.
+        source: a `gradient_norms.jsonl`, a `trainer_state.json`, a TensorBoard event file, a W&B export, any CSV table or
+            JSON Lines; or a folder that holds one of the first three: a run's `output_dir` or a checkpoint. In a folder the
+            first is preferred, then the Trainer's state, there or in the newest checkpoint.
+        column: the name of the norm in a log, where it is not `grad_norm` or the like.
+        norm: whether that is the L1 or the L2 norm, where its name does not say.
 
     Returns:
         The norms, with what the source says about the run.
@@ -48,23 +44,34 @@ def load_norms(source: str | os.PathLike[str]) -> GradientNorms:
         ValueError: if what is there holds no norms.
     """
     path = find_source_file(source)
-    with open(path, encoding="utf-8", errors="replace") as file:
-        beginning = file.readline(4096)
+    with open(path, "rb") as file:
+        beginning = file.read(2**16)
+    if b"brain.Event" in beginning[:100]:
+        return read_tensorboard(path, column, norm)
+    unreadable = f"{path} holds no gradient norms that can be read; {WHAT_TO_PASS}."
+    text = beginning.decode("utf-8-sig", errors="replace").lstrip()
+    if not text or "\0" in text:
+        raise ValueError(unreadable)
     try:
-        first_line = json.loads(beginning)
+        first_line = json.loads(text.split("\n", 1)[0])
     except (ValueError, RecursionError):
         first_line = None
     if isinstance(first_line, dict) and first_line.get("format") == FORMAT:
         return read_norms_file(path)
-    if beginning.lstrip().startswith("{"):
-        return read_trainer_state(path)
-    raise ValueError(f"{path} holds no gradient norms that can be read; {WHAT_TO_PASS}.")
+    if isinstance(first_line, dict) and "log_history" not in first_line:
+        return read_json_lines(path, column, norm)
+    if text.startswith("{"):
+        return read_trainer_state(path, column, norm)
+    if column is None and not any(delimiter in text.split("\n", 1)[0] for delimiter in ",;\t"):
+        raise ValueError(unreadable)
+    return read_csv(path, column, norm)
 
 
 def load_schedule(
     source: str | os.PathLike[str] | GradientNorms,
     optimizer: OptimizerFamily,
     *,
+    column: str | None = None,
     norm: NormKind | None = None,
     power: float | None = None,
     smoothing: float | None = None,
@@ -76,6 +83,7 @@ def load_schedule(
     Args:
         source: what `load_norms` takes, a schedule file, or norms.
         optimizer: the family of the optimizer to schedule.
+        column: as in `load_norms`.
         norm: the norm to use instead of the optimizer's own.
         power: the exponent to use instead of the optimizer's own.
         smoothing: tau, by default 0.1.
@@ -95,7 +103,7 @@ def load_schedule(
     if not isinstance(source, GradientNorms):
         path = find_source_file(source)
         if is_schedule_file(path):
-            beside = [name for name, value in making.items() if value is not None]
+            beside = [name for name, value in {"column": column, **making}.items() if value is not None]
             if beside:
                 raise ValueError(
                     f"{path} is a schedule with its weights baked in, so {' and '.join(beside)} cannot be set beside it; "
@@ -109,7 +117,7 @@ def load_schedule(
                 )
             doubts: list[str] = []
         else:
-            source = load_norms(path)
+            source = load_norms(path, column=column, norm=norm)
     if isinstance(source, GradientNorms):
         schedule = RefinedSchedule.from_norms(source, optimizer, **making)
         doubts = check_health(source, schedule).doubts
@@ -145,69 +153,10 @@ def find_source_file(source: str | os.PathLike[str]) -> Path:
     checkpoints.sort(key=lambda entry: int(entry.name.split("-")[1]), reverse=True)
     candidates = [path / NORMS_FILE_NAME, path / TRAINER_STATE_NAME]
     candidates += [checkpoint / TRAINER_STATE_NAME for checkpoint in checkpoints]
+    candidates += sorted(path.glob("**/events.out.tfevents.*"), reverse=True)
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     raise MissingSourceError(
         f"The folder {str(source)!r} holds neither {NORMS_FILE_NAME} nor {TRAINER_STATE_NAME}; {WHAT_TO_PASS}."
     )
-
-
-def read_trainer_state(path: str | os.PathLike[str]) -> GradientNorms:
-    """Norms from the `log_history` of a Trainer: `grad_norm` (L2, before clipping), and `grad_norm_l1` where it is.
-
-    Args:
-        path: a `trainer_state.json`.
-
-    Returns:
-        The norms of the logged steps; the last entry counts where a step was logged twice.
-
-    Raises:
-        ValueError: if the file is something else or holds too few norms.
-    """
-    try:
-        state = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        state = None
-    if not isinstance(state, dict) or not isinstance(state.get("log_history"), list):
-        raise ValueError(f"{path} is not a {TRAINER_STATE_NAME}; {WHAT_TO_PASS}.")
-    planned = state.get("max_steps")
-    planned = planned if is_step_number(planned) else None
-    logged: dict[int, tuple[float, float]] = {}
-    for entry in state["log_history"]:
-        if isinstance(entry, Mapping) and "grad_norm" in entry and is_step_number(entry.get("step")):
-            logged[entry["step"]] = (_number(entry["grad_norm"]), _number(entry.get("grad_norm_l1")))
-    num_not_finite = sum(not np.isfinite(l2) for l2, _ in logged.values())
-    if num_not_finite > MAX_NOT_FINITE * len(logged):
-        raise ValueError(
-            f"{path}: {num_not_finite} of {len(logged)} gradient norms are not finite, more than {MAX_NOT_FINITE:.0%}; take "
-            "the norms of a run that did not diverge."
-        )
-    last = planned or MAX_STEPS
-    by_step = {step: norms for step, norms in logged.items() if np.isfinite(norms[0]) and step <= last}
-    if len(by_step) < MIN_LOGGED_NORMS:
-        raise ValueError(
-            f"{path} holds {len(by_step)} gradient norms, too few for a schedule (at least {MIN_LOGGED_NORMS}); run with "
-            f"a smaller --logging_steps and --logging_first_step, or record a {NORMS_FILE_NAME}."
-        )
-    steps = sorted(by_step)
-    l2, l1 = np.array([by_step[step] for step in steps]).T
-    return GradientNorms(
-        steps=np.array(steps),
-        l1=l1 if np.isfinite(l1).all() else None,
-        l2=l2,
-        num_training_steps=planned,
-        num_not_finite=num_not_finite,
-        source=str(path),
-    )
-
-
-def _number(value: Any) -> float:
-    """A logged norm as a float; NaN where it is none."""
-    if isinstance(value, bool):
-        return float("nan")
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return float("nan")
-    return number if number >= 0 else float("nan")

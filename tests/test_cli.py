@@ -34,7 +34,8 @@ def test_refine_and_plot_as_processes(run, tmp_path):
     command = BIN / "hf-refined-schedule"
     done = run_command(command, "refine", run, "-o", tmp_path / "out" / "schedule.json")
     assert done.returncode == 0, done.stderr
-    assert "100 L1 norms, to update 100 of 100" in done.stdout
+    assert "(a recorded file): 100 L1 and L2 norms, of every update, to update 100 of 100" in done.stdout
+    assert "weights: L1 ** -1 (adam), smoothing 0.1" in done.stdout
     assert "times linear decay's, by the last-iterate bound" in done.stdout
     schedule = json.loads((tmp_path / "out" / "schedule.json").read_text())
     assert len(schedule["multipliers"]) == 101
@@ -70,8 +71,9 @@ def test_rank(run, tmp_path, capsys):
 
 def test_check(run, tmp_path, capsys):
     assert main(["check", str(run)]) == 0
-    first, *figures = capsys.readouterr().out.splitlines()
-    assert first == f"{run}/gradient_norms.jsonl: worth a refined run"
+    source, verdict, *figures = capsys.readouterr().out.splitlines()
+    assert source.startswith(f"{run}/gradient_norms.jsonl (a recorded file): 100 L1 and L2 norms")
+    assert verdict == "verdict: worth a refined run"
     assert len(figures) == 11
     assert not any(line.startswith(" ! ") for line in figures)
     write_run(tmp_path / "rising" / "gradient_norms.jsonl", list(np.linspace(1, 3, 100)))

@@ -22,6 +22,7 @@ ORDER = [
     "norms_file",
     "schedule_file",
     "health",
+    "run_logs",
     "sources",
     # torch and accelerate
     "schedule",
@@ -41,7 +42,16 @@ ORDER = [
     "cli",
     "__main__",
 ]
-MATHEMATICS_AND_FILES = ["refinement", "bounds", "classical", "norms_file", "schedule_file", "health", "sources"]
+MATHEMATICS_AND_FILES = [
+    "refinement",
+    "bounds",
+    "classical",
+    "norms_file",
+    "schedule_file",
+    "health",
+    "run_logs",
+    "sources",
+]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 

@@ -104,7 +104,7 @@ def test_a_trainer_state_that_does_not_say_its_length_is_of_the_length_it_has(tm
     assert len(load_schedule(path, "adam").multipliers) == 41
 
 
-@pytest.mark.parametrize("bad", [NAN, INF, -INF, "NaN", "Infinity", None, -1.0, "text", [1.0], True])
+@pytest.mark.parametrize("bad", [NAN, INF, -INF, "NaN", "Infinity", None, -1.0, "text", [1.0, 2.0], True])
 def test_a_logged_norm_that_is_none_is_interpolated(tmp_path, bad):
     history = [entry(step, float(step)) for step in range(1, 41)]
     history[9]["grad_norm"] = bad

@@ -1,0 +1,292 @@
+"""Norms from logs that other tools have written: what is read, how often, which norm; and what is refused."""
+
+import json
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import Parameter
+from torch.optim import AdamW
+
+from hf_refined_schedule import get_refined_schedule, load_norms
+from hf_refined_schedule.sources import load_schedule
+
+from .refusals import refuses
+from .tiny import BIN, run_command
+
+VALUES = [5.0, 3.0, *np.linspace(2, 1, 38).round(3).tolist()]
+WANDB = "brave-run-7 - train/grad_norm"
+
+
+def table(path, names, rows, delimiter=","):
+    lines = [delimiter.join(names), *(delimiter.join(map(str, row)) for row in rows)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def steps_and(values, every=1, first=None):
+    first = every if first is None else first
+    return [(first + every * index, value) for index, value in enumerate(values)]
+
+
+def json_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+# --- tables ---
+
+
+def test_a_wandb_export(tmp_path):
+    names = [f'"{name}"' for name in ("Step", WANDB, f"{WANDB}__MIN", f"{WANDB}__MAX")]
+    rows = [(f'"{step}"', *[f'"{value}"'] * 3) for step, value in steps_and(VALUES, every=10)]
+    norms = load_norms(table(tmp_path / "export.csv", names, rows))
+    assert norms.l2.tolist() == VALUES
+    assert norms.l1 is None
+    assert norms.steps.tolist() == list(range(10, 401, 10))
+    assert norms.num_training_steps is None
+    assert (
+        norms.description
+        == f"{tmp_path / 'export.csv'} (a table): 40 L2 norms, one every 10 updates, to update 400 of 400"
+    )
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"], ids=["comma", "semicolon", "tab"])
+@pytest.mark.parametrize("step", ["step", "Step", "global_step", "train/global_step"])
+def test_a_table_with_both_norms(tmp_path, step, delimiter):
+    rows = [(value, 100 * value, place, 0.5) for place, value in steps_and(VALUES)]
+    norms = load_norms(table(tmp_path / "log.csv", ["grad_norm", "grad_norm_l1", step, "loss"], rows, delimiter))
+    assert norms.l2.tolist() == VALUES
+    assert norms.l1.tolist() == [100 * value for value in VALUES]
+    assert norms.steps.tolist() == list(range(1, 41))
+
+
+def test_steps_counted_from_zero_are_shifted(tmp_path):
+    norms = load_norms(table(tmp_path / "log.csv", ["step", "gnorm_l1"], steps_and(VALUES, first=0)))
+    assert norms.steps.tolist() == list(range(1, 41))
+    assert norms.l1.tolist() == VALUES
+
+
+def test_without_a_column_of_steps_every_row_is_an_update(tmp_path):
+    norms = load_norms(table(tmp_path / "log.csv", ["grad_norm", "loss"], [(value, 1) for value in VALUES]))
+    assert norms.steps.tolist() == list(range(1, 41))
+
+
+def test_of_a_step_that_was_logged_twice_the_last_entry_counts(tmp_path):
+    rows = [*steps_and(VALUES[:30]), *[(step, 7.0) for step in range(25, 41)]]
+    norms = load_norms(table(tmp_path / "log.csv", ["step", "grad_norm"], rows))
+    assert norms.l2.tolist() == VALUES[:24] + [7.0] * 16
+    assert norms.steps.tolist() == list(range(1, 41))
+
+
+def test_rows_without_a_value_are_left_out_and_bad_ones_are_counted(tmp_path):
+    rows = steps_and(VALUES)
+    rows[4], rows[9], rows[20], rows[21] = (5, ""), (10, "Infinity"), ("x", 9.0), (22,)
+    norms = load_norms(table(tmp_path / "log.csv", ["step", "grad_norm"], rows))
+    assert norms.steps.tolist() == [step for step in range(1, 41) if step not in (5, 10, 21, 22)]
+    assert norms.num_not_finite == 1
+    assert "36 L2 norms" in norms.description
+    assert "1 not finite" in norms.description
+
+
+def test_a_column_is_taken_by_name(tmp_path):
+    path = table(tmp_path / "log.csv", ["step", "gn", "other"], [(*row, 1.0) for row in steps_and(VALUES)])
+    norms = load_norms(path, column="gn", norm="l1")
+    assert norms.l1.tolist() == VALUES
+    assert norms.l2 is None
+    with refuses("'gn'", "L1 or an L2", "norm='l1'"):
+        load_norms(path, column="gn")
+    with refuses("no column 'gm'", "'step', 'gn', 'other'"):
+        load_norms(path, column="gm")
+    with refuses("no column that is named as a gradient norm", "'step', 'gn', 'other'"):
+        load_norms(path)
+
+
+def test_a_column_is_named_to_the_scheduler(tmp_path):
+    path = table(tmp_path / "log.csv", ["step", "gn", "other"], [(*row, 1.0) for row in steps_and(VALUES)])
+    by_name = load_schedule(path, "adam", column="gn", norm="l2", allow_degenerate=True)
+    assert (by_name.norm, by_name.power) == ("l2", -1.0)
+    kwargs = {"refined_from": path, "column": "gn", "norm": "l2"}
+    scheduler = get_refined_schedule(AdamW([Parameter(torch.zeros(1))], lr=1.0), 0, 40, **kwargs)
+    rates = [scheduler.optimizer.param_groups[0]["lr"]]
+    assert rates == [by_name.multipliers[0]]
+
+
+def test_a_name_that_does_not_say_which_norm_needs_it_said(tmp_path):
+    path = table(tmp_path / "log.csv", ["step", "gradient_norm"], steps_and(VALUES))
+    assert load_norms(path, norm="l2").l2.tolist() == VALUES
+    assert load_norms(path, norm="l1").l1.tolist() == VALUES
+    with refuses("'gradient_norm'", "norm='l1'"):
+        load_norms(path)
+
+
+def test_of_two_runs_in_one_table_one_must_be_named(tmp_path):
+    names = ["Step", "a - train/grad_norm", "b - train/grad_norm"]
+    path = table(tmp_path / "log.csv", names, [(*row, 1.0) for row in steps_and(VALUES)])
+    with refuses("several columns", "'a - train/grad_norm'", "'b - train/grad_norm'"):
+        load_norms(path)
+    assert load_norms(path, column="a - train/grad_norm").l2.tolist() == VALUES
+
+
+# --- JSON ---
+
+
+def test_json_lines(tmp_path):
+    rows = [{"step": step, "grad_norm": value, "loss": 1.0} for step, value in steps_and(VALUES, every=2)]
+    rows.insert(7, {"step": 14, "eval_loss": 3.0})
+    path = json_lines(tmp_path / "log.jsonl", rows)
+    path.write_text(path.read_text().replace("\n", "\nnot JSON\n", 1) + '{"step": 82, "grad_no')
+    norms = load_norms(path)
+    assert norms.l2.tolist() == VALUES
+    assert norms.steps.tolist() == list(range(2, 81, 2))
+    assert norms.origin == "JSON Lines"
+
+
+@pytest.mark.parametrize(("logged", "number"), [("2.5", 2.5), ([2.5], 2.5), ([[2.5]], 2.5), ([["2.5"]], 2.5)])
+def test_a_norm_as_old_versions_stored_it(tmp_path, logged, number):
+    history = [{"step": step, "grad_norm": logged} for step in range(1, 31)]
+    path = tmp_path / "trainer_state.json"
+    path.write_text(json.dumps({"max_steps": 30, "log_history": history}))
+    norms = load_norms(path)
+    assert norms.l2.tolist() == [number] * 30
+    assert norms.num_not_finite == 0
+    assert norms.origin == "a Trainer's log"
+
+
+def test_a_state_in_one_line_is_a_state(tmp_path):
+    path = tmp_path / "state"
+    history = [{"step": step, "grad_norm": 1.0, "sharpness": 3.0} for step in range(1, 31)]
+    path.write_text(json.dumps({"log_history": history, "max_steps": 40}) + "\n")
+    assert load_norms(path).num_training_steps == 40
+    assert load_norms(path, column="sharpness", norm="l1").l1.tolist() == [3.0] * 30
+
+
+def test_a_state_of_more_than_200_megabytes_is_refused(tmp_path):
+    path = tmp_path / "trainer_state.json"
+    path.write_text('{"log_history": [\n')
+    os.truncate(path, 201 * 10**6)
+    path.write_bytes(b'{"log_history": [\n' + b" " * 2**16)
+    os.truncate(path, 201 * 10**6)
+    with refuses(str(path), "201 MB", "JSON Lines"):
+        load_norms(path)
+
+
+# --- TensorBoard ---
+
+
+@pytest.fixture
+def events(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path / "runs" / "Nov23_host")) as writer:
+        for step, value in steps_and(VALUES, every=5):
+            writer.add_scalar("train/grad_norm", value, step)
+            writer.add_scalar("train/loss", 1.0, step)
+        for step, value in steps_and(VALUES[:3], every=5):
+            writer.add_scalar("train/sharpness", value, step)
+    (path,) = (tmp_path / "runs" / "Nov23_host").iterdir()
+    return path
+
+
+def test_tensorboard_events(events, tmp_path):
+    for source in (events, tmp_path):
+        norms = load_norms(source)
+        np.testing.assert_allclose(norms.l2, VALUES, rtol=1e-7)  # stored as float32
+        assert norms.steps.tolist() == list(range(5, 201, 5))
+        assert norms.source == str(events)
+    with refuses("3 gradient norms", "too few"):
+        load_norms(events, column="train/sharpness", norm="l2")
+    with refuses("no column 'train/sharp'"):
+        load_norms(events, column="train/sharp")
+
+
+def test_damaged_events_are_refused_or_read_up_to_the_damage(events):
+    whole = events.read_bytes()
+    for damaged in (whole[:100], whole[: len(whole) // 2] + b"\xff" * 500, whole[:60] + whole[90:]):
+        events.write_bytes(damaged)
+        try:
+            norms = load_norms(events)
+        except ValueError as error:
+            assert "\n" not in str(error)
+        else:
+            assert norms.l2.tolist() == pytest.approx(VALUES[: len(norms.l2)])
+
+
+# --- what is no log ---
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"step,grad_norm\n", id="names alone"),
+        pytest.param(b"step,grad_norm\n" + b"1,1e999\n" * 30, id="huge numbers"),
+        pytest.param(b"step,grad_norm\n" + b"99999999999999999999,1\n" * 30, id="huge steps"),
+        pytest.param(b"step,grad_norm\n" + b'1,"' + b"x" * 200_000, id="a value of 200,000 characters"),
+        pytest.param(b"step,grad_norm\n1,\x00\n", id="a null byte"),
+        pytest.param(b"a,b\n" + b"\xff" * 1000, id="no UTF-8"),
+        pytest.param(b"," * 100_000, id="a hundred thousand columns"),
+        pytest.param(b'{"step": 1, "grad_norm": 1}\n' + b"[" * 100_000 + b"\n", id="deep nesting in a line"),
+        pytest.param(b'{"step": 1, "grad_norm": {"a": 1}}\n' * 30, id="objects for norms"),
+        pytest.param(b'{"step": [1], "grad_norm": 1}\n' * 30, id="lists for steps"),
+        pytest.param(b'{"step": 1, "grad_norm": 1}\n' + b"9" * 2_000_000, id="a line of two million characters"),
+        pytest.param(b"\x18\0\0\0\0\0\0\0abcd" + b"brain.Event:2" + b"\xff" * 5000, id="events of noise"),
+    ],
+)
+def test_what_is_no_log_is_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "log"
+    path.write_bytes(content)
+    with refuses(str(path)):
+        load_norms(path)
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("loop", "pipe"):
+        with refuses(name):
+            load_norms(tmp_path / name)
+
+
+# --- the command line ---
+
+
+def test_three_commands_on_a_table(tmp_path):
+    rows = [(step, value + 3 * 0.9**step) for step, value in steps_and(np.linspace(2, 1, 200))]
+    path = table(tmp_path / "log.csv", ["step", "g"], rows)
+    options = ("--column", "g", "--norm", "l2", "--optimizer", "adam")
+    for command in (("refine", path, "-o", tmp_path / "schedule.json"), ("check", path), ("rank", path)):
+        done = run_command(BIN / "hf-refined-schedule", *command, *options)
+        assert done.returncode == 0, done.stderr
+        assert f"{path}" in done.stdout
+    assert len(json.loads((tmp_path / "schedule.json").read_text())["multipliers"]) == 201
+
+
+# --- size ---
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_million_rows_are_read_in_seconds(tmp_path, kind):
+    path = tmp_path / f"log.{kind}"
+    with path.open("w") as file:
+        if kind == "csv":
+            file.write("step,grad_norm\n")
+        for step in range(1, 10**6 + 1):
+            file.write(f"{step},1.5\n" if kind == "csv" else f'{{"step": {step}, "grad_norm": 1.5}}\n')
+    started = time.perf_counter()
+    norms = load_norms(path)
+    assert time.perf_counter() - started < 12
+    assert len(norms.steps) == 10**6
+
+
+def test_the_memory_of_a_table_grows_by_tens_of_bytes_a_row(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("step,grad_norm\n" + "".join(f"{step},1.5\n" for step in range(1, 500_001)))
+    code = (
+        "import resource, sys\nfrom hf_refined_schedule import load_norms, linear_decay\n"
+        "from hf_refined_schedule import run_logs\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "load_norms(sys.argv[1])\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = run_command(BIN / "python", "-c", code, path)
+    assert int(done.stdout) * 1024 / 500_000 < 200, "10^7 rows have to fit into 2 GB"
