@@ -17,6 +17,7 @@ _HOMES = {
     "RefinedScheduleTrainer": "trainer",
     "get_refined_schedule": "schedule",
     "last_iterate_bound": "bounds",
+    "optimize_schedule": "bounds",
     "rank_schedules": "bounds",
     "linear_decay": "refinement",
     "load_norms": "sources",

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
 
-from .refinement import DEFAULT_POWER, NormKind, linear_decay
+from .refinement import DEFAULT_POWER, NormKind, grid_from, linear_decay
 
 
 class LastIterateBound(NamedTuple):
@@ -132,3 +133,59 @@ def rank_schedules(
             raise ValueError(f"The schedule {name!r}: {error}") from None
         rows.append(RankedSchedule(name, bound.value / linear.value, bound.best_peak / linear.best_peak))
     return sorted(rows, key=lambda row: row.relative_bound)
+
+
+def optimize_schedule(norms: ArrayLike, *, norm: NormKind = "l1") -> NDArray[np.float64]:
+    """The schedule with the least last-iterate bound for given gradient norms, found numerically.
+
+    L-BFGS-B from the closed form of `refine_schedule`, with the analytic gradient of the logarithm of the bound at its best
+    peak. One evaluation costs O(T), because the bound's second and third term together are
+
+        1/2 sum_{t=1}^{T-1} eta_t^2 G_t^2 / S_{t+1}  +  1/2 eta_T G_T^2
+
+    Args:
+        norms: smoothed gradient norms at t / T for t = 0 .. T-1, positive, shape (T,).
+        norm: as in `last_iterate_bound`.
+
+    Returns:
+        Multipliers, shape (T,), with maximum 1. The bound of `last_iterate_bound` is at most that of the closed form.
+
+    Raises:
+        ValueError: for norms that are not positive, fewer than two of them, or an unknown `norm`.
+
+    Example:
+        >>> import numpy as np
+        >>> optimize_schedule(np.ones(1000))[::250].round(2)
+        array([1.  , 0.75, 0.5 , 0.25])
+
+    Reference: arXiv 2310.07831, section 4 and Theorem 10.
+    """
+    norms = np.asarray(norms, dtype=np.float64)
+    last_iterate_bound(np.ones_like(norms), norms, norm=norm)  # refuses what is no such sequence
+    if len(norms) < 2:
+        raise ValueError("A schedule needs at least 2 norms; pass one for each step.")
+    squared = (norms / norms.max()) ** -DEFAULT_POWER[norm]
+    closed_form = grid_from(norms, DEFAULT_POWER[norm])[:-1]
+    # A zero anywhere is on the bound's edge, where its gradient says nothing; this much moves nothing.
+    least = 1e-9
+    found = minimize(
+        _log_bound,
+        np.maximum(closed_form, least),
+        args=(squared,),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(least, None)] * len(norms),
+        options={"maxiter": 5_000, "maxfun": 10_000, "ftol": 1e-13, "gtol": 1e-9, "maxcor": 20},
+    ).x
+    best = min(closed_form, found, key=lambda eta: last_iterate_bound(eta, squared).value)
+    return best / best.max()
+
+
+def _log_bound(eta: NDArray[np.float64], squared_norms: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    """The logarithm of the squared bound at its best peak, up to a constant, and its gradient."""
+    step_sums = np.cumsum(eta[::-1])[::-1]
+    noise = eta**2 * squared_norms
+    price = np.sum(noise[:-1] / step_sums[1:]) + eta[-1] * squared_norms[-1]
+    gradient = np.append(2 * eta[:-1] * squared_norms[:-1] / step_sums[1:], squared_norms[-1])
+    gradient[1:] -= np.cumsum(noise[:-1] / step_sums[1:] ** 2)
+    return math.log(price / step_sums[0]), gradient / price - 1 / step_sums[0]

@@ -14,7 +14,7 @@ from .classical import WARMUP, classical_schedules
 from .health import check_health
 from .norms_file import GradientNorms
 from .refinement import smooth_norms
-from .schedule_file import RefinedSchedule, is_schedule_file, read_schedule, squared_norms, write_schedule
+from .schedule_file import RefinedSchedule, is_schedule_file, optimized, read_schedule, squared_norms, write_schedule
 from .sources import find_source_file, load_norms, load_schedule
 
 SOURCE_HELP = (
@@ -90,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Make a schedule file from a recorded run, for --lr_scheduler_kwargs '{\"refined_from\": FILE}'.",
     )
     refine.add_argument("-o", "--output", required=True, metavar="FILE", help="the schedule file (JSON)")
+    refine.add_argument(
+        "--method",
+        choices=("closed-form", "numerical"),
+        default="closed-form",
+        help="numerical: minimise the last-iterate bound, starting from the closed form",
+    )
     refine.set_defaults(run=_refine)
 
     check = commands.add_parser(
@@ -153,6 +159,8 @@ def _refine(options: argparse.Namespace) -> None:
     schedule, norms = _schedule(options)
     if norms is None:
         raise ValueError(f"{options.source} is a schedule file already; pass the run that it should be made from.")
+    if options.method == "numerical":
+        schedule = optimized(schedule)
     write_schedule(schedule, options.output)
     peak = schedule.multipliers.argmax() / (len(schedule.multipliers) - 1)
     print(norms.description)

@@ -3,14 +3,14 @@
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .bounds import last_iterate_bound
+from .bounds import last_iterate_bound, optimize_schedule
 from .norms_file import GradientNorms
 from .refinement import DEFAULT_POWER, NormKind, RisingNorms, checked_power, grid_from, linear_decay, weighting_norms
 
@@ -24,6 +24,9 @@ FAMILY_POWER: dict[str, float] = {"adam": DEFAULT_POWER["l1"], "sgd": DEFAULT_PO
 
 MIN_COVERAGE = 0.95
 """The share of the planned updates that a source must have made to count as a whole run."""
+
+MAX_OPTIMIZED_STEPS = 2_000
+"""A numerical schedule takes half a second for so many steps, and ten times that for three times as many."""
 
 SMALLEST_SMOOTHED_RUN = 20
 """With fewer updates the default window is a single value: nothing is smoothed."""
@@ -161,6 +164,31 @@ class RefinedSchedule:
             rising_norms=rising_norms,
             weighting=weighting,
         )
+
+
+def optimized(schedule: RefinedSchedule) -> RefinedSchedule:
+    """The schedule of the same norms that has the least last-iterate bound, found numerically.
+
+    Args:
+        schedule: a schedule with its `weighting`, as `RefinedSchedule.from_norms` makes it. Of a run longer than
+            `MAX_OPTIMIZED_STEPS` so many even points are used, and interpolated.
+
+    Returns:
+        The schedule, with how it was made in its notes.
+    """
+    total = len(schedule.multipliers) - 1
+    points = min(total, MAX_OPTIMIZED_STEPS)
+    weighting = np.interp(np.arange(points) / points, np.arange(total) / total, schedule.weighting)
+    squared = squared_norms(weighting, schedule.power)
+    found = optimize_schedule(squared)
+    linear = last_iterate_bound(linear_decay(points), squared)
+    grid = np.interp(np.arange(total + 1) / total, np.arange(points + 1) / points, np.append(found, 0.0))
+    return replace(
+        schedule,
+        multipliers=grid / grid.max(),
+        best_peak_ratio=last_iterate_bound(found, squared).best_peak / linear.best_peak,
+        notes=(*schedule.notes, "The last-iterate bound was minimised numerically, from the closed form."),
+    )
 
 
 def squared_norms(weighting: NDArray[np.float64], power: float) -> NDArray[np.float64]:

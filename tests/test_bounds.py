@@ -1,11 +1,13 @@
 """The last-iterate bound: closed forms, a literal twin, invariances, refusals."""
 
 import math
+import time
 
 import numpy as np
 import pytest
 
-from hf_refined_schedule.bounds import LastIterateBound, last_iterate_bound
+from hf_refined_schedule.bounds import LastIterateBound, last_iterate_bound, optimize_schedule
+from hf_refined_schedule.refinement import refined_grid
 
 from . import reference
 from .refusals import refuses
@@ -235,3 +237,61 @@ def test_unusable_arguments_are_refused(multipliers, norms, words, norm):
 def test_unknown_norm_is_refused(norm):
     with refuses("norm", repr(norm), '"l1"', '"l2"'):
         last_iterate_bound([1.0, 0.5], [1.0, 1.0], norm=norm)
+
+
+# --- the numerical schedule ---
+
+OPTIMIZED = {
+    "constant": lambda progress, rng: np.ones_like(progress),
+    "a spike at the start": lambda progress, rng: 1 + 5 * np.exp(-50 * progress),
+    "rising": lambda progress, rng: 0.5 + progress,
+    "noisy": lambda progress, rng: np.exp(0.5 * rng.standard_normal(len(progress))),
+}
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+@pytest.mark.parametrize("steps", [2, 3, 50, 400])
+@pytest.mark.parametrize("shape", OPTIMIZED)
+def test_the_numerical_bound_is_below_the_closed_forms(shape, steps, norm):
+    norms = OPTIMIZED[shape](np.arange(steps) / steps, np.random.default_rng(0))
+    multipliers = optimize_schedule(norms, norm=norm)
+    closed_form = refined_grid(norms, norm=norm, smoothing=0)[:-1]
+    assert multipliers.shape == (steps,)
+    assert multipliers.max() == 1
+    assert multipliers.min() >= 0
+    gain = (
+        last_iterate_bound(multipliers, norms, norm=norm).value
+        / last_iterate_bound(closed_form, norms, norm=norm).value
+    )
+    assert gain < 1
+    assert gain > 0.95 or steps < 50, "the closed form is near the best"
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_no_small_change_improves_the_numerical_schedule(norm):
+    norms = OPTIMIZED["noisy"](np.arange(30), np.random.default_rng(1))
+    multipliers = optimize_schedule(norms, norm=norm)
+    least = last_iterate_bound(multipliers, norms, norm=norm).value
+    for step in range(30):
+        for factor in (0.99, 1.01):
+            changed = multipliers.copy()
+            changed[step] *= factor
+            assert last_iterate_bound(changed, norms, norm=norm).value > least
+
+
+def test_two_steps_solved_by_hand():
+    """With eta = (1, x) and norms 1 the squared bound is (1/x + x) / (1 + x); its derivative is zero where x^2 = 2x + 1."""
+    first, second = optimize_schedule([1.0, 1.0])
+    assert second / first == pytest.approx(1 + math.sqrt(2), rel=1e-4)
+
+
+def test_two_thousand_steps_are_optimized_in_seconds():
+    started = time.perf_counter()
+    optimize_schedule(1 + 5 * np.exp(-np.arange(2000) / 40))
+    assert time.perf_counter() - started < 10
+
+
+@pytest.mark.parametrize("norms", [[], [1.0], [1.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [[1.0, 1.0]]])
+def test_norms_that_cannot_be_optimized_are_refused(norms):
+    with refuses():
+        optimize_schedule(norms)

@@ -135,6 +135,16 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_numerical_refinement(run, tmp_path, capsys):
+    paths = {method: tmp_path / f"{method}.json" for method in ("closed-form", "numerical")}
+    for method, path in paths.items():
+        assert main(["refine", str(run), "--method", method, "-o", str(path)]) == 0
+    assert "minimised numerically" in capsys.readouterr().out
+    assert main(["rank", str(run), "--with", str(paths["closed-form"]), "--with", str(paths["numerical"])]) == 0
+    rows = {name.split("/")[-1]: row for name, row in table(capsys.readouterr().out).items()}
+    assert rows["numerical.json"][0] < rows["closed-form.json"][0] == rows["refined"][0]
+
+
 def test_rising_norms(tmp_path, capsys):
     write_run(tmp_path / "run" / "gradient_norms.jsonl", list(np.linspace(1, 3, 100)))
     out = tmp_path / "schedule.json"

@@ -252,6 +252,8 @@ PUBLIC_NAMES = {
     "last_iterate_bound",
     "linear_decay",
     "load_norms",
+    "optimize_schedule",
+    "rank_schedules",
     "refine_schedule",
     "register",
     "register_scheduler",
