@@ -28,7 +28,8 @@ def checked(norms, **making):
 
 VERDICTS = [
     ("a spike at the start asks for a warm-up, which linear can have", run(SPIKE_AT_THE_START * SCATTER), "linear will do", "promise"),
-    ("norms that fall tenfold", run((1 - 0.9 * PROGRESS) * SCATTER), "worth a refined run", ""),
+    ("norms that fall to a third", run((1 - 0.67 * PROGRESS) * SCATTER), "worth a refined run", ""),
+    ("norms that fall tenfold put the peak near the end", run((1 - 0.9 * PROGRESS) * SCATTER), "doubtful", "how late"),
     ("flat norms promise nothing", run(SCATTER), "linear will do", "promise"),
     ("norms that vanish", run(np.exp(-12 * PROGRESS) * SCATTER), "degenerate", "the peak's place"),
     ("norms that double", run((0.5 + 0.5 * PROGRESS) * SCATTER), "doubtful", "late over the least"),
