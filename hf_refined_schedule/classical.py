@@ -1,9 +1,11 @@
-"""The schedules that people use, as arrays of multipliers, to be ranked beside a refined one."""
+"""The schedules that people use, as arrays of multipliers: to be ranked beside a refined one, or fitted to it."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 
 WARMUP = 0.05
 """The share of the run that "with warm-up" warms up for."""
@@ -51,8 +53,7 @@ def classical_schedules(num_steps: int) -> dict[str, NDArray[np.float64]]:
     progress = np.arange(num_steps) / num_steps
     for name, shape in shapes.items():
         schedules[name] = shape(progress)
-        after_warmup = np.maximum(0.0, (progress - WARMUP) / (1 - WARMUP))
-        schedules[f"{name}, warm-up"] = np.where(progress < WARMUP, progress / WARMUP, shape(after_warmup))
+        schedules[f"{name}, warm-up"] = _after_warmup(progress, WARMUP, shape)
     schedules["inverse sqrt"] = 1 / np.sqrt(np.arange(1, num_steps + 1))
     ramp = np.minimum(progress / WARMUP, 1.0)
     schedules["inverse sqrt, warm-up"] = np.minimum(ramp, np.sqrt(WARMUP / np.maximum(progress, WARMUP)))
@@ -62,3 +63,81 @@ def classical_schedules(num_steps: int) -> dict[str, NDArray[np.float64]]:
 def _cooling_down(cooldown: float, decay: Shape) -> Shape:
     """Flat until `cooldown` of the run is left, then `decay` of the share of the cool-down that is over."""
     return lambda progress: decay(np.maximum(0.0, (progress - (1 - cooldown)) / cooldown))
+
+
+def _after_warmup(progress: NDArray[np.float64], warmup: float, shape: Shape) -> NDArray[np.float64]:
+    """A linear ramp over the share `warmup` of the run, then `shape` over what is left."""
+    if warmup == 0:
+        return shape(progress)
+    rest = np.maximum(0.0, (progress - warmup) / (1 - warmup))
+    return np.where(progress < warmup, progress / warmup, shape(rest))
+
+
+class Fit(NamedTuple):
+    """The member of a family of schedules that is closest to a given one."""
+
+    warmup: float
+    """The share of the run that it warms up for."""
+    parameter: float
+    """The power of the polynomial; the share of the run that warmup-stable-decay decays for."""
+    error: float
+    """Root mean square difference of the multipliers."""
+
+
+def closest_polynomial(grid: NDArray[np.float64]) -> Fit:
+    """The closest "warm up for w, then (1 - v) ** p over what is left", as transformers' `polynomial` with `lr_end=0`.
+
+    Args:
+        grid: multipliers at even progress from 0 to 1, shape (G+1,).
+
+    Returns:
+        Warm-up, a multiple of 1 % of the run; power from 0.1 to 10; and the error.
+
+    Example:
+        >>> warmup, power, error = closest_polynomial((1 - np.linspace(0, 1, 101)) ** 2)
+        >>> print(f"{warmup:.2f} {power:.2f} {error:.4f}")
+        0.00 2.00 0.0000
+    """
+    progress, sampled = _sampled(grid)
+    fits = []
+    for warmup in _WARMUPS:
+        found = minimize_scalar(
+            lambda power, warmup=warmup: _rmse(_after_warmup(progress, warmup, lambda v: (1 - v) ** power), sampled),
+            bounds=(0.1, 10.0),
+            method="bounded",
+        )
+        fits.append(Fit(warmup, float(found.x), float(found.fun)))
+    return min(fits, key=lambda fit: fit.error)
+
+
+def closest_wsd(grid: NDArray[np.float64]) -> Fit:
+    """The closest warmup-stable-decay with linear decay, as transformers' `warmup_stable_decay`.
+
+    Args:
+        grid: multipliers at even progress from 0 to 1, shape (G+1,).
+
+    Returns:
+        Warm-up and decay, multiples of 1 % of the run, and the error.
+    """
+    progress, sampled = _sampled(grid)
+    fits = []
+    for warmup in _WARMUPS:
+        ramp = np.minimum(1.0, progress / warmup) if warmup else np.ones_like(progress)
+        for percent in range(1, 101 - round(100 * warmup)):
+            decay = percent / 100
+            multipliers = np.minimum(ramp, np.minimum(1.0, (1 - progress) / decay))
+            fits.append(Fit(warmup, decay, _rmse(multipliers, sampled)))
+    return min(fits, key=lambda fit: fit.error)
+
+
+_WARMUPS = tuple(percent / 100 for percent in range(51))
+
+
+def _sampled(grid: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Progress and multipliers at 501 points, enough for a fit."""
+    progress = np.linspace(0, 1, 501)
+    return progress, np.interp(progress, np.linspace(0, 1, len(grid)), grid)
+
+
+def _rmse(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    return float(np.sqrt(np.mean(np.square(one - other))))

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import __version__
 from .bounds import rank_schedules
-from .classical import WARMUP, classical_schedules
+from .classical import WARMUP, classical_schedules, closest_polynomial, closest_wsd
 from .health import check_health
 from .norms_file import GradientNorms
 from .refinement import smooth_norms
@@ -96,6 +96,11 @@ def _parser() -> argparse.ArgumentParser:
         default="closed-form",
         help="numerical: minimise the last-iterate bound, starting from the closed form",
     )
+    refine.add_argument(
+        "--fit",
+        action="store_true",
+        help="print the closest polynomial and the closest warmup-stable-decay, for frameworks that know only those",
+    )
     refine.set_defaults(run=_refine)
 
     check = commands.add_parser(
@@ -171,7 +176,25 @@ def _refine(options: argparse.Namespace) -> None:
     print(f"best peak learning rate: {schedule.best_peak_ratio:.2f} times linear decay's, by the last-iterate bound")
     for note in schedule.notes:
         print(f"note: {note}")
+    if options.fit:
+        _print_fits(schedule)
     print(f"wrote {options.output} ({schedule.fingerprint})")
+
+
+def _print_fits(schedule: RefinedSchedule) -> None:
+    """The closest schedules of transformers, as its flags."""
+    steps = len(schedule.multipliers) - 1
+    polynomial, wsd = closest_polynomial(schedule.multipliers), closest_wsd(schedule.multipliers)
+    print(
+        f"closest polynomial: warm-up {polynomial.warmup:.0%}, then (1 - u) ** {polynomial.parameter:.2f}; "
+        f"RMSE {polynomial.error:.3f}\n"
+        f"  --lr_scheduler_type polynomial --warmup_steps {round(polynomial.warmup * steps)} "
+        f"""--lr_scheduler_kwargs '{{"power": {polynomial.parameter:.3f}, "lr_end": 0}}'\n"""
+        f"closest warmup-stable-decay: warm-up {wsd.warmup:.0%}, decay over the last {wsd.parameter:.0%}; RMSE {wsd.error:.3f}\n"
+        f"  --lr_scheduler_type warmup_stable_decay --warmup_steps {round(wsd.warmup * steps)} "
+        f"""--lr_scheduler_kwargs '{{"num_decay_steps": {round(wsd.parameter * steps)}, "decay_type": "linear"}}'\n"""
+        f"  (for {steps} updates)"
+    )
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -5,6 +5,8 @@ import re
 
 import numpy as np
 import pytest
+import torch
+from transformers import get_scheduler
 
 import hf_refined_schedule
 from hf_refined_schedule.cli import main
@@ -74,7 +76,7 @@ def test_check(run, tmp_path, capsys):
     source, verdict, *figures = capsys.readouterr().out.splitlines()
     assert source.startswith(f"{run}/gradient_norms.jsonl (a recorded file): 100 L1 and L2 norms")
     assert verdict == "verdict: worth a refined run"
-    assert len(figures) == 11
+    assert len(figures) == 12
     assert not any(line.startswith(" ! ") for line in figures)
     write_run(tmp_path / "rising" / "gradient_norms.jsonl", list(np.linspace(1, 3, 100)))
     assert main(["check", str(tmp_path / "rising"), "--json"]) == 0
@@ -143,6 +145,27 @@ def test_numerical_refinement(run, tmp_path, capsys):
     assert main(["rank", str(run), "--with", str(paths["closed-form"]), "--with", str(paths["numerical"])]) == 0
     rows = {name.split("/")[-1]: row for name, row in table(capsys.readouterr().out).items()}
     assert rows["numerical.json"][0] < rows["closed-form.json"][0] == rows["refined"][0]
+
+
+def test_fitted_schedules_are_what_transformers_makes_of_the_flags(tmp_path, capsys):
+    write_run(tmp_path / "run" / "gradient_norms.jsonl", list(1 + 4 * np.exp(-np.arange(200) / 4)))
+    out = tmp_path / "schedule.json"
+    assert main(["refine", str(tmp_path / "run"), "--fit", "-o", str(out)]) == 0
+    printed = capsys.readouterr().out
+    refined = np.array(json.loads(out.read_text())["multipliers"])
+    errors = [float(error) for error in re.findall(r"RMSE ([\d.]+)", printed)]
+    flags = re.findall(r"--lr_scheduler_type (\w+) --warmup_steps (\d+) --lr_scheduler_kwargs '(.*)'", printed)
+    assert [name for name, _, _ in flags] == ["polynomial", "warmup_stable_decay"]
+    for (name, warmup, kwargs), error in zip(flags, errors, strict=True):
+        optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        scheduler = get_scheduler(name, optimizer, int(warmup), 200, scheduler_specific_kwargs=json.loads(kwargs))
+        multipliers = []
+        for _ in range(201):
+            multipliers.append(scheduler.get_last_lr()[0])
+            optimizer.step()
+            scheduler.step()
+        assert np.sqrt(np.mean(np.square(np.array(multipliers) - refined))) == pytest.approx(error, abs=0.005)
+    assert errors[0] < 0.05
 
 
 def test_rising_norms(tmp_path, capsys):
