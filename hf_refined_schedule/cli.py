@@ -137,7 +137,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Draw a run's norms, raw and smoothed, and the refined schedule beside linear decay and cosine. "
         "SOURCE can be a schedule file, too.",
     )
-    plot.add_argument("-o", "--output", required=True, metavar="FILE", help="the picture; its ending names the format")
+    plot.add_argument("-o", "--output", metavar="FILE", help="the picture; its ending names the format")
+    plot.add_argument("--text", action="store_true", help="draw the schedule in the terminal, too, or instead")
     plot.set_defaults(run=_plot)
 
     launch = commands.add_parser(
@@ -236,19 +237,27 @@ def _rank(options: argparse.Namespace) -> None:
 
 
 def _plot(options: argparse.Namespace) -> None:
-    from .plots import norms_and_schedule_figure
+    from .plots import norms_and_schedule_figure, schedule_as_text
 
+    if not (options.output or options.text):
+        raise ValueError("Where should the picture go? Pass --output FILE, or --text to draw it here.")
     schedule, norms = _schedule(options)
-    raw = None if norms is None else norms.at_every_step(schedule.norm)
-    norms_and_schedule_figure(
-        options.output,
-        schedule.multipliers,
-        raw,
-        None if raw is None else smooth_norms(raw, schedule.smoothing),
-        label=f"gradient {schedule.norm.upper()} norm, before clipping",
-        title=f"{schedule.source}: weights {schedule.norm.upper()} ** {schedule.power:g}",
-    )
-    print(f"wrote {options.output}")
+    title = f"{schedule.source}: weights {schedule.norm.upper()} ** {schedule.power:g}"
+    if norms is not None:
+        title += f"\n{check_health(norms, schedule).verdict}"
+    if options.text:
+        print(f"{title}\n{schedule_as_text(schedule.multipliers)}")
+    if options.output:
+        raw = None if norms is None else norms.at_every_step(schedule.norm)
+        norms_and_schedule_figure(
+            options.output,
+            schedule.multipliers,
+            raw,
+            None if raw is None else smooth_norms(raw, schedule.smoothing),
+            label=f"gradient {schedule.norm.upper()} norm, before clipping",
+            title=title,
+        )
+        print(f"wrote {options.output}")
 
 
 def _schedule(options: argparse.Namespace) -> tuple[RefinedSchedule, GradientNorms | None]:

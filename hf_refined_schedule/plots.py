@@ -83,3 +83,27 @@ def norms_and_schedule_figure(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def schedule_as_text(multipliers: NDArray[np.float64], *, columns: int = 72, rows: int = 12) -> str:
+    """A schedule as a picture of characters, for a terminal.
+
+    Args:
+        multipliers: at equally spaced progress from 0 to 1, shape (T+1,).
+        columns: characters across.
+        rows: lines down, without the axes.
+
+    Returns:
+        Lines of text; dots are linear decay.
+    """
+    progress = (np.arange(columns) + 0.5) / columns
+    heights = np.interp(progress, np.linspace(0, 1, len(multipliers)), multipliers)
+    lines = []
+    for row in range(rows, 0, -1):
+        low = (row - 1) / rows
+        filled = np.where(heights > low, "#", np.where((1 - progress > low) & (1 - progress <= row / rows), ".", " "))
+        label = f"{row / rows:4.2f} " if row in (rows, rows // 2) else "     "
+        lines.append((label + "|" + "".join(filled)).rstrip())
+    lines.append("0.00 +" + "-" * columns)
+    lines.append("      0" + "progress of the run".center(columns - 2) + "1")
+    return "\n".join(lines)

@@ -137,6 +137,17 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_plot_as_text(run, tmp_path, capsys):
+    write_run(run / "gradient_norms.jsonl", [1.0] * 100)
+    assert main(["plot", str(run), "--text"]) == 0
+    _, verdict, *drawn = capsys.readouterr().out.splitlines()
+    assert verdict == "doubtful", "equal norms look clipped"
+    areas = [line.count("#") for line in drawn[:12]]
+    assert areas == [round(72 * row / 12) for row in range(1, 13)], "linear decay fills a triangle"
+    assert list(tmp_path.glob("*.png")) == []
+    assert "--output FILE, or --text" in refused(capsys, "plot", run)
+
+
 def test_numerical_refinement(run, tmp_path, capsys):
     paths = {method: tmp_path / f"{method}.json" for method in ("closed-form", "numerical")}
     for method, path in paths.items():
