@@ -130,6 +130,29 @@ def test_cells_on_two_processes(tmp_path):
     assert read_rows(tmp_path / "out" / "baseline.jsonl")[0]["world_size"] == 2
 
 
+def test_variants_at_two_sizes_from_scratch(tmp_path):
+    sizes = [f"n_embd={width},n_layer=1,n_head=2,n_positions=64" for width in (16, 32)]
+    schedules = ("linear", "refined", "refined_ignore_rising+warmup", "variants")
+    words = (*GRID, "--num_seeds", 1, "--peaks", 2e-3, "--schedules", *schedules, "--sizes", *sizes)
+    compare("--output_dir", tmp_path, "--regime", "scratch", *words)
+    for size in sizes:
+        rows = rows_of(tmp_path / size)
+        assert {row["regime"] for row in rows} == {f"scratch, {size}"}
+        names = [row["schedule"] for row in rows if row["seed"] == 1]
+        changed = [name for name in names if name.startswith("refined, ")]
+        assert sorted(names) == sorted({"linear", "refined", "refined_ignore_rising+warmup", *changed})
+        assert len(changed) == 8
+        assert {f"{name}+warmup" for name in changed if "+" not in name} == {name for name in changed if "+" in name}
+        losses = {row["schedule"]: row["eval_loss"] for row in rows if row["seed"] == 1}
+        assert losses["refined"] not in [losses[name] for name in changed]
+
+
+def test_lora_trains_with_a_schedule_that_check_would_refuse(tmp_path):
+    compare("--output_dir", tmp_path, "--regime", "lora", *GRID, "--peaks", 2e-3, "--schedules", "linear", "refined")
+    assert [row["diverged"] for row in rows_of(tmp_path)] == [False] * 5
+    assert read_rows(tmp_path / "baseline.jsonl")[0]["num_training_steps"] == 12
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
