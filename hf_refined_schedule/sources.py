@@ -153,10 +153,21 @@ def find_source_file(source: str | os.PathLike[str]) -> Path:
     checkpoints.sort(key=lambda entry: int(entry.name.split("-")[1]), reverse=True)
     candidates = [path / NORMS_FILE_NAME, path / TRAINER_STATE_NAME]
     candidates += [checkpoint / TRAINER_STATE_NAME for checkpoint in checkpoints]
-    candidates += sorted(path.glob("**/events.out.tfevents.*"), reverse=True)
+    candidates += _event_files(path)
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     raise MissingSourceError(
         f"The folder {str(source)!r} holds neither {NORMS_FILE_NAME} nor {TRAINER_STATE_NAME}; {WHAT_TO_PASS}."
     )
+
+
+def _event_files(folder: Path) -> list[Path]:
+    """The event file of the newest TensorBoard log in a run's folder, where a Trainer puts it, if there is one."""
+    name = "events.out.tfevents.*"
+    files = [file for pattern in (name, f"*/{name}", f"runs/*/{name}") for file in folder.glob(pattern)]
+    if not files:
+        return []
+    newest = max(files, key=lambda file: file.name)  # which begins with the time
+    # A Trainer writes a second, small file beside it for an evaluation at the end.
+    return [max((file for file in files if file.parent == newest.parent), key=lambda file: file.stat().st_size)]

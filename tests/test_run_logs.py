@@ -202,6 +202,14 @@ def test_tensorboard_events(events, tmp_path):
         load_norms(events, column="train/sharp")
 
 
+def test_of_the_logs_in_a_folder_the_newest_runs_largest_file_is_read(events, tmp_path):
+    older = tmp_path / "runs" / "Nov22_host" / "events.out.tfevents.1600000000.host.1.0"
+    older.parent.mkdir()
+    older.write_bytes(events.read_bytes() * 2)
+    (events.parent / "events.out.tfevents.9999999999.host.1.1").write_bytes(events.read_bytes()[:200])
+    assert load_norms(tmp_path).source == str(events)
+
+
 def test_damaged_events_are_refused_or_read_up_to_the_damage(events):
     whole = events.read_bytes()
     for damaged in (whole[:100], whole[: len(whole) // 2] + b"\xff" * 500, whole[:60] + whole[90:]):
