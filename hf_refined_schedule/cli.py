@@ -19,7 +19,7 @@ from .sources import find_source_file, load_norms, load_schedule
 
 SOURCE_HELP = (
     "the run: its output_dir or gradient_norms.jsonl, a trainer_state.json or the checkpoint that holds one, TensorBoard "
-    "events, a W&B export or another CSV table, or JSON Lines"
+    "events, a W&B export or another CSV table, or JSON Lines; of several runs the smoothed norms are averaged"
 )
 
 
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     schedule_options = argparse.ArgumentParser(add_help=False)
-    schedule_options.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    schedule_options.add_argument("sources", nargs="+", metavar="SOURCE", help=SOURCE_HELP)
     schedule_options.add_argument(
         "--optimizer",
         choices=("adam", "sgd"),
@@ -162,14 +162,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _refine(options: argparse.Namespace) -> None:
-    schedule, norms = _schedule(options)
-    if norms is None:
-        raise ValueError(f"{options.source} is a schedule file already; pass the run that it should be made from.")
+    schedule, runs = _schedule(options)
+    if not runs:
+        raise ValueError(f"{options.sources[0]} is a schedule file already; pass the run that it should be made from.")
     if options.method == "numerical":
         schedule = optimized(schedule)
     write_schedule(schedule, options.output)
     peak = schedule.multipliers.argmax() / (len(schedule.multipliers) - 1)
-    print(norms.description)
+    for run in runs:
+        print(run.description)
     print(
         f"weights: {schedule.norm.upper()} ** {schedule.power:g} ({schedule.optimizer}), smoothing {schedule.smoothing:g}"
     )
@@ -199,24 +200,25 @@ def _print_fits(schedule: RefinedSchedule) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    schedule, norms = _schedule(options)
-    if norms is None:
-        raise ValueError(f"{options.source} is a schedule file; pass the run that it was made from.")
-    health = check_health(norms, schedule)
+    schedule, runs = _schedule(options)
+    if not runs:
+        raise ValueError(f"{options.sources[0]} is a schedule file; pass the run that it was made from.")
+    health = check_health(runs, schedule)
     if options.json:
         findings = [finding._asdict() for finding in health.findings]
-        print(json.dumps({"source": norms.source, "verdict": health.verdict, "findings": findings}, indent=1))
+        print(json.dumps({"source": schedule.source, "verdict": health.verdict, "findings": findings}, indent=1))
         return
-    print(norms.description)
+    for run in runs:
+        print(run.description)
     print(f"verdict: {health.verdict}")
     for finding in health.findings:
         print(f"{'   ' if finding.ok else ' ! '}{finding.name}: {finding.value:.3g} ({finding.limit})")
 
 
 def _rank(options: argparse.Namespace) -> None:
-    schedule, norms = _schedule(options)
-    if norms is None:
-        raise ValueError(f"{options.source} is a schedule file; pass the run whose norms are to rank by.")
+    schedule, runs = _schedule(options)
+    if not runs:
+        raise ValueError(f"{options.sources[0]} is a schedule file; pass the run whose norms are to rank by.")
     num_steps = len(schedule.multipliers) - 1
     progress = np.arange(num_steps) / num_steps
     schedules = {"refined": schedule.multipliers[:-1], **classical_schedules(num_steps)}
@@ -227,7 +229,7 @@ def _rank(options: argparse.Namespace) -> None:
     flat = {row.name: row.relative_bound for row in rank_schedules(schedules, np.ones(num_steps))}
     width = max(map(len, schedules))
     print(
-        f"The last-iterate bound over linear decay's, and the best peak learning rate over linear decay's; {norms.source}"
+        f"The last-iterate bound over linear decay's, and the best peak learning rate over linear decay's; {schedule.source}"
     )
     print(f"{'':{width}}  with these norms  with constant norms  best peak")
     for name, relative_bound, best_peak_ratio in rank_schedules(
@@ -241,14 +243,14 @@ def _plot(options: argparse.Namespace) -> None:
 
     if not (options.output or options.text):
         raise ValueError("Where should the picture go? Pass --output FILE, or --text to draw it here.")
-    schedule, norms = _schedule(options)
+    schedule, runs = _schedule(options)
     title = f"{schedule.source}: weights {schedule.norm.upper()} ** {schedule.power:g}"
-    if norms is not None:
-        title += f"\n{check_health(norms, schedule).verdict}"
+    if runs:
+        title += f"\n{check_health(runs, schedule).verdict}"
     if options.text:
         print(f"{title}\n{schedule_as_text(schedule.multipliers)}")
     if options.output:
-        raw = None if norms is None else norms.at_every_step(schedule.norm)
+        raw = runs[0].at_every_step(schedule.norm) if len(runs) == 1 else None
         norms_and_schedule_figure(
             options.output,
             schedule.multipliers,
@@ -260,20 +262,23 @@ def _plot(options: argparse.Namespace) -> None:
         print(f"wrote {options.output}")
 
 
-def _schedule(options: argparse.Namespace) -> tuple[RefinedSchedule, GradientNorms | None]:
-    """The schedule that the options ask for, and the norms it was made of, unless SOURCE is a schedule file."""
+def _schedule(options: argparse.Namespace) -> tuple[RefinedSchedule, list[GradientNorms]]:
+    """The schedule that the options ask for, and the norms it was made of: none if SOURCE is a schedule file."""
     weights = {name: getattr(options, name) for name in ("norm", "power", "smoothing", "rising_norms")}
-    path = find_source_file(options.source)
-    if is_schedule_file(path):
-        optimizer = options.optimizer or read_schedule(path).optimizer
-        return load_schedule(path, optimizer, **weights), None
-    norms = load_norms(path, column=options.column, norm=options.norm)
-    optimizer = options.optimizer or norms.optimizer
-    if optimizer is None:
+    paths = [find_source_file(source) for source in options.sources]
+    if len(paths) == 1 and is_schedule_file(paths[0]):
+        optimizer = options.optimizer or read_schedule(paths[0]).optimizer
+        return load_schedule(paths[0], optimizer, **weights), []
+    runs = [load_norms(path, column=options.column, norm=options.norm) for path in paths]
+    families = {run.optimizer for run in runs} - {None}
+    if options.optimizer is None and len(families) != 1:
         raise ValueError(
-            f"{norms.source} does not say which optimizer it used; pass --optimizer adam or --optimizer sgd."
+            f"{runs[0].source} does not say which optimizer it used; pass --optimizer adam or --optimizer sgd."
+            if not families
+            else "The runs used optimizers of different families; pass --optimizer adam or --optimizer sgd."
         )
-    return RefinedSchedule.from_norms(norms, optimizer, **weights, pilot=options.pilot), norms
+    optimizer = options.optimizer or families.pop()
+    return RefinedSchedule.from_norms(runs, optimizer, **weights, pilot=options.pilot), runs
 
 
 def _launch(options: argparse.Namespace) -> None:

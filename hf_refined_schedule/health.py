@@ -1,5 +1,6 @@
 """Whether a refined schedule can be trusted: what is doubtful about a run's norms, each with its figure, and a verdict."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from .bounds import last_iterate_bound
 from .classical import classical_schedules
 from .norms_file import GradientNorms
-from .refinement import grid_from, weighting_norms
+from .refinement import averaged_norms, grid_from
 from .schedule_file import RefinedSchedule, squared_norms
 
 Verdict = Literal["worth a refined run", "linear will do", "doubtful", "degenerate"]
@@ -84,7 +85,7 @@ class Health(NamedTuple):
         ]
 
 
-def check_health(norms: GradientNorms, schedule: RefinedSchedule) -> Health:
+def check_health(norms: GradientNorms | Sequence[GradientNorms], schedule: RefinedSchedule) -> Health:
     """What is doubtful about the schedule that a run's norms ask for.
 
     Degenerate: it hardly trains but for a moment. Doubtful: it hangs on one norm, on the window, on norms that rise, or on too
@@ -92,33 +93,35 @@ def check_health(norms: GradientNorms, schedule: RefinedSchedule) -> Health:
     warm-up.
 
     Args:
-        norms: the norms of the run.
+        norms: the norms of the run, or of each of several.
         schedule: the schedule that `RefinedSchedule.from_norms` made of them.
 
     Returns:
         The verdict and its figures.
     """
-    total = len(schedule.multipliers) - 1
-    values = norms.at_every_step(schedule.norm)[:total]
-    stride = -(-len(values) // MAX_POINTS)
-    sampled = values[::stride]
-    points = max(-(-total // stride), len(sampled))
+    runs = [norms] if isinstance(norms, GradientNorms) else list(norms)
+    totals = [run.num_training_steps or int(run.steps[-1]) for run in runs]
+    stride = -(-max(totals) // MAX_POINTS)
+    sampled = [run.at_every_step(schedule.norm)[:total:stride] for run, total in zip(runs, totals, strict=True)]
+    points = [-(-total // stride) for total in totals]
 
-    def weighting(of: NDArray[np.float64], tau: float) -> NDArray[np.float64]:
-        return weighting_norms(of, smoothing=tau, rising_norms=schedule.rising_norms, num_training_steps=points)
+    def weighting(of: list[NDArray[np.float64]], tau: float) -> NDArray[np.float64]:
+        return averaged_norms(of, smoothing=tau, rising_norms=schedule.rising_norms, num_training_steps=points)
 
-    def grid(of: NDArray[np.float64], tau: float) -> NDArray[np.float64]:
+    def grid(of: list[NDArray[np.float64]], tau: float) -> NDArray[np.float64]:
         return grid_from(weighting(of, tau), schedule.power)
 
     believed = weighting(sampled, schedule.smoothing)
     own = grid_from(believed, schedule.power)
+    measured = round(len(believed) * max(len(of) / count for of, count in zip(sampled, points, strict=True)))
+    neighbours = min(FIRST_NORM_NEIGHBOURS + 1, *(len(of) for of in sampled))
     degenerate = _shape_findings(schedule.multipliers)
     doubtful = [
         _at_most(
             "the change when another norm stands first (RMSE)",
             max(
-                _rmse(grid(_with_first(sampled, value), schedule.smoothing), own)
-                for value in sampled[1 : FIRST_NORM_NEIGHBOURS + 1]
+                _rmse(grid([_with_first(of, of[place]) for of in sampled], schedule.smoothing), own)
+                for place in range(1, neighbours)
             ),
             MAX_FIRST_NORM_SENSITIVITY,
         ),
@@ -127,30 +130,35 @@ def check_health(norms: GradientNorms, schedule: RefinedSchedule) -> Health:
             max(_rmse(grid(sampled, min(1.0, schedule.smoothing * factor)), own) for factor in (0.5, 2.0)),
             MAX_WINDOW_SENSITIVITY,
         ),
-        _at_most("the late over the least smoothed norm", _rise(believed[: len(sampled)]), MAX_RISE),
+        _at_most("the late over the least smoothed norm", _rise(believed[:measured]), MAX_RISE),
         _at_most(
             "how late the peak comes (share of the run)",
             schedule.multipliers.argmax() / (len(schedule.multipliers) - 1),
             MAX_PEAK_PLACE,
         ),
         _at_least(
-            "the number of norms in a window", 2 * (int(schedule.smoothing * len(norms.steps)) // 2) + 1, MIN_WINDOW
+            "the number of norms in a window",
+            min(2 * (int(schedule.smoothing * len(run.steps)) // 2) + 1 for run in runs),
+            MIN_WINDOW,
         ),
         _at_most(
             "the share of norms that are not finite",
-            norms.num_not_finite / (len(norms.steps) + norms.num_not_finite),
+            sum(run.num_not_finite for run in runs) / sum(len(run.steps) + run.num_not_finite for run in runs),
             MAX_NOT_FINITE,
         ),
-        _at_most("the first recorded update", int(norms.steps[0]), 1),
+        _at_most("the first recorded update", max(int(run.steps[0]) for run in runs), 1),
     ]
-    if norms.l2 is not None:
+    l2_norms = [run.l2 for run in runs if run.l2 is not None]
+    if l2_norms:
         doubtful.append(
             _at_most(
-                "the share of equal L2 norms (clipped before measured?)", _share_of_equals(norms.l2), MAX_SAME_NORM
+                "the share of equal L2 norms (clipped before measured?)",
+                max(map(_share_of_equals, l2_norms)),
+                MAX_SAME_NORM,
             )
         )
     squared = squared_norms(believed, schedule.power)
-    classical = classical_schedules(points)
+    classical = classical_schedules(len(squared))
     linear = last_iterate_bound(classical["linear, warm-up"], squared)
     refined = last_iterate_bound(np.minimum(own[:-1], classical["constant, warm-up"]), squared)
     gain = 1 - refined.value / linear.value

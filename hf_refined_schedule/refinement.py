@@ -4,6 +4,7 @@ Defazio, Cutkosky, Mehta, Mishchenko, arXiv 2310.07831. The paper counts steps t
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -114,6 +115,48 @@ def weighting_norms(
     if total < len(smoothed):
         raise ValueError(f"There are {len(smoothed)} norms for num_training_steps={total}; pass the norms of one run.")
     return np.pad(smoothed, (0, total - len(smoothed)), mode="edge")
+
+
+def averaged_norms(
+    runs: Sequence[ArrayLike],
+    *,
+    smoothing: float = 0.1,
+    rising_norms: RisingNorms = "keep",
+    num_training_steps: Sequence[int] | None = None,
+) -> NDArray[np.float64]:
+    """The norms that a schedule's weights are made of, from repeated runs: the geometric mean of their smoothed norms.
+
+    Args:
+        runs: gradient norms of each run, as `weighting_norms` takes them.
+        smoothing: as in `smooth_norms`.
+        rising_norms: as in `weighting_norms`, of the mean.
+        num_training_steps: T of each run, by default the lengths. Runs of unequal length are averaged over their progress.
+
+    Returns:
+        Norms for the longest run's updates, shape (max T,); for one run, those of `weighting_norms`.
+
+    Raises:
+        ValueError: as `weighting_norms`, and if there is no run.
+
+    Example:
+        >>> averaged_norms([[4.0, 1.0], [1.0, 1.0, 4.0, 4.0]], smoothing=0).round(3)
+        array([2.   , 1.581, 2.   , 2.   ])
+    """
+    if not runs:
+        raise ValueError("There is no run to refine from; pass at least one.")
+    totals = [None] * len(runs) if num_training_steps is None else num_training_steps
+    if len(runs) == 1:
+        return weighting_norms(runs[0], smoothing=smoothing, rising_norms=rising_norms, num_training_steps=totals[0])
+    smoothed = [
+        weighting_norms(run, smoothing=smoothing, num_training_steps=total)
+        for run, total in zip(runs, totals, strict=True)
+    ]
+    longest = max(map(len, smoothed))
+    progress = np.arange(longest) / longest
+    resampled = [np.interp(progress, np.arange(len(norms)) / len(norms), norms) for norms in smoothed]
+    with np.errstate(divide="ignore"):  # a smoothed norm of zero stays zero, and is refused where it divides
+        mean = np.exp(np.mean(np.log(resampled), axis=0))
+    return weighting_norms(mean, smoothing=0, rising_norms=rising_norms)
 
 
 def refine_schedule(

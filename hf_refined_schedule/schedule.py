@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from .health import DegenerateScheduleError
 from .norms_file import GradientNorms
 from .refinement import NormKind, RisingNorms, multiplier_at
 from .schedule_file import OptimizerFamily, RefinedSchedule, UnfinishedRunError
-from .sources import WHAT_TO_PASS, MissingSourceError, load_schedule
+from .sources import WHAT_TO_PASS, MissingSourceError, Source, load_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def get_refined_schedule(
     num_warmup_steps: int | None,
     num_training_steps: int | None,
     *,
-    refined_from: str | os.PathLike[str] | GradientNorms | None = None,
+    refined_from: Source | Sequence[Source] | None = None,
     column: str | None = None,
     smoothing: float | None = None,
     norm: NormKind | None = None,
@@ -54,7 +54,8 @@ def get_refined_schedule(
         num_training_steps: T, the total number of training steps.
         refined_from: The earlier run: its `gradient_norms.jsonl` or `trainer_state.json`, the folder that holds one of
             them, another log as `load_norms` takes it, a schedule file written by `hf-refined-schedule refine`, or
-            `GradientNorms`. Without it, what the environment variable HF_REFINED_SCHEDULE_FROM names.
+            `GradientNorms`; or a list of several runs, to average. Without it, what the environment variable
+            HF_REFINED_SCHEDULE_FROM names.
         column: The name of the norm in a log, where it is not `grad_norm` or the like.
         smoothing: tau, the median filter's window as a fraction of the run, 0.1 by default.
         norm: The norm to use, `"l1"` or `"l2"`, instead of the optimizer's own.
@@ -105,7 +106,7 @@ def get_refined_schedule(
             allow_degenerate=allow_degenerate,
         )
 
-    if isinstance(refined_from, GradientNorms):
+    if _in_memory(refined_from):
         loaded = _Loaded(load(), None)
     else:
         loaded = _on_main_process(load)
@@ -290,6 +291,13 @@ def _refined_lr_lambda(
     if current_step < num_warmup_steps:
         return min(multiplier, current_step / num_warmup_steps)
     return multiplier
+
+
+def _in_memory(source: Source | Sequence[Source]) -> bool:
+    """Whether every process holds the norms themselves, so that no message is needed."""
+    if isinstance(source, (str, os.PathLike)):
+        return False
+    return isinstance(source, GradientNorms) or all(isinstance(one, GradientNorms) for one in source)
 
 
 def _is_main_process() -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from .bounds import last_iterate_bound, optimize_schedule
 from .norms_file import GradientNorms
-from .refinement import DEFAULT_POWER, NormKind, RisingNorms, checked_power, grid_from, linear_decay, weighting_norms
+from .refinement import DEFAULT_POWER, NormKind, RisingNorms, averaged_norms, checked_power, grid_from, linear_decay
 
 FORMAT = "refined_schedule"
 VERSION = 1
@@ -73,7 +74,7 @@ class RefinedSchedule:
     @classmethod
     def from_norms(
         cls,
-        norms: GradientNorms,
+        norms: GradientNorms | Sequence[GradientNorms],
         optimizer: OptimizerFamily,
         *,
         norm: NormKind | None = None,
@@ -85,7 +86,7 @@ class RefinedSchedule:
         """Refine the schedule that a run's norms ask for.
 
         Args:
-            norms: the norms of the run.
+            norms: the norms of the run; of several runs, the geometric mean of their smoothed norms is taken.
             optimizer: `"adam"`: L1 ** -1, or L2 ** -1 where L1 is not known. `"sgd"`: L2 ** -2.
             norm: the norm to use instead.
             power: the exponent to use instead, negative.
@@ -102,68 +103,83 @@ class RefinedSchedule:
         """
         if optimizer not in FAMILY_POWER:
             raise ValueError(f'optimizer is {optimizer!r}, but must be "adam" or "sgd".')
+        runs = [norms] if isinstance(norms, GradientNorms) else list(norms)
+        if not runs:
+            raise ValueError("There is no run to refine from; pass at least one.")
         notes = []
         if norm is None:
             norm = "l2" if optimizer == "sgd" else "l1"
-            if optimizer == "sgd" and norms.l2 is None:
-                raise ValueError(
-                    f'{norms.source} has L1 norms only, but SGD\'s schedule is made of L2 norms; pass norm="l1" to use them '
-                    "all the same, or record a run."
-                )
-            if norm == "l1" and norms.l1 is None:
+            for run in runs:
+                if optimizer == "sgd" and run.l2 is None:
+                    raise ValueError(
+                        f'{run.source} has L1 norms only, but SGD\'s schedule is made of L2 norms; pass norm="l1" to use '
+                        "them all the same, or record a run."
+                    )
+            if norm == "l1" and any(run.l1 is None for run in runs):
                 norm = "l2"
                 notes.append("There are no L1 norms in the source, so L2 ** -1 stands in for L1 ** -1.")
         power = checked_power(norm, FAMILY_POWER[optimizer] if power is None else power)
-        if getattr(norms, norm) is None:
-            raise ValueError(f'{norms.source} has no {norm.upper()} norms; leave out norm="{norm}" or record a run.')
+        for run in runs:
+            if getattr(run, norm) is None:
+                raise ValueError(f'{run.source} has no {norm.upper()} norms; leave out norm="{norm}" or record a run.')
         smoothing = 0.1 if smoothing is None else smoothing
         rising_norms = "keep" if rising_norms is None else rising_norms
 
-        last = int(norms.steps[-1])
-        total = norms.num_training_steps or last
-        if last < MIN_COVERAGE * total and not pilot:
-            raise UnfinishedRunError(
-                f"{norms.source} covers {last} of {total} planned updates ({last / total:.0%}); finish that run, or use it "
-                "as a pilot: 'hf-refined-schedule refine SOURCE --pilot -o schedule.json'."
-            )
-        if last < total and pilot:
-            notes.append(f"A pilot: norms cover {last / total:.0%} of the run, and the last smoothed one goes on.")
-        if norms.num_not_finite:
-            notes.append(f"{norms.num_not_finite} logged norms are not finite and were interpolated over.")
-        if norms.steps[0] > 1:
-            notes.append(
-                f"The norms of the first {norms.steps[0] - 1} updates are missing, and the first norm shapes the start; "
-                "log it with logging_first_step=True, or record gradient_norms.jsonl."
-            )
-        at_every_step = norms.at_every_step(norm)[:total]
-        if len(at_every_step) < SMALLEST_SMOOTHED_RUN:
-            notes.append(
-                f"{len(at_every_step)} updates are too few to smooth; the schedule follows single noisy norms."
-            )
+        totals = [run.num_training_steps or int(run.steps[-1]) for run in runs]
+        values = []
+        for run, total in zip(runs, totals, strict=True):
+            whose = f"{run.source}: " if len(runs) > 1 else ""
+            notes += [f"{whose}{note}" for note in _notes(run, total, pilot)]
+            values.append(run.at_every_step(norm)[:total])
+        total = max(totals)
+        source = runs[0].source if len(runs) == 1 else f"{len(runs)} runs ({', '.join(run.source for run in runs)})"
         if rising_norms == "ignore":
             notes.append("Rising norms are ignored: weights are made of the running minimum.")
         try:
-            weighting = weighting_norms(
-                at_every_step, smoothing=smoothing, rising_norms=rising_norms, num_training_steps=total
+            weighting = averaged_norms(
+                values, smoothing=smoothing, rising_norms=rising_norms, num_training_steps=totals
             )
             grid = grid_from(weighting, power)
             squared = squared_norms(weighting, power)
             refined = last_iterate_bound(grid[:-1], squared)
             linear = last_iterate_bound(linear_decay(total), squared)
         except ValueError as error:
-            raise ValueError(f"{norms.source}: {error}") from error
+            raise ValueError(f"{source}: {error}") from error
         return cls(
             multipliers=grid,
             optimizer=optimizer,
             norm=norm,
             power=power,
             smoothing=float(smoothing),
-            source=norms.source,
+            source=source,
             best_peak_ratio=refined.best_peak / linear.best_peak,
             notes=tuple(notes),
             rising_norms=rising_norms,
             weighting=weighting,
         )
+
+
+def _notes(run: GradientNorms, total: int, pilot: bool) -> list[str]:
+    """What a user should know about one run's norms; raises if they cover too little of it."""
+    last = int(run.steps[-1])
+    if last < MIN_COVERAGE * total and not pilot:
+        raise UnfinishedRunError(
+            f"{run.source} covers {last} of {total} planned updates ({last / total:.0%}); finish that run, or use it "
+            "as a pilot: 'hf-refined-schedule refine SOURCE --pilot -o schedule.json'."
+        )
+    notes = []
+    if last < total and pilot:
+        notes.append(f"A pilot: norms cover {last / total:.0%} of the run, and the last smoothed one goes on.")
+    if run.num_not_finite:
+        notes.append(f"{run.num_not_finite} logged norms are not finite and were interpolated over.")
+    if run.steps[0] > 1:
+        notes.append(
+            f"The norms of the first {run.steps[0] - 1} updates are missing, and the first norm shapes the start; "
+            "log it with logging_first_step=True, or record gradient_norms.jsonl."
+        )
+    if min(last, total) < SMALLEST_SMOOTHED_RUN:
+        notes.append(f"{min(last, total)} updates are too few to smooth; the schedule follows single noisy norms.")
+    return notes
 
 
 def optimized(schedule: RefinedSchedule) -> RefinedSchedule:

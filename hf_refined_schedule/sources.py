@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,8 +68,12 @@ def load_norms(
     return read_csv(path, column, norm)
 
 
+Source = str | os.PathLike[str] | GradientNorms
+"""What a schedule is refined from: where norms lie, or norms themselves."""
+
+
 def load_schedule(
-    source: str | os.PathLike[str] | GradientNorms,
+    source: Source | Sequence[Source],
     optimizer: OptimizerFamily,
     *,
     column: str | None = None,
@@ -81,7 +86,7 @@ def load_schedule(
     """The refined schedule of a source, as training uses it; what is doubtful about it is in its notes.
 
     Args:
-        source: what `load_norms` takes, a schedule file, or norms.
+        source: what `load_norms` takes, a schedule file, or norms; or several runs, whose smoothed norms are averaged.
         optimizer: the family of the optimizer to schedule.
         column: as in `load_norms`.
         norm: the norm to use instead of the optimizer's own.
@@ -100,27 +105,18 @@ def load_schedule(
         MissingSourceError: if there is nothing at `source`.
     """
     making = {"norm": norm, "power": power, "smoothing": smoothing, "rising_norms": rising_norms}
-    if not isinstance(source, GradientNorms):
-        path = find_source_file(source)
-        if is_schedule_file(path):
-            beside = [name for name, value in {"column": column, **making}.items() if value is not None]
-            if beside:
-                raise ValueError(
-                    f"{path} is a schedule with its weights baked in, so {' and '.join(beside)} cannot be set beside it; "
-                    "set it in 'hf-refined-schedule refine', or pass the norms themselves."
-                )
-            schedule = read_schedule(path)
-            if schedule.optimizer != optimizer:
-                raise ValueError(
-                    f"{path} was refined for {schedule.optimizer}, but the optimizer is of the {optimizer} family; refine it "
-                    f"again with --optimizer {optimizer}."
-                )
-            doubts: list[str] = []
-        else:
-            source = load_norms(path, column=column, norm=norm)
-    if isinstance(source, GradientNorms):
-        schedule = RefinedSchedule.from_norms(source, optimizer, **making)
-        doubts = check_health(source, schedule).doubts
+    sources = [source] if isinstance(source, (str, os.PathLike, GradientNorms)) else list(source)
+    located = [one if isinstance(one, GradientNorms) else find_source_file(one) for one in sources]
+    files = [one for one in located if not isinstance(one, GradientNorms) and is_schedule_file(one)]
+    if files and len(located) > 1:
+        raise ValueError(f"{files[0]} is a schedule file, and stands alone; pass the runs that are to be averaged.")
+    if files:
+        beside = [name for name, value in {"column": column, **making}.items() if value is not None]
+        schedule, doubts = _baked_in(files[0], optimizer, beside), []
+    else:
+        runs = [one if isinstance(one, GradientNorms) else load_norms(one, column=column, norm=norm) for one in located]
+        schedule = RefinedSchedule.from_norms(runs, optimizer, **making)
+        doubts = check_health(runs, schedule).doubts
     degenerate = check_shape(schedule.multipliers)
     if degenerate and not allow_degenerate:
         raise DegenerateScheduleError(
@@ -129,6 +125,22 @@ def load_schedule(
         )
     if degenerate or doubts:
         schedule = replace(schedule, notes=(*schedule.notes, f"It is doubtful: {'; '.join([*degenerate, *doubts])}."))
+    return schedule
+
+
+def _baked_in(path: Path, optimizer: OptimizerFamily, beside: list[str]) -> RefinedSchedule:
+    """The schedule of a schedule file, whose weights cannot be changed any more."""
+    if beside:
+        raise ValueError(
+            f"{path} is a schedule with its weights baked in, so {' and '.join(beside)} cannot be set beside it; "
+            "set it in 'hf-refined-schedule refine', or pass the norms themselves."
+        )
+    schedule = read_schedule(path)
+    if schedule.optimizer != optimizer:
+        raise ValueError(
+            f"{path} was refined for {schedule.optimizer}, but the optimizer is of the {optimizer} family; refine it "
+            f"again with --optimizer {optimizer}."
+        )
     return schedule
 
 

@@ -148,6 +148,23 @@ def test_plot_as_text(run, tmp_path, capsys):
     assert "--output FILE, or --text" in refused(capsys, "plot", run)
 
 
+def test_several_runs(tmp_path, capsys):
+    for name, scale in (("a", 1.0), ("b", 4.0)):
+        write_run(tmp_path / name / "gradient_norms.jsonl", list(scale * np.linspace(3, 1, 100)))
+    runs, out = [str(tmp_path / "a"), str(tmp_path / "b")], tmp_path / "schedule.json"
+    multipliers = []
+    for sources in (runs[:1], runs):
+        assert main(["refine", *sources, "-o", str(out)]) == 0
+        assert capsys.readouterr().out.count("a recorded file") == len(sources)
+        multipliers.append(json.loads(out.read_text())["multipliers"])
+        for command in (["check"], ["rank"], ["plot", "-o", str(tmp_path / "picture.png")]):
+            assert main([*command, *sources]) == 0
+        capsys.readouterr()
+    assert multipliers[0] == pytest.approx(multipliers[1])
+    write_run(tmp_path / "b" / "gradient_norms.jsonl", [1.0] * 100, family="sgd")
+    assert "different families" in refused(capsys, "refine", *runs, "-o", out)
+
+
 def test_numerical_refinement(run, tmp_path, capsys):
     paths = {method: tmp_path / f"{method}.json" for method in ("closed-form", "numerical")}
     for method, path in paths.items():

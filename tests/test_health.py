@@ -57,6 +57,16 @@ def test_norms_that_rise_are_no_doubt_where_they_are_ignored():
     assert checked(rising, rising_norms="ignore").verdict == "linear will do"
 
 
+def test_repeated_runs_are_judged_together():
+    """The average of equal runs is the run; of a sound and a short one, the short one's window counts."""
+    sound, short = run((1 - 0.67 * PROGRESS) * SCATTER), run(np.linspace(1, 0.33, 30))
+    twice, once = checked([sound, sound]).findings, checked(sound).findings
+    assert [finding.value for finding in twice] == pytest.approx([finding.value for finding in once])
+    together = checked([sound, short])
+    assert together.verdict == "doubtful"
+    assert value(together, "in a window") == 3
+
+
 def value(health, words):
     (finding,) = [finding for finding in health.findings if words in finding.name]
     return finding.value

@@ -1,11 +1,19 @@
 """Norms to multipliers: values worked out by hand, literal twins, invariances, refusals."""
 
+import math
 import time
 
 import numpy as np
 import pytest
 
-from hf_refined_schedule.refinement import linear_decay, multiplier_at, refine_schedule, refined_grid, smooth_norms
+from hf_refined_schedule.refinement import (
+    averaged_norms,
+    linear_decay,
+    multiplier_at,
+    refine_schedule,
+    refined_grid,
+    smooth_norms,
+)
 
 from . import reference
 from .refusals import refuses
@@ -204,6 +212,35 @@ def test_schedules_worked_out_by_hand(norms, options, expected):
 )
 def test_grids_worked_out_by_hand(norms, options, expected):
     assert_equal_up_to_rounding(refined_grid(norms, **options), expected)
+
+
+# --- several runs ---
+
+
+@pytest.mark.parametrize(
+    ("runs", "options", "expected"),
+    [
+        pytest.param([[4, 2, 1]], {}, [4, 2, 1], id="one run is itself"),
+        pytest.param([[4, 1, 3], [1, 4, 12]], {}, [2, 2, 6], id="the geometric mean"),
+        pytest.param([[4, 1, 3], [1, 4, 12]], {"rising_norms": "ignore"}, [2, 2, 2], id="the mean does not rise"),
+        pytest.param([[1, 4], [1, 1, 1, 1]], {}, [1, math.sqrt(2.5), 2, 2], id="a shorter run, over its progress"),
+        pytest.param([[4], [1, 1]], {"num_training_steps": [2, 2]}, None, id="one norm is too few"),
+        pytest.param([[4, 4], [1, 1, 1]], {"num_training_steps": [3, 3]}, [2, 2, 2], id="an unfinished run goes on"),
+        pytest.param([[1, 9, 1, 1], [1, 1, 1, 1]], {"smoothing": 0.5}, [1, 1, 1, 1], id="smoothed before averaged"),
+    ],
+)
+def test_averages_worked_out_by_hand(runs, options, expected):
+    options = {"smoothing": 0, **options}
+    if expected is None:
+        with refuses("at least 2"):
+            averaged_norms(runs, **options)
+    else:
+        assert_equal_up_to_rounding(averaged_norms(runs, **options), expected)
+
+
+def test_no_run_at_all_is_refused():
+    with refuses("no run"):
+        averaged_norms([])
 
 
 @pytest.mark.parametrize("power", [-0.5, -1.0, -2.0])

@@ -70,6 +70,12 @@ def test_table(reason, options, kind, warmup, horizon, expected):
     assert rates_of(by_name, len(expected)) == pytest.approx(expected, abs=EXACT_ROUNDING)
 
 
+def test_several_runs_are_averaged():
+    kwargs = {"refined_from": [norms([4.0, 1.0, 1.0, 2.0]), norms([1.0, 4.0, 1.0, 0.5])], "smoothing": 0}
+    scheduler = get_refined_schedule(optimizer_of(), 0, 4, **kwargs)
+    assert rates_of(scheduler, 5) == pytest.approx([0.875, 0.75, 1.0, 0.5, 0.0], abs=EXACT_ROUNDING)
+
+
 def test_rising_norms_are_ignored_where_that_is_asked_for():
     source = norms([2.0, 2.0, 1.0, 5.0])
     kwargs = {"refined_from": source, "smoothing": 0, "rising_norms": "ignore"}

@@ -338,6 +338,36 @@ def test_rising_norms_are_ignored_where_that_is_asked_for(tmp_path):
     assert load_schedule(path, "adam", smoothing=0).weighting.tolist() == falling_then_rising
 
 
+def test_several_runs_are_averaged(tmp_path):
+    paths = [
+        write_norms(tmp_path / name / "gradient_norms.jsonl", l1)
+        for name, l1 in (("a", [8, 1, 1, 4]), ("b", [2, 4, 1, 1]))
+    ]
+    for source in (paths, [paths[0].parent, str(paths[1])], [load_norms(paths[0]), paths[1]]):
+        schedule = load_schedule(source, "adam", smoothing=0)
+        assert_equal_up_to_rounding(schedule.weighting, [4, 2, 1, 2])
+        assert_equal_up_to_rounding(schedule.multipliers, ONE_OVER)
+        assert schedule.source == f"2 runs ({paths[0]}, {paths[1]})"
+    assert load_schedule(paths[:1], "adam").source == str(paths[0])
+
+
+def test_several_runs_are_as_good_as_the_worst_of_them(tmp_path):
+    whole, torn = (tmp_path / name / "gradient_norms.jsonl" for name in ("whole", "torn"))
+    write_norms(whole, [1.0] * 60)
+    write_norms(torn, [1.0] * 40, planned=60)
+    with refuses(str(torn), "covers 40 of 60", error=UnfinishedRunError):
+        load_schedule([whole, torn], "adam")
+    write_schedule(load_schedule(whole, "adam"), tmp_path / "schedule.json")
+    with refuses("schedule.json", "stands alone"):
+        load_schedule([whole, tmp_path / "schedule.json"], "adam")
+    with refuses("no run"):
+        load_schedule([], "adam")
+    l2_alone = write_state(tmp_path / "trainer_state.json", entries(60), max_steps=60)
+    schedule = load_schedule([whole, l2_alone], "adam")
+    assert schedule.norm == "l2"
+    assert any("stands in" in note for note in schedule.notes)
+
+
 def test_updates_without_a_norm_are_interpolated():
     schedule = RefinedSchedule.from_norms(norms_of([4.0, 2.0, 2.0], steps=[1, 2, 4]), "adam", smoothing=0)
     assert_equal_up_to_rounding(schedule.multipliers, reference.refined_grid([4, 2, 2, 2], -1, 0))
