@@ -63,17 +63,21 @@ def rates(trainer) -> list[float]:
 
 
 def run_command(*words, timeout: float = 240, **environment) -> subprocess.CompletedProcess:
-    """Run a command as a user would, outside the repository's root.
+    """Run a command as a user would, outside the repository's root: in an empty folder, where no file shadows a module.
 
     gloo processes now and then hang at exit after a good run. So a command past its time is ended with all its processes
     and returns what it has printed; tests of several processes judge by what every rank has written.
     """
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+    with (
+        tempfile.TemporaryFile("w+") as output,
+        tempfile.TemporaryFile("w+") as errors,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         process = psutil.Popen(
             [str(word) for word in words],
             stdout=output,
             stderr=errors,
-            cwd=os.environ.get("TMPDIR", "/tmp"),
+            cwd=folder,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
         )
         try:
