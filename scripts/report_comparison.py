@@ -293,7 +293,8 @@ def draw_loss_by_peak(axes: Axes, cells: pd.DataFrame, table: pd.DataFrame, styl
     limit_heights(axes, means, 0.75)
     axes.set_xscale("log")
     ticks = sorted(cells.loc[cells["schedule"] == "linear", "peak"].unique())
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ticks = ticks[:: math.ceil(len(ticks) / 6)]
+    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     axes.minorticks_off()
     axes.set(xlabel="peak learning rate", ylabel="final evaluation loss")
 
