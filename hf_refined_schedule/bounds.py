@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize
 
 from .refinement import DEFAULT_POWER, NormKind, grid_from, linear_decay
 
@@ -160,6 +159,8 @@ def optimize_schedule(norms: ArrayLike, *, norm: NormKind = "l1") -> NDArray[np.
 
     Reference: arXiv 2310.07831, section 4 and Theorem 10.
     """
+    from scipy.optimize import minimize
+
     norms = np.asarray(norms, dtype=np.float64)
     last_iterate_bound(np.ones_like(norms), norms, norm=norm)  # refuses what is no such sequence
     if len(norms) < 2:

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 
 WARMUP = 0.05
 """The share of the run that "with warm-up" warms up for."""
@@ -98,11 +97,13 @@ def closest_polynomial(grid: NDArray[np.float64]) -> Fit:
         >>> print(f"{warmup:.2f} {power:.2f} {error:.4f}")
         0.00 2.00 0.0000
     """
+    from scipy.optimize import minimize_scalar
+
     progress, sampled = _sampled(grid)
     fits = []
     for warmup in _WARMUPS:
         found = minimize_scalar(
-            lambda power, warmup=warmup: _rmse(_after_warmup(progress, warmup, lambda v: (1 - v) ** power), sampled),
+            lambda power, warmup=warmup: rmse(_after_warmup(progress, warmup, lambda v: (1 - v) ** power), sampled),
             bounds=(0.1, 10.0),
             method="bounded",
         )
@@ -126,7 +127,7 @@ def closest_wsd(grid: NDArray[np.float64]) -> Fit:
         for percent in range(1, 101 - round(100 * warmup)):
             decay = percent / 100
             multipliers = np.minimum(ramp, np.minimum(1.0, (1 - progress) / decay))
-            fits.append(Fit(warmup, decay, _rmse(multipliers, sampled)))
+            fits.append(Fit(warmup, decay, rmse(multipliers, sampled)))
     return min(fits, key=lambda fit: fit.error)
 
 
@@ -139,5 +140,14 @@ def _sampled(grid: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np
     return progress, np.interp(progress, np.linspace(0, 1, len(grid)), grid)
 
 
-def _rmse(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+def rmse(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """The root mean square difference of two schedules.
+
+    Args:
+        one: multipliers, shape (n,).
+        other: multipliers at the same progress.
+
+    Returns:
+        The difference, dimensionless, from 0 to 1.
+    """
     return float(np.sqrt(np.mean(np.square(one - other))))

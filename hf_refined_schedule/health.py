@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bounds import last_iterate_bound
-from .classical import classical_schedules
+from .classical import classical_schedules, rmse
 from .norms_file import GradientNorms
 from .refinement import averaged_norms, grid_from
 from .schedule_file import RefinedSchedule, squared_norms
@@ -100,7 +100,7 @@ def check_health(norms: GradientNorms | Sequence[GradientNorms], schedule: Refin
         The verdict and its figures.
     """
     runs = [norms] if isinstance(norms, GradientNorms) else list(norms)
-    totals = [run.num_training_steps or int(run.steps[-1]) for run in runs]
+    totals = [run.total_steps for run in runs]
     stride = -(-max(totals) // MAX_POINTS)
     sampled = [run.at_every_step(schedule.norm)[:total:stride] for run, total in zip(runs, totals, strict=True)]
     points = [-(-total // stride) for total in totals]
@@ -120,14 +120,14 @@ def check_health(norms: GradientNorms | Sequence[GradientNorms], schedule: Refin
         _at_most(
             "the change when another norm stands first (RMSE)",
             max(
-                _rmse(grid([_with_first(of, of[place]) for of in sampled], schedule.smoothing), own)
+                rmse(grid([_with_first(of, of[place]) for of in sampled], schedule.smoothing), own)
                 for place in range(1, neighbours)
             ),
             MAX_FIRST_NORM_SENSITIVITY,
         ),
         _at_most(
             "the change with half or double the smoothing (RMSE)",
-            max(_rmse(grid(sampled, min(1.0, schedule.smoothing * factor)), own) for factor in (0.5, 2.0)),
+            max(rmse(grid(sampled, min(1.0, schedule.smoothing * factor)), own) for factor in (0.5, 2.0)),
             MAX_WINDOW_SENSITIVITY,
         ),
         _at_most("the late over the least smoothed norm", _rise(believed[:measured]), MAX_RISE),
@@ -206,10 +206,6 @@ def _at_least(name: str, value: float, limit: float) -> Finding:
     return Finding(
         name, float(value), f"less than {limit:g}" if value < limit else f"at least {limit:g}", bool(value >= limit)
     )
-
-
-def _rmse(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    return float(np.sqrt(np.mean(np.square(one - other))))
 
 
 def _with_first(norms: NDArray[np.float64], first: float) -> NDArray[np.float64]:

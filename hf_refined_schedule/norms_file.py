@@ -72,15 +72,19 @@ class GradientNorms:
             raise ValueError(f"{self.source}: steps must be 1-based and increasing; sort them and leave out repeats.")
 
     @property
+    def total_steps(self) -> int:
+        """T: the planned number of updates, or the last update where the source does not say."""
+        return self.num_training_steps or int(self.steps[-1])
+
+    @property
     def description(self) -> str:
         """What was found, in one line: kind, how many norms, how often, which, how many bad, how much of the run."""
         kinds = " and ".join(kind.upper() for kind in ("l1", "l2") if getattr(self, kind) is not None)
-        last = int(self.steps[-1])
         every = round(float(np.median(np.diff(self.steps)))) if len(self.steps) > 1 else 1
         words = [
             f"{self.source} ({self.origin}): {len(self.steps)} {kinds} norms",
             "of every update" if every == 1 else f"one every {every} updates",
-            f"to update {last} of {self.num_training_steps or last}",
+            f"to update {self.steps[-1]} of {self.total_steps}",
         ]
         words += [f"{self.num_not_finite} not finite"] if self.num_not_finite else []
         return ", ".join(words)

@@ -125,7 +125,7 @@ class RefinedSchedule:
         smoothing = 0.1 if smoothing is None else smoothing
         rising_norms = "keep" if rising_norms is None else rising_norms
 
-        totals = [run.num_training_steps or int(run.steps[-1]) for run in runs]
+        totals = [run.total_steps for run in runs]
         values = []
         for run, total in zip(runs, totals, strict=True):
             whose = f"{run.source}: " if len(runs) > 1 else ""

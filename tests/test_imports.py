@@ -42,16 +42,7 @@ ORDER = [
     "cli",
     "__main__",
 ]
-MATHEMATICS_AND_FILES = [
-    "refinement",
-    "bounds",
-    "classical",
-    "norms_file",
-    "schedule_file",
-    "health",
-    "run_logs",
-    "sources",
-]
+MATHEMATICS_AND_FILES = ORDER[: ORDER.index("schedule")]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 
