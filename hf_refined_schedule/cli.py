@@ -23,6 +23,10 @@ SOURCE_HELP = (
 )
 
 
+LONGEST_NAME = 32
+"""Characters of a source in a picture's legend; of a longer one the end."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -134,8 +138,8 @@ def _parser() -> argparse.ArgumentParser:
         "plot",
         parents=[schedule_options],
         help="draw a run's norms and the schedule they ask for",
-        description="Draw a run's norms, raw and smoothed, and the refined schedule beside linear decay and cosine. "
-        "SOURCE can be a schedule file, too.",
+        description="Draw a run's norms, raw and smoothed, and the refined schedule beside linear decay and cosine; several "
+        "runs over each other, with the schedule of their average. SOURCE can be a schedule file, too.",
     )
     plot.add_argument("-o", "--output", metavar="FILE", help="the picture; its ending names the format")
     plot.add_argument("--text", action="store_true", help="draw the schedule in the terminal, too, or instead")
@@ -239,33 +243,47 @@ def _rank(options: argparse.Namespace) -> None:
 
 
 def _plot(options: argparse.Namespace) -> None:
-    from .plots import norms_and_schedule_figure, schedule_as_text
+    from .plots import DrawnRun, norms_and_schedule_figure, schedule_as_text
 
     if not (options.output or options.text):
         raise ValueError("Where should the picture go? Pass --output FILE, or --text to draw it here.")
-    schedule, runs = _schedule(options)
-    title = f"{schedule.source}: weights {schedule.norm.upper()} ** {schedule.power:g}"
-    if runs:
-        title += f"\n{check_health(runs, schedule).verdict}"
+    several = len(options.sources) > 1
+    drawn, texts, kinds, all_runs = [], [], set(), True
+    for source in options.sources:
+        schedule, runs = _schedule(options, [source])
+        verdict = check_health(runs, schedule).verdict if runs else "a schedule file"
+        all_runs = all_runs and bool(runs)
+        kinds.add(schedule.norm.upper())
+        raw = runs[0].at_every_step(schedule.norm) if runs else None
+        smoothed = None if raw is None else smooth_norms(raw, schedule.smoothing)
+        name = source if len(source) <= LONGEST_NAME else f"…{source[1 - LONGEST_NAME :]}"
+        drawn.append(DrawnRun(f"{name}: {verdict}" if several else "refined", schedule.multipliers, raw, smoothed))
+        title = f"{schedule.source}: weights {schedule.norm.upper()} ** {schedule.power:g}"
+        title += f"\n{verdict}" if runs else ""
+        texts.append(f"{title}\n{schedule_as_text(schedule.multipliers)}")
+    average = None
+    if several and all_runs:
+        schedule, runs = _schedule(options)
+        average = schedule.multipliers
+        title = f"{len(runs)} runs: weights {schedule.norm.upper()} ** {schedule.power:g}"
+        title += f"\ntheir average: {check_health(runs, schedule).verdict}"
+        texts.append(f"{title}\n{schedule_as_text(average)}")
+    elif several:
+        title = f"{len(drawn)} schedules"
     if options.text:
-        print(f"{title}\n{schedule_as_text(schedule.multipliers)}")
+        print("\n\n".join(texts))
     if options.output:
-        raw = runs[0].at_every_step(schedule.norm) if len(runs) == 1 else None
-        norms_and_schedule_figure(
-            options.output,
-            schedule.multipliers,
-            raw,
-            None if raw is None else smooth_norms(raw, schedule.smoothing),
-            label=f"gradient {schedule.norm.upper()} norm, before clipping",
-            title=title,
-        )
+        label = f"gradient {' or '.join(sorted(kinds))} norm, before clipping"
+        norms_and_schedule_figure(options.output, drawn, average, label=label, title=title)
         print(f"wrote {options.output}")
 
 
-def _schedule(options: argparse.Namespace) -> tuple[RefinedSchedule, list[GradientNorms]]:
-    """The schedule that the options ask for, and the norms it was made of: none if SOURCE is a schedule file."""
+def _schedule(
+    options: argparse.Namespace, sources: Sequence[str] | None = None
+) -> tuple[RefinedSchedule, list[GradientNorms]]:
+    """The schedule that the options ask for, and the norms it was made of: none if the source is a schedule file."""
     weights = {name: getattr(options, name) for name in ("norm", "power", "smoothing", "rising_norms")}
-    paths = [find_source_file(source) for source in options.sources]
+    paths = [find_source_file(source) for source in (options.sources if sources is None else sources)]
     if len(paths) == 1 and is_schedule_file(paths[0]):
         optimizer = options.optimizer or read_schedule(paths[0]).optimizer
         return load_schedule(paths[0], optimizer, **weights), []

@@ -6,7 +6,9 @@ The first line is the header, a JSON object with the format's name and version, 
 """
 
 import json
+import math
 import os
+from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,7 @@ class GradientNorms:
         source: where the norms come from, for messages.
         num_not_finite: entries of a log that were left out because their norm is NaN or infinite.
         origin: what kind of record they come from, for messages.
+        clipped_share: the share of the updates whose gradient was clipped, None if the source does not say.
 
     Raises:
         ValueError: if the arrays do not fit together.
@@ -51,6 +54,7 @@ class GradientNorms:
     source: str = "norms in memory"
     num_not_finite: int = 0
     origin: str = "norms in memory"
+    clipped_share: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", np.asarray(self.steps, dtype=np.int64))
@@ -169,8 +173,8 @@ def read_norms_file(path: str | os.PathLike[str]) -> GradientNorms:
         ValueError: if it is not such a file, names a version that this package does not know, or is damaged.
     """
     path = Path(path)
-    steps: list[int] = []
-    norms: dict[str, list[float]] = {"l1": [], "l2": []}
+    steps, l1, l2 = array("q"), array("d"), array("d")
+    num_clip_factors = num_clipped = 0
     with path.open(encoding="utf-8", errors="replace") as file:
         header = parse_header(file.readline(), path)
         for number, line in enumerate(file, start=2):
@@ -180,8 +184,12 @@ def read_norms_file(path: str | os.PathLike[str]) -> GradientNorms:
             if row["l1"] is None or row["l2"] is None:
                 continue
             steps.append(row["step"])
-            norms["l1"].append(row["l1"])
-            norms["l2"].append(row["l2"])
+            l1.append(row["l1"])
+            l2.append(row["l2"])
+            clip_factor = row.get("clip_factor")
+            if type(clip_factor) in (int, float):
+                num_clip_factors += 1
+                num_clipped += clip_factor < 1
     if not steps:
         raise ValueError(f"{path} holds no gradient norms yet; pass the file of a run that made some updates.")
     if header.get("num_training_steps") is None:
@@ -191,12 +199,13 @@ def read_norms_file(path: str | os.PathLike[str]) -> GradientNorms:
         )
     return GradientNorms(
         steps=np.array(steps),
-        l1=np.array(norms["l1"]),
-        l2=np.array(norms["l2"]),
+        l1=np.array(l1),
+        l2=np.array(l2),
         num_training_steps=header.get("num_training_steps"),
         optimizer=header.get("optimizer_family"),
         source=str(path),
         origin="a recorded file",
+        clipped_share=num_clipped / num_clip_factors if num_clip_factors else None,
     )
 
 
@@ -241,15 +250,16 @@ def parse_header(line: str, path: Path) -> dict[str, Any]:
 def _parse_row(line: str, number: int, path: Path) -> dict[str, Any]:
     try:
         row = json.loads(line)
-        valid = is_step_number(row["step"]) and all(
-            row[kind] is None or (type(row[kind]) in (int, float) and 0 <= float(row[kind]) < float("inf"))
-            for kind in ("l1", "l2")
-        )
+        valid = is_step_number(row["step"]) and _is_norm(row["l1"]) and _is_norm(row["l2"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         valid = False
     if not valid:
         raise ValueError(f"{path} is damaged at line {number}; cut it there or take the norms of another run.")
     return row
+
+
+def _is_norm(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and 0 <= float(value) < math.inf)
 
 
 def is_step_number(value: Any) -> bool:

@@ -1,9 +1,10 @@
 """Pictures of norms and schedules: arrays in, matplotlib axes out."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,22 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLORS = {"refined": "tab:red", "linear": "tab:blue", "cosine": "tab:green"}
+COLORS = {"refined": "tab:red", "average": "black", "linear": "tab:blue", "cosine": "tab:green"}
+
+RUN_COLORS = ("tab:red", "tab:orange", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
+"""Of runs that are drawn over each other, in their order."""
+
+
+class DrawnRun(NamedTuple):
+    """What a picture shows of one source."""
+
+    name: str
+    multipliers: NDArray[np.float64]
+    """At equally spaced progress from 0 to 1, shape (T+1,)."""
+    norms: NDArray[np.float64] | None = None
+    """Recorded norm of each update up to the last known one, shape (n,); None draws the schedule alone."""
+    smoothed: NDArray[np.float64] | None = None
+    """The same, smoothed, shape (n,)."""
 
 
 def plot_norms(axes: "Axes", norms: NDArray[np.float64], smoothed: NDArray[np.float64], *, label: str) -> None:
@@ -25,10 +41,29 @@ def plot_norms(axes: "Axes", norms: NDArray[np.float64], smoothed: NDArray[np.fl
     """
     steps = np.arange(1, len(norms) + 1)
     axes.plot(steps, np.where(norms > 0, norms, np.nan), color="0.7", linewidth=0.8, label="recorded")
-    axes.plot(steps, smoothed, color="tab:red", label="smoothed")
+    axes.plot(steps, smoothed, color=COLORS["refined"], label="smoothed")
     axes.set_yscale("log")
     axes.set(xlabel="optimizer update", ylabel=label)
     axes.legend()
+
+
+def plot_norms_over_each_other(axes: "Axes", runs: Sequence[DrawnRun], *, label: str) -> None:
+    """Draw the norms of several runs, of any length, over their progress on a logarithmic axis.
+
+    Args:
+        axes: where to draw.
+        runs: those without norms are left out.
+        label: what the norms are, for the axis.
+    """
+    for run, color in zip(runs, cycle(RUN_COLORS), strict=False):
+        if run.norms is None or run.smoothed is None:
+            continue
+        progress = np.arange(len(run.norms)) / (len(run.multipliers) - 1)
+        axes.plot(progress, np.where(run.norms > 0, run.norms, np.nan), color=color, linewidth=0.6, alpha=0.25)
+        axes.plot(progress, run.smoothed, color=color, label=run.name)
+    axes.set_yscale("log")
+    axes.set(xlabel="progress of the run", ylabel=label)
+    axes.legend(fontsize="small")
 
 
 def plot_schedules(axes: "Axes", grids: Mapping[str, NDArray[np.float64]]) -> None:
@@ -38,28 +73,27 @@ def plot_schedules(axes: "Axes", grids: Mapping[str, NDArray[np.float64]]) -> No
         axes: where to draw.
         grids: multipliers at equally spaced progress from 0 to 1, by the schedule's name.
     """
+    other_colors = cycle(RUN_COLORS)
     for name, grid in grids.items():
-        axes.plot(np.linspace(0, 1, len(grid)), grid, color=COLORS.get(name), label=name)
+        axes.plot(np.linspace(0, 1, len(grid)), grid, color=COLORS.get(name) or next(other_colors), label=name)
     axes.set(xlabel="progress of the run", ylabel="fraction of the peak learning rate", ylim=(0, 1.05))
-    axes.legend()
+    axes.legend(fontsize="medium" if len(grids) < 4 else "small")
 
 
 def norms_and_schedule_figure(
     path: str | os.PathLike[str],
-    refined: NDArray[np.float64],
-    norms: NDArray[np.float64] | None,
-    smoothed: NDArray[np.float64] | None,
+    runs: Sequence[DrawnRun],
+    average: NDArray[np.float64] | None = None,
     *,
     label: str,
     title: str,
 ) -> None:
-    """Write a picture: a run's norms, and the schedule they ask for beside linear decay and cosine.
+    """Write a picture: norms of one run or several, and the schedules they ask for beside linear decay and cosine.
 
     Args:
         path: the picture; its ending names the format.
-        refined: the refined schedule's multipliers at equally spaced progress, shape (T+1,).
-        norms: the recorded norms, shape (T,), or None to draw the schedules alone.
-        smoothed: the smoothed norms, shape (T,).
+        runs: what to draw. Without any norms the schedules are drawn alone.
+        average: the schedule that several runs make together, shape (T+1,).
         label: what the norms are.
         title: the headline.
 
@@ -70,15 +104,22 @@ def norms_and_schedule_figure(
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError("Plotting needs matplotlib; pip install 'hf-refined-schedule[plot]'.") from None
-    panels = 1 if norms is None or smoothed is None else 2
+    panels = 2 if any(run.norms is not None for run in runs) else 1
     figure = Figure(figsize=(5.5 * panels, 4), layout="constrained")
     all_axes = figure.subplots(1, panels, squeeze=False)[0]
-    if norms is not None and smoothed is not None:
-        plot_norms(all_axes[0], norms, smoothed, label=label)
     progress = np.linspace(0, 1, 501)
-    plot_schedules(
-        all_axes[-1], {"refined": refined, "linear": 1 - progress, "cosine": 0.5 * (1 + np.cos(np.pi * progress))}
-    )
+    if len(runs) == 1:
+        (run,) = runs
+        if run.norms is not None and run.smoothed is not None:
+            plot_norms(all_axes[0], run.norms, run.smoothed, label=label)
+        grids = {"refined": run.multipliers}
+    else:
+        if panels == 2:
+            plot_norms_over_each_other(all_axes[0], runs, label=label)
+        grids = {run.name: run.multipliers for run in runs}
+        if average is not None:
+            grids["average"] = average
+    plot_schedules(all_axes[-1], {**grids, "linear": 1 - progress, "cosine": 0.5 * (1 + np.cos(np.pi * progress))})
     figure.suptitle(title)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -76,7 +76,7 @@ def test_check(run, tmp_path, capsys):
     source, verdict, *figures = capsys.readouterr().out.splitlines()
     assert source.startswith(f"{run}/gradient_norms.jsonl (a recorded file): 100 L1 and L2 norms")
     assert verdict == "verdict: worth a refined run"
-    assert len(figures) == 12
+    assert len(figures) == 13
     assert not any(line.startswith(" ! ") for line in figures)
     write_run(tmp_path / "rising" / "gradient_norms.jsonl", list(np.linspace(1, 3, 100)))
     assert main(["check", str(tmp_path / "rising"), "--json"]) == 0
@@ -163,6 +163,22 @@ def test_several_runs(tmp_path, capsys):
     assert multipliers[0] == pytest.approx(multipliers[1])
     write_run(tmp_path / "b" / "gradient_norms.jsonl", [1.0] * 100, family="sgd")
     assert "different families" in refused(capsys, "refine", *runs, "-o", out)
+
+
+def test_plot_of_several_sources(run, tmp_path, capsys):
+    """Each source's own schedule, and their average where all are runs; a schedule file has no norms to average."""
+    write_run(tmp_path / "flat" / "gradient_norms.jsonl", [1.0] * 50)
+    flat, picture = tmp_path / "flat", tmp_path / "picture.svg"
+    assert main(["plot", str(run), str(flat), "--text", "-o", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("progress of the run") == 3
+    assert "2 runs: weights L1 ** -1\ntheir average: " in printed
+    assert picture.read_text().startswith("<?xml")
+
+    schedule = tmp_path / "schedule.json"
+    assert main(["refine", str(run), "-o", str(schedule)]) == 0
+    assert main(["plot", str(schedule), str(flat), "--text", "-o", str(picture)]) == 0
+    assert capsys.readouterr().out.count("progress of the run") == 2
 
 
 def test_numerical_refinement(run, tmp_path, capsys):

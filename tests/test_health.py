@@ -80,10 +80,26 @@ def test_figures_of_constant_norms():
     health = checked(run(np.ones(2000)))
     expected = {
         "peak's place": 0.0, "mean multiplier": 0.5, "last 5 %": 0.05**2, "another norm": 0.0, "half or double": 0.0,
-        "late over": 1.0, "in a window": 201.0, "not finite": 0.0, "first recorded": 1.0, "promise": 0.0,
+        "late over the least": 1.0, "late over the median": 1.0, "in a window": 201.0, "not finite": 0.0, "first recorded": 1.0, "promise": 0.0,
     }  # fmt: skip
     for words, figure in expected.items():
         assert value(health, words) == pytest.approx(figure, abs=1e-3), words
+
+
+def test_norms_that_fall_towards_zero():
+    """exp(-4u): the median of the last tenth is exp(-3.8), that of all exp(-2)."""
+    health = checked(run(np.exp(-4 * PROGRESS)))
+    assert value(health, "late over the median") == pytest.approx(np.exp(-1.8), rel=0.01)
+    assert any("late over the median" in sentence for sentence in health.doubts)
+
+
+def test_clipped_share_is_told_and_is_no_doubt():
+    """Norms are measured before the clip; of several runs the largest share is told, and none where no run says it."""
+    often, seldom = run(SCATTER, clipped_share=0.75), run(SCATTER, clipped_share=0.25)
+    (finding,) = [finding for finding in checked([seldom, often]).findings if "were clipped" in finding.name]
+    assert finding.value == 0.75
+    assert finding.ok
+    assert not [finding for finding in checked(run(SCATTER)).findings if "were clipped" in finding.name]
 
 
 def test_scale_does_not_matter():

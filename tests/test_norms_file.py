@@ -98,6 +98,12 @@ def test_written_norms_are_read_back(path):
     assert norms.num_training_steps == 6
     assert norms.optimizer == "adam"
     assert norms.source == str(path)
+    assert norms.clipped_share == 2 / 3
+
+
+def test_a_file_that_says_nothing_of_clips(path):
+    path.write_text(header_line() + '{"step": 1, "l1": 1.0, "l2": 1.0}\n')
+    assert read_norms_file(path).clipped_share is None
 
 
 def test_every_digit_of_a_norm_survives(path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 
 import numpy as np
@@ -9,12 +10,13 @@ import pytest
 import torch
 from torch.nn import Parameter
 from torch.optim import AdamW
+from transformers import Trainer
 
-from hf_refined_schedule import get_refined_schedule, load_norms
+from hf_refined_schedule import get_refined_schedule, load_norms, register
 from hf_refined_schedule.sources import load_schedule
 
 from .refusals import refuses
-from .tiny import BIN, run_command
+from .tiny import BIN, rates, run_command, tiny_arguments, tiny_data, tiny_model
 
 VALUES = [5.0, 3.0, *np.linspace(2, 1, 38).round(3).tolist()]
 WANDB = "brave-run-7 - train/grad_norm"
@@ -269,17 +271,77 @@ def test_three_commands_on_a_table(tmp_path):
     assert len(json.loads((tmp_path / "schedule.json").read_text())["multipliers"]) == 201
 
 
+@pytest.fixture(scope="module")
+def stock_output(tmp_path_factory):
+    """What a stock Trainer leaves that has never heard of this package: checkpoints and TensorBoard's log."""
+    output = tmp_path_factory.mktemp("output")
+    options = {"report_to": "tensorboard", "logging_first_step": True, "logging_steps": 2, "max_steps": 60}
+    arguments = tiny_arguments(output, save_strategy="steps", save_steps=30, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+        trainer = Trainer(tiny_model(), arguments, train_dataset=tiny_data())
+        trainer.train()
+    logged = {entry["step"]: entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry}
+    assert list(logged) == [1, *range(2, 61, 2)]
+    return output, logged
+
+
+def test_three_commands_on_a_downloaded_checkpoint(stock_output, tmp_path):
+    checkpoint = shutil.copytree(stock_output[0] / "checkpoint-60", tmp_path / "checkpoint-60")
+    for command in (
+        ("refine", checkpoint, "-o", tmp_path / "schedule.json"),
+        ("check", checkpoint),
+        ("rank", checkpoint),
+    ):
+        done = run_command(BIN / "hf-refined-schedule", *command, "--optimizer", "adam")
+        assert done.returncode == 0, done.stderr
+    register()
+    trainer = Trainer(
+        tiny_model(),
+        tiny_arguments(
+            tmp_path / "run",
+            max_steps=5,
+            lr_scheduler_type="refined",
+            lr_scheduler_kwargs={"refined_from": str(tmp_path / "schedule.json"), "allow_degenerate": True},
+        ),
+        train_dataset=tiny_data(),
+    )
+    trainer.train()
+    grid = json.loads((tmp_path / "schedule.json").read_text())["multipliers"]
+    assert rates(trainer) == pytest.approx([1e-2 * grid[12 * step] for step in range(5)])
+
+
+def test_a_trainers_own_tensorboard_log(stock_output, tmp_path):
+    output, logged = stock_output
+    shutil.copytree(output, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-*", "trainer_state.json"))
+    norms = load_norms(tmp_path / "run")
+    assert norms.origin == "TensorBoard's log"
+    assert dict(zip(norms.steps.tolist(), norms.l2.tolist(), strict=True)) == pytest.approx(logged)
+
+
 # --- size ---
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_a_million_rows_are_read_in_seconds(tmp_path, kind):
-    path = tmp_path / f"log.{kind}"
+RECORDED_HEADER = '{"format": "gradient_norms", "version": 1, "num_training_steps": 1000000}\n'
+
+
+@pytest.mark.parametrize(
+    ("first_line", "row"),
+    [
+        pytest.param("step,grad_norm\n", "%d,1.5\n", id="a table"),
+        pytest.param("", '{"step": %d, "grad_norm": 1.5}\n', id="JSON Lines"),
+        pytest.param(
+            RECORDED_HEADER,
+            '{"step": %d, "l1": 9.5, "l2": 1.5, "clip_factor": 1.0, "learning_rate": 0.001}\n',
+            id="a recorded file",
+        ),
+    ],
+)
+def test_a_million_rows_are_read_in_seconds(tmp_path, first_line, row):
+    path = tmp_path / "log"
     with path.open("w") as file:
-        if kind == "csv":
-            file.write("step,grad_norm\n")
-        for step in range(1, 10**6 + 1):
-            file.write(f"{step},1.5\n" if kind == "csv" else f'{{"step": {step}, "grad_norm": 1.5}}\n')
+        file.write(first_line)
+        file.writelines(row % step for step in range(1, 10**6 + 1))
     started = time.perf_counter()
     norms = load_norms(path)
     assert time.perf_counter() - started < 12
