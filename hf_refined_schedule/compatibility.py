@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
@@ -117,6 +118,18 @@ def loss_scale(optimizer: AcceleratedOptimizer) -> torch.Tensor | None:
     """
     scaler = optimizer.scaler
     return scaler._scale if scaler is not None and scaler.is_enabled() else None
+
+
+def process_group_store() -> dist.Store:
+    """The key-value store of the default process group.
+
+    `torch.distributed.distributed_c10d._get_default_store` (torch 2.6 to 2.13): the store through which the processes met
+    has no public name. It can go when it has one.
+
+    Returns:
+        The store, which every process of the group reaches.
+    """
+    return dist.distributed_c10d._get_default_store()
 
 
 class LogContributor(Protocol):

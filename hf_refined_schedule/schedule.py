@@ -2,17 +2,17 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from .health import DegenerateScheduleError
+from .main_process import Outcome, is_main_process, on_main_process
 from .norms_file import GradientNorms
 from .refinement import NormKind, RisingNorms, multiplier_at
 from .schedule_file import OptimizerFamily, RefinedSchedule, UnfinishedRunError
@@ -94,36 +94,36 @@ def get_refined_schedule(
 
     family = optimizer_family(optimizer)
 
+    making = {
+        "column": column,
+        "norm": norm,
+        "power": power,
+        "smoothing": smoothing,
+        "rising_norms": rising_norms,
+        "allow_degenerate": allow_degenerate,
+    }
+
     def load() -> RefinedSchedule:
-        return load_schedule(
-            refined_from,
-            family,
-            column=column,
-            norm=norm,
-            power=power,
-            smoothing=smoothing,
-            rising_norms=rising_norms,
-            allow_degenerate=allow_degenerate,
-        )
+        return load_schedule(refined_from, family, **making)
 
     if _in_memory(refined_from):
-        loaded = _Loaded(load(), None)
+        loaded = Outcome(load(), None)
     else:
-        loaded = _on_main_process(load)
+        loaded = on_main_process(load, _in_words(refined_from, family, making))
         if loaded.error is not None and not isinstance(loaded.error, _WAITING):
             raise loaded.error
-    if loaded.schedule is not None and _is_main_process():
+    if loaded.value is not None and is_main_process():
         logger.info(
             "Refined schedule %s from %s: its best peak learning rate is %.2f times linear decay's, by the last-iterate bound.",
-            loaded.schedule.fingerprint,
-            loaded.schedule.source,
-            loaded.schedule.best_peak_ratio,
+            loaded.value.fingerprint,
+            loaded.value.source,
+            loaded.value.best_peak_ratio,
         )
-        for note in loaded.schedule.notes:
-            logger.warning("Refined schedule from %s: %s", loaded.schedule.source, note)
+        for note in loaded.value.notes:
+            logger.warning("Refined schedule from %s: %s", loaded.value.source, note)
     return RefinedLR(
         optimizer,
-        loaded.schedule,
+        loaded.value,
         num_warmup_steps=num_warmup_steps,
         num_training_steps=num_training_steps,
         min_lr_ratio=min_lr_ratio,
@@ -243,7 +243,7 @@ class RefinedLR(LambdaLR):
         super().load_state_dict({key: value for key, value in state.items() if key not in _NOT_SAVED})
         if saved is None:
             return
-        if self.fingerprint not in (None, saved["fingerprint"]) and _is_main_process():
+        if self.fingerprint not in (None, saved["fingerprint"]) and is_main_process():
             logger.warning(
                 "The run goes on with the refined schedule it began with (%s), although refined_from now gives another (%s).",
                 saved["fingerprint"],
@@ -274,11 +274,6 @@ class _Call(NamedTuple):
     num_training_steps: int
 
 
-class _Loaded(NamedTuple):
-    schedule: RefinedSchedule | None
-    error: Exception | None
-
-
 def _refined_lr_lambda(
     current_step: int,
     *,
@@ -300,20 +295,9 @@ def _in_memory(source: Source | Sequence[Source]) -> bool:
     return isinstance(source, GradientNorms) or all(isinstance(one, GradientNorms) for one in source)
 
 
-def _is_main_process() -> bool:
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-
-
-def _on_main_process(load: Callable[[], RefinedSchedule]) -> _Loaded:
-    """Load where the file is, on the main process, and send what came of it to all."""
-    loaded = _Loaded(None, None)
-    if _is_main_process():
-        try:
-            loaded = _Loaded(load(), None)
-        except Exception as error:  # whatever it is, the other processes wait for this message
-            loaded = _Loaded(None, error)
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        message = [loaded]
-        dist.broadcast_object_list(message, src=0)
-        loaded = message[0]
-    return loaded
+def _in_words(source: Source | Sequence[Source], family: OptimizerFamily, making: Mapping[str, Any]) -> str:
+    """A schedule in words that are the same on every process."""
+    sources = [source] if isinstance(source, (str, os.PathLike, GradientNorms)) else source
+    names = [one.source if isinstance(one, GradientNorms) else os.fspath(one) for one in sources]
+    given = [f"{name}={value!r}" for name, value in making.items() if value]
+    return f"the schedule refined from {', '.join(names)} for {family}{' with ' if given else ''}{', '.join(given)}"

@@ -25,8 +25,9 @@ ORDER = [
     "run_logs",
     "sources",
     # torch and accelerate
-    "schedule",
     "compatibility",
+    "main_process",
+    "schedule",
     "recorder",
     # transformers
     "registration",
@@ -42,7 +43,7 @@ ORDER = [
     "cli",
     "__main__",
 ]
-MATHEMATICS_AND_FILES = ORDER[: ORDER.index("schedule")]
+MATHEMATICS_AND_FILES = ORDER[: ORDER.index("compatibility")]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 

@@ -62,8 +62,8 @@ def rates(trainer) -> list[float]:
     return [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
 
 
-def run_command(*words, timeout: float = 240, **environment) -> subprocess.CompletedProcess:
-    """Run a command as a user would, outside the repository's root: in an empty folder, where no file shadows a module.
+def run_command(*words, timeout: float = 240, folder=None, **environment) -> subprocess.CompletedProcess:
+    """Run a command as a user would, outside the repository's root: in an empty folder, where no file shadows a module, or in `folder`.
 
     gloo processes now and then hang at exit after a good run. So a command past its time is ended with all its processes
     and returns what it has printed; tests of several processes judge by what every rank has written.
@@ -71,13 +71,13 @@ def run_command(*words, timeout: float = 240, **environment) -> subprocess.Compl
     with (
         tempfile.TemporaryFile("w+") as output,
         tempfile.TemporaryFile("w+") as errors,
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory() as empty,
     ):
         process = psutil.Popen(
             [str(word) for word in words],
             stdout=output,
             stderr=errors,
-            cwd=folder,
+            cwd=folder or empty,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
         )
         try:
@@ -96,6 +96,12 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def torchrun(*words, processes: int = 2, **environment) -> subprocess.CompletedProcess:
+    return run_command(
+        BIN / "torchrun", "--nproc_per_node", processes, "--master_port", free_port(), *words, timeout=90, **environment
+    )  # fmt: skip
 
 
 def accelerate_launch(*words, processes: int = 2) -> subprocess.CompletedProcess:

@@ -20,6 +20,7 @@ if __name__ == "__main__":
     )
     trainer.train()
     report = Path(arguments.output_dir) / f"rank{arguments.process_index}.txt"
+    report.parent.mkdir(exist_ok=True)
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
     report.write_text(f"{arguments.world_size} {rates}")
     print("argv", sys.argv[1], "main", sys.modules["__main__"].__file__)

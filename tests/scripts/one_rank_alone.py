@@ -1,0 +1,57 @@
+"""Ranks that make a refined scheduler alone, then all of them together; each writes what it saw."""
+
+import argparse
+import json
+import logging
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from hf_refined_schedule import get_refined_schedule, main_process
+
+
+def rates(source, **options):
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_refined_schedule(optimizer, 0, 20, refined_from=source, allow_degenerate=True, **options)
+    seen = []
+    for _ in range(20):
+        seen.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("source")
+    parser.add_argument("--other", help="a source that replaces the first, between two schedulers of all ranks")
+    parser.add_argument("--report", type=Path)
+    parser.add_argument("--second-rank-alone", action="store_true")
+    options = parser.parse_args()
+    dist.init_process_group("gloo", timeout=timedelta(seconds=4 if options.second_rank_alone else 60))
+    rank = dist.get_rank()
+    logging.basicConfig(level=logging.WARNING)
+    if options.second_rank_alone:
+        main_process.SILENT_WAIT = timedelta(seconds=1)
+        if rank == 1:
+            rates(options.source)
+        return
+    seen = {"world_size": dist.get_world_size(), "together": rates(options.source)}
+    dist.barrier()
+    if rank == 0:
+        Path(options.other).replace(options.source)
+    seen["replaced"] = rates(options.source)
+    if rank == 0:
+        seen["preview"] = rates(options.source)
+        rates(options.source, smoothing=0.5)
+    seen["after the preview"] = rates(options.source)
+    seen["once more"] = rates(options.source)
+    options.report.joinpath(f"rank{rank}.json").write_text(json.dumps(seen))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
