@@ -23,7 +23,7 @@ class ClippingWatcher(Protocol):
     def before_clip(self, parameters: list[torch.nn.Parameter]) -> bool:
         """Called with the parameters about to be clipped; True to be told the outcome."""
 
-    def after_clip(self, max_norm: float, total_norm: torch.Tensor) -> None:
+    def after_clip(self, max_norm: float, total_norm: torch.Tensor | float | None) -> None:
         """Called with the arguments and the result of the clip."""
 
 

@@ -2,7 +2,8 @@
 
 The first line is the header, a JSON object with the format's name and version, the optimizer, the number of processes,
 `max_grad_norm` and the planned number of updates. Then comes one object a line for each optimizer update: `step`
-(1-based), `l1`, `l2`, `clip_factor`, `learning_rate`. There are no timestamps: equal runs give equal files.
+(1-based), `l1`, `l2`, `clip_factor`, `learning_rate`. All norms are null where an update was not taken, `l1` alone where
+only L2 is known. There are no timestamps: equal runs give equal files.
 """
 
 import json
@@ -181,10 +182,10 @@ def read_norms_file(path: str | os.PathLike[str]) -> GradientNorms:
             if not line.endswith("\n"):
                 break
             row = _parse_row(line, number, path)
-            if row["l1"] is None or row["l2"] is None:
+            if row["l2"] is None:
                 continue
             steps.append(row["step"])
-            l1.append(row["l1"])
+            l1.append(math.nan if row["l1"] is None else row["l1"])
             l2.append(row["l2"])
             clip_factor = row.get("clip_factor")
             if type(clip_factor) in (int, float):
@@ -199,7 +200,7 @@ def read_norms_file(path: str | os.PathLike[str]) -> GradientNorms:
         )
     return GradientNorms(
         steps=np.array(steps),
-        l1=np.array(l1),
+        l1=None if np.isnan(l1).any() else np.array(l1),
         l2=np.array(l2),
         num_training_steps=header.get("num_training_steps"),
         optimizer=header.get("optimizer_family"),

@@ -3,7 +3,8 @@
 Once per optimizer update, L1 and L2 of the whole gradient that the optimizer is about to use: after accumulation and the
 reduction over processes, with fp16's loss scale divided out, over the optimizer's parameters that have a gradient, and
 before clipping. A loop that clips with `Accelerator.clip_grad_norm_` is measured at the beginning of that call; one that
-does not is measured just before the optimizer's step.
+does not is measured just before the optimizer's step. DeepSpeed's ZeRO has made its step by then, and keeps gradients to
+itself: what that call returns is its L2 norm of the whole gradient before clipping, and L1 is not known.
 """
 
 import logging
@@ -43,7 +44,8 @@ class _Update(NamedTuple):
     """One optimizer update; tensors are scalars on the device."""
 
     step: int
-    l1: torch.Tensor
+    l1: torch.Tensor | None
+    """None where it is not known."""
     l2: torch.Tensor
     clip_factor: torch.Tensor | None
     learning_rate: float | torch.Tensor
@@ -114,7 +116,8 @@ class GradientNormRecorder:
 
     Raises:
         RecordingError: on entering, if the optimizer was not prepared, or an engine keeps the gradients to itself or in
-            pieces (DeepSpeed, FSDP1); at an update, if there is no gradient, or the file cannot be written.
+            pieces (FSDP1, Megatron, DeepSpeed without ZeRO if it clips); at an update, if there is no gradient, or the file
+            cannot be written.
         ValueError: unless one of `output_dir` and `path` is given.
 
     Reference: arXiv 2310.07831, section 3, on norms of the gradients before clipping.
@@ -146,9 +149,11 @@ class GradientNormRecorder:
         self._writer: NormsFileWriter | None = None
         self._pending: list[_Update] = []
         self._last: _Update | None = None
-        self._norms: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._norms: tuple[torch.Tensor | None, torch.Tensor] | None = None
         self._clip_factor: torch.Tensor | None = None
         self._max_grad_norm: float | None = None
+        self._by_engine = False
+        """Whether an engine tells its norm instead of showing gradients."""
         self._remove: list[Any] = []
 
     def __enter__(self) -> Self:
@@ -193,7 +198,7 @@ class GradientNormRecorder:
         Returns:
             The norm, or None where the update had none.
         """
-        l1 = float(self._last.l1) if self._last is not None else math.nan
+        l1 = math.nan if self._last is None or self._last.l1 is None else float(self._last.l1)
         return l1 if math.isfinite(l1) else None
 
     def state_dict(self) -> dict[str, int]:
@@ -226,6 +231,8 @@ class GradientNormRecorder:
         """
         if not self._optimizer.gradient_state.sync_gradients:
             return False
+        if self._by_engine:
+            return True
         mine = self._parameters()
         if not {id(parameter) for parameter in parameters}.intersection(map(id, mine)):
             return False
@@ -233,16 +240,21 @@ class GradientNormRecorder:
             self._measure(loss_scale(self._optimizer))
         return True
 
-    def after_clip(self, max_norm: float, total_norm: torch.Tensor) -> None:
+    def after_clip(self, max_norm: float, total_norm: torch.Tensor | float | None) -> None:
         """Note the factor that a clip has applied, min(1, max_norm / (norm + 1e-6)), from the norm that it used.
 
         Args:
             max_norm: the limit.
-            total_norm: the norm before clipping, as the clip returned it.
+            total_norm: the norm before clipping, as the clip returned it; None if it does not know.
         """
+        if total_norm is None:  # of an update that DeepSpeed has not taken, or without ZeRO
+            return
         if hasattr(total_norm, "full_tensor"):
             total_norm = total_norm.full_tensor()
-        factor = torch.clamp(max_norm / (torch.as_tensor(total_norm) + 1e-6), max=1.0)
+        total_norm = torch.as_tensor(total_norm)
+        if self._by_engine:
+            self._norms = (None, total_norm)
+        factor = torch.clamp(max_norm / (total_norm + 1e-6), max=1.0)
         self._clip_factor = factor if self._clip_factor is None else self._clip_factor * factor
         if math.isfinite(max_norm):
             self._max_grad_norm = float(max_norm)
@@ -256,11 +268,23 @@ class GradientNormRecorder:
         sharded_flat = distributed_type == DistributedType.FSDP and not any(
             hasattr(parameter, "full_tensor") for parameter in self._parameters()
         )
-        if sharded_flat or distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        if sharded_flat or distributed_type == DistributedType.MEGATRON_LM:
             engine = "FSDP1" if sharded_flat else distributed_type.value
             raise RecordingError(
                 f"{engine} keeps the gradients to itself or in pieces; use DDP or FSDP2 to record them"
             )
+        if distributed_type == DistributedType.DEEPSPEED:
+            self._by_engine = not isinstance(self._optimizer.optimizer, torch.optim.Optimizer)
+            if self._by_engine and self._optimizer.accelerator_state.is_main_process:
+                logger.warning(
+                    "DeepSpeed tells the L2 norm of the gradient alone, so L1 norms are not recorded; a schedule for Adam "
+                    "will be made of L2 ** -1."
+                )
+            if not self._by_engine and self._clips:
+                raise RecordingError(
+                    "DeepSpeed without ZeRO clips inside its own step, before gradients can be seen; use ZeRO stage 1 or more, "
+                    "DDP, or max_grad_norm=0"
+                )
         # One recorder for an optimizer: a Trainer's callback takes over from the launcher's, which has written nothing.
         for other in list(_recording):
             if other._optimizer is self._optimizer:
@@ -308,7 +332,7 @@ class GradientNormRecorder:
 
     def _before_taken_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Measure where nothing was clipped. GradScaler leaves `grad_scale` on an optimizer that unscales by itself."""
-        if not self.recording or self._norms is not None:
+        if not self.recording or self._norms is not None or self._by_engine:
             return
         self._measure(getattr(optimizer, "grad_scale", None))
         if self._clips and self._norms is not None:
@@ -326,8 +350,10 @@ class GradientNormRecorder:
         self._norms, self._clip_factor = None, None
         if norms is None and not self._optimizer.step_was_skipped:
             self._fail(
-                "no parameter of the optimizer had a gradient at its step (some optimizers use gradients up in the backward "
-                "pass)"
+                "DeepSpeed tells its norm where accelerator.clip_grad_norm_ is called, and this loop does not call it"
+                if self._by_engine
+                else "no parameter of the optimizer had a gradient at its step (some optimizers use gradients up in the "
+                "backward pass)"
             )
             return result
         self.step += 1
@@ -344,7 +370,7 @@ class GradientNormRecorder:
 
 def _rows(updates: list[_Update]) -> list[dict[str, float | int | None]]:
     """Lines of the file; one copy from the device for all of them."""
-    device = updates[-1].l1.device
+    device = updates[-1].l2.device
     values = torch.stack(
         [
             torch.stack(
@@ -352,7 +378,11 @@ def _rows(updates: list[_Update]) -> list[dict[str, float | int | None]]:
                     torch.as_tensor(
                         value, dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device
                     )
-                    for value in (update.l1, update.l2, 1.0 if update.clip_factor is None else update.clip_factor)
+                    for value in (
+                        math.nan if update.l1 is None else update.l1,
+                        update.l2,
+                        1.0 if update.clip_factor is None else update.clip_factor,
+                    )
                 ]
             )
             for update in updates
@@ -360,11 +390,11 @@ def _rows(updates: list[_Update]) -> list[dict[str, float | int | None]]:
     ).tolist()
     rows = []
     for update, (l1, l2, clip_factor) in zip(updates, values, strict=True):
-        taken = math.isfinite(l1) and math.isfinite(l2)
+        taken = math.isfinite(l2) and (update.l1 is None or math.isfinite(l1))
         rows.append(
             {
                 "step": update.step,
-                "l1": l1 if taken else None,
+                "l1": l1 if taken and update.l1 is not None else None,
                 "l2": l2 if taken else None,
                 "clip_factor": clip_factor if taken else None,
                 "learning_rate": float(update.learning_rate),

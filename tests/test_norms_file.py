@@ -126,10 +126,17 @@ def test_a_file_in_another_hand_is_read(path):
     assert norms.optimizer is None
 
 
-@pytest.mark.parametrize("kind", ["l1", "l2"])
-def test_an_update_without_one_of_its_norms_is_left_out(path, kind):
-    path.write_text(FIRST_LINE + row_line(1) + row_line(2, **{kind: "null"}) + row_line(3))
+def test_an_update_without_an_l2_norm_was_not_taken(path):
+    path.write_text(FIRST_LINE + row_line(1) + row_line(2, l2="null") + row_line(3))
     assert read_norms_file(path).steps.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("without", [(1, 2, 3), (2,)])
+def test_an_update_whose_l1_norm_is_not_known_has_its_l2(path, without):
+    """As under DeepSpeed; L1 norms of some updates alone are no run's."""
+    path.write_text(FIRST_LINE + "".join(row_line(step, l1="null" if step in without else "1.0") for step in (1, 2, 3)))
+    norms = read_norms_file(path)
+    assert (norms.steps.tolist(), norms.l2.tolist(), norms.l1) == ([1, 2, 3], [1.0, 1.0, 1.0], None)
 
 
 @pytest.mark.parametrize("cut", [1, 2, 20, len(LINES[3]) - 1])
