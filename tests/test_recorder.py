@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from hf_refined_schedule.compatibility import sums_at_once
 from hf_refined_schedule.recorder import GradientNormRecorder, RecordingError, measure_gradient_norms
 
 from .tiny import BIN, SCRIPTS, accelerate_launch, read_rows, run_command
@@ -29,6 +30,17 @@ def test_hand_typed_norms(dtype):
     ]
     l1, l2 = measure_gradient_norms(parameters)
     assert (float(l1), float(l2)) == (19.0, 13.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_sums_of_many_tensors_at_once(dtype):
+    """As on an accelerator; float32 sums: 100,000 is beyond the largest fp16 number, 257 beyond bfloat16's 8 bits."""
+    tensors = [
+        torch.tensor([[3.0, -4.0]], dtype=dtype),
+        torch.full((100,), 1000.0, dtype=dtype),
+        torch.ones(257, dtype=dtype),
+    ]
+    assert sums_at_once(tensors).tolist() == [7 + 1e5 + 257, pytest.approx(25 + 1e8 + 257)]
 
 
 def test_no_gradient_is_not_zero():
