@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -85,6 +86,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     schedule_options.add_argument(
         "--pilot", action="store_true", help="take an unfinished run; its last smoothed norm goes on to the end"
+    )
+    schedule_options.add_argument(
+        "--num-training-steps",
+        type=int,
+        metavar="T",
+        help="with --pilot: the updates of the full run, of which a shorter one counts as the first part",
     )
 
     refine = commands.add_parser(
@@ -288,6 +295,8 @@ def _schedule(
         optimizer = options.optimizer or read_schedule(paths[0]).optimizer
         return load_schedule(paths[0], optimizer, **weights), []
     runs = [load_norms(path, column=options.column, norm=options.norm) for path in paths]
+    if options.num_training_steps is not None:
+        runs = [_as_first_part(run, options) for run in runs]
     families = {run.optimizer for run in runs} - {None}
     if options.optimizer is None and len(families) != 1:
         raise ValueError(
@@ -297,6 +306,16 @@ def _schedule(
         )
     optimizer = options.optimizer or families.pop()
     return RefinedSchedule.from_norms(runs, optimizer, **weights, pilot=options.pilot), runs
+
+
+def _as_first_part(run: GradientNorms, options: argparse.Namespace) -> GradientNorms:
+    """A shorter run as the first updates of the full one."""
+    if not options.pilot or options.num_training_steps < run.steps[-1]:
+        raise ValueError(
+            f"--num-training-steps is {options.num_training_steps}, of the full run whose first {run.steps[-1]} updates "
+            f"{run.source} stands for; pass --pilot with it, and at least so many."
+        )
+    return replace(run, num_training_steps=options.num_training_steps)
 
 
 def _launch(options: argparse.Namespace) -> None:

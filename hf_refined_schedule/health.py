@@ -43,6 +43,10 @@ MIN_LATE_NORM = 0.3
 """Late over median norms. Norms that fall exponentially to less than this make a schedule that peaks after 70 % of the run (Adam's weights)
 or is degenerate (SGD's); published RoBERTa norms give 0.85, all our own language models more than 1."""
 
+MIN_COVERED = 0.25
+"""Share of the run that its norms cover. What rises later is not seen: of runs from scratch (results/pilot.md) the first 10 % is called
+"linear will do", the first 25 % "doubtful" as the whole is."""
+
 MIN_WINDOW = 5
 """Norms in a window; a median of three still follows single noisy norms."""
 
@@ -141,6 +145,7 @@ def check_health(norms: GradientNorms | Sequence[GradientNorms], schedule: Refin
             schedule.multipliers.argmax() / (len(schedule.multipliers) - 1),
             MAX_PEAK_PLACE,
         ),
+        _at_least("the share of the run that was recorded", measured / len(believed), MIN_COVERED),
         _at_least(
             "the number of norms in a window",
             min(2 * (int(schedule.smoothing * len(run.steps)) // 2) + 1 for run in runs),

@@ -76,7 +76,7 @@ def test_check(run, tmp_path, capsys):
     source, verdict, *figures = capsys.readouterr().out.splitlines()
     assert source.startswith(f"{run}/gradient_norms.jsonl (a recorded file): 100 L1 and L2 norms")
     assert verdict == "verdict: worth a refined run"
-    assert len(figures) == 13
+    assert len(figures) == 14
     assert not any(line.startswith(" ! ") for line in figures)
     write_run(tmp_path / "rising" / "gradient_norms.jsonl", list(np.linspace(1, 3, 100)))
     assert main(["check", str(tmp_path / "rising"), "--json"]) == 0
@@ -226,6 +226,27 @@ def test_pilot(tmp_path, capsys):
     assert main(["refine", str(tmp_path / "short"), "--pilot", "-o", str(out)]) == 0
     assert "norms cover 40% of the run" in capsys.readouterr().out
     assert json.loads(out.read_text())["multipliers"] == pytest.approx([1 - t / 100 for t in range(101)])
+
+
+def test_a_short_run_as_the_first_part_of_the_full_one(tmp_path, capsys):
+    """40 complete updates, then its last norm: not the same as 40 updates stretched over 200."""
+    norms = [4.0] * 20 + [1.0] * 20
+    write_run(tmp_path / "short" / "gradient_norms.jsonl", norms)
+    write_run(tmp_path / "first" / "gradient_norms.jsonl", norms, planned=200)
+    short, out = tmp_path / "short", tmp_path / "schedule.json"
+    as_first_part = ("--pilot", "--num-training-steps", 200)
+    grids = []
+    for words in ((short, *as_first_part), (tmp_path / "first", "--pilot"), (short,)):
+        assert main([str(word) for word in ("refine", *words, "-o", out)]) == 0
+        grids.append(json.loads(out.read_text())["multipliers"])
+    assert grids[0] == grids[1]
+    assert len(grids[2]) == 41
+    assert np.argmax(grids[0]) / 200 == pytest.approx(0.1, abs=0.01)
+    assert np.argmax(grids[2]) / 40 == pytest.approx(0.5, abs=0.05)
+    assert main(["check", str(short), "--pilot", "--num-training-steps", "200"]) == 0
+    assert " ! the share of the run that was recorded: 0.2 (less than 0.25)" in capsys.readouterr().out
+    for words in (("--num-training-steps", 200), ("--pilot", "--num-training-steps", 39)):
+        assert "pass --pilot with it, and at least so many" in refused(capsys, "refine", short, *words, "-o", out)
 
 
 def test_schedule_file_is_not_a_source_of_norms(run, tmp_path, capsys):

@@ -80,7 +80,7 @@ def test_figures_of_constant_norms():
     health = checked(run(np.ones(2000)))
     expected = {
         "peak's place": 0.0, "mean multiplier": 0.5, "last 5 %": 0.05**2, "another norm": 0.0, "half or double": 0.0,
-        "late over the least": 1.0, "late over the median": 1.0, "in a window": 201.0, "not finite": 0.0, "first recorded": 1.0, "promise": 0.0,
+        "late over the least": 1.0, "late over the median": 1.0, "was recorded": 1.0, "in a window": 201.0, "not finite": 0.0, "first recorded": 1.0, "promise": 0.0,
     }  # fmt: skip
     for words, figure in expected.items():
         assert value(health, words) == pytest.approx(figure, abs=1e-3), words
