@@ -22,6 +22,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
+from hf_refined_schedule import load_norms, smooth_norms
+from hf_refined_schedule.bounds import rank_schedules
 from hf_refined_schedule.plots import COLORS
 
 LANGUAGE_MODELS = ("finetune", "lora", "scratch")
@@ -207,6 +209,10 @@ def decimals_for(losses: pd.Series) -> int:
     return min(8, 4 - math.floor(math.log10(least))) if 0 < least < 1 else 4
 
 
+def p_value_in_words(p_value: float) -> str:
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
 def written(row: Mapping[str, Any], decimals: int) -> dict[str, str]:
     """A row of a table as text, by heading."""
     loss, error = (f"{row[name]:.{decimals}f}" for name in ("mean", "standard_error"))
@@ -221,7 +227,7 @@ def written(row: Mapping[str, Any], decimals: int) -> dict[str, str]:
         "final eval loss": row["problem"] or (f"{loss} ± {error}" if error != "nan" else loss),
         "perplexity": f"{row['perplexity']:.2f}",
         "difference to linear [95 % interval]": f"{difference} [{low}, {high}]" if low != "+nan" else difference,
-        "p": "< 0.001" if row["p_value"] < 0.001 else f"{row['p_value']:.3f}",
+        "p": p_value_in_words(row["p_value"]),
         "verdict": row["verdict"],
     }
     return {heading: NONE if value in ("nan", "+nan") else value for heading, value in text.items()}
@@ -229,11 +235,67 @@ def written(row: Mapping[str, Any], decimals: int) -> dict[str, str]:
 
 def markdown(table: pd.DataFrame, decimals: int, without: Iterable[str]) -> str:
     rows = pd.DataFrame(written(row, decimals) for row in table.to_dict("records")).drop(columns=list(without))
+    return aligned(rows)
+
+
+def aligned(rows: pd.DataFrame) -> str:
+    """A table of strings as markdown."""
     lines = [list(rows.columns), *rows.to_numpy().tolist()]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join(
         f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |" for line in lines
+    )
+
+
+def bound_table(
+    table: pd.DataFrame, grids: Mapping[str, np.ndarray], smoothed: np.ndarray | None
+) -> tuple[pd.DataFrame, list[str]]:
+    """What the last-iterate bound says of the schedules, beside their measured losses and best peaks.
+
+    Args:
+        table: the rows of `main_table`.
+        grids: multipliers at even progress from 0 to 1, by schedule; those without are left out.
+        smoothed: L1 norms of the baseline at each update, or None.
+
+    Returns:
+        The table, and a sentence on how often bound and loss agree for each kind of norms.
+    """
+    measured = table[(table["problem"] == "") & table["schedule"].isin(list(grids))].set_index("schedule")
+    steps = 1000 if smoothed is None else len(smoothed)
+    progress = np.arange(steps) / steps
+    schedules = {name: np.interp(progress, np.linspace(0, 1, len(grids[name])), grids[name]) for name in measured.index}
+    norms = {"constant norms": np.ones(steps), **({} if smoothed is None else {"the baseline's norms": smoothed})}
+    columns, sentences = {"final eval loss": measured["mean"].map("{:.4f}".format)}, []
+    for kind, values in norms.items():
+        ranked = {row.name: row for row in rank_schedules(schedules, values)}
+        bounds = pd.Series({name: row.relative_bound for name, row in ranked.items()})[measured.index]
+        columns[f"bound, {kind}"] = bounds.map("{:.3f}".format)
+        columns[f"best peak, {kind}"] = pd.Series(
+            {name: f"{ranked[name].best_peak_ratio:.2f}" for name in bounds.index}
+        )
+        agreement = stats.kendalltau(bounds, measured["mean"])
+        sentences.append(
+            f"With {kind}, bound and loss put {(1 + agreement.statistic) / 2:.0%} of the pairs of schedules into the same order "
+            f"(Kendall's tau {agreement.statistic:+.2f}, p {p_value_in_words(agreement.pvalue)})."
+        )
+    columns["best peak, measured"] = (measured["peak"] / measured["peak"]["linear"]).map("{:g}".format)
+    return pd.DataFrame(columns, index=measured.index).reset_index(), sentences
+
+
+def bound_section(regime: str, table: pd.DataFrame, grids: Mapping[str, np.ndarray], baseline: Path) -> str:
+    """The table of the bound, as markdown, with its sentences."""
+    norms = load_norms(baseline) if baseline.exists() else None
+    smoothed = None if norms is None or norms.l1 is None else smooth_norms(norms.at_every_step("l1"))
+    rows, sentences = bound_table(table, grids, smoothed)
+    return "\n\n".join(
+        [
+            f"### What the bound says ({regime})",
+            "The last-iterate bound of every schedule over linear decay's, each at its own best peak, and its best peak over "
+            "linear decay's; best loss first. Schedules whose multipliers are not known beforehand are left out.",
+            aligned(rows),
+            " ".join(sentences),
+        ]
     )
 
 
@@ -436,6 +498,8 @@ def write_report(folder: Path, output: Path, title: str) -> str:
         tables.append(regime_tables(str(regime), group, table, equal))
         pictures = [f"![{caption}]({beside.name}/{name})\n\n*{caption}.*" for name, caption in captions.items()]
         report += [tables[-1], *pictures]
+        if str(regime) in LANGUAGE_MODELS and len(schedules.get(str(regime), {})) > 2:
+            report.append(bound_section(str(regime), table, schedules[str(regime)], folder / "baseline.jsonl"))
         rows += [{"regime": regime, **row} for part in (table, equal) for row in part.to_dict("records")]
     if about:
         report.append(how_it_was_made(about))

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
@@ -88,6 +89,30 @@ def test_it_is_the_paired_t_test_of_scipy():
     interval = expected.confidence_interval(0.95)
     assert result["p_value"] == pytest.approx(expected.pvalue, rel=1e-9)
     assert (result["low"], result["high"]) == pytest.approx((interval.low, interval.high), rel=1e-9)
+
+
+def test_the_bound_beside_measured_losses():
+    """Constant norms and 1,000 steps: constant's bound is known to be 1.45 of linear's, its best peak 0.34 of it.
+
+    The losses here say the opposite of the bound for one of the three pairs: one in the wrong order of three, tau 1/3.
+    """
+    table = pd.DataFrame(
+        {
+            "schedule": ["constant", "linear", "cosine", "greedy"],
+            "mean": [2.1, 2.0, 2.2, 1.0],
+            "peak": [1e-3, 2e-3, 4e-3, 1e-3],
+            "problem": [""] * 4,
+        }
+    )
+    progress = np.linspace(0, 1, 201)
+    grids = {"constant": np.ones(201), "linear": 1 - progress, "cosine": 0.5 * (1 + np.cos(np.pi * progress))}
+    rows, sentences = report_comparison.bound_table(table, grids, np.full(1000, 7.0))
+    assert list(rows["schedule"]) == ["constant", "linear", "cosine"], "in the order of the table, the unknown left out"
+    for kind in ("constant norms", "the baseline's norms"):
+        assert rows[f"bound, {kind}"][:2].astype(float).tolist() == pytest.approx([1.45, 1.0], abs=0.006)
+        assert rows[f"best peak, {kind}"][:2].tolist() == ["0.34", "1.00"]
+    assert list(rows["best peak, measured"]) == ["0.5", "1", "2"]
+    assert [("67% of the pairs" in sentence, "tau +0.33" in sentence) for sentence in sentences] == [(True, True)] * 2
 
 
 @pytest.mark.parametrize(
