@@ -14,7 +14,7 @@ from .bounds import rank_schedules
 from .classical import WARMUP, classical_schedules, closest_polynomial, closest_wsd
 from .health import check_health
 from .norms_file import GradientNorms
-from .refinement import smooth_norms
+from .refinement import peak_place, smooth_norms
 from .schedule_file import RefinedSchedule, is_schedule_file, optimized, read_schedule, squared_norms, write_schedule
 from .sources import find_source_file, load_norms, load_schedule
 
@@ -179,13 +179,14 @@ def _refine(options: argparse.Namespace) -> None:
     if options.method == "numerical":
         schedule = optimized(schedule)
     write_schedule(schedule, options.output)
-    peak = schedule.multipliers.argmax() / (len(schedule.multipliers) - 1)
     for run in runs:
         print(run.description)
     print(
         f"weights: {schedule.norm.upper()} ** {schedule.power:g} ({schedule.optimizer}), smoothing {schedule.smoothing:g}"
     )
-    print(f"peak at {peak:.0%} of the run, mean multiplier {schedule.multipliers[:-1].mean():.2f} (linear decay: 0.50)")
+    print(
+        f"peak at {peak_place(schedule.multipliers):.0%} of the run, mean multiplier {schedule.multipliers[:-1].mean():.2f} (linear decay: 0.50)"
+    )
     print(f"best peak learning rate: {schedule.best_peak_ratio:.2f} times linear decay's, by the last-iterate bound")
     for note in schedule.notes:
         print(f"note: {note}")

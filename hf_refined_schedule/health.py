@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from .bounds import last_iterate_bound
 from .classical import classical_schedules, rmse
 from .norms_file import GradientNorms
-from .refinement import averaged_norms, grid_from
+from .refinement import averaged_norms, grid_from, peak_place
 from .schedule_file import RefinedSchedule, squared_norms
 
 Verdict = Literal["worth a refined run", "linear will do", "doubtful", "degenerate"]
@@ -142,7 +142,7 @@ def check_health(norms: GradientNorms | Sequence[GradientNorms], schedule: Refin
         _at_least("the late over the median smoothed norm", _fall(believed[:measured]), MIN_LATE_NORM),
         _at_most(
             "how late the peak comes (share of the run)",
-            schedule.multipliers.argmax() / (len(schedule.multipliers) - 1),
+            peak_place(schedule.multipliers),
             MAX_PEAK_PLACE,
         ),
         _at_least("the share of the run that was recorded", measured / len(believed), MIN_COVERED),
@@ -204,7 +204,7 @@ def check_shape(multipliers: NDArray[np.float64]) -> list[str]:
 def _shape_findings(multipliers: NDArray[np.float64]) -> list[Finding]:
     last = multipliers[int(0.95 * len(multipliers)) :]
     return [
-        _at_most("the peak's place in the run", multipliers.argmax() / (len(multipliers) - 1), LATEST_PEAK),
+        _at_most("the peak's place in the run", peak_place(multipliers), LATEST_PEAK),
         _at_least("the mean multiplier (linear decay: 0.5)", multipliers.mean(), LEAST_MEAN),
         _at_most("the share of all learning in the last 5 %", last.sum() / multipliers.sum(), MOST_LAST_MASS),
     ]

@@ -276,6 +276,22 @@ def multiplier_at(grid: NDArray[np.float64], progress: float) -> float:
     return float(grid[left]) * (1.0 - fraction) + float(grid[left + 1]) * fraction
 
 
+def peak_place(grid: NDArray[np.float64]) -> float:
+    """Where a schedule has its maximum.
+
+    Args:
+        grid: as in `multiplier_at`.
+
+    Returns:
+        The progress u of the first maximum, from 0 to 1.
+
+    Example:
+        >>> peak_place(np.array([0.5, 1.0, 0.5, 0.25, 0.0]))
+        0.25
+    """
+    return float(grid.argmax() / (len(grid) - 1))
+
+
 def _multipliers(smoothed: NDArray[np.float64], power: float) -> NDArray[np.float64]:
     """The formula, on norms that are smooth already."""
     zeros = np.flatnonzero(smoothed == 0)

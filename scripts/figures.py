@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from hf_refined_schedule import GradientNorms, load_norms, smooth_norms
 from hf_refined_schedule.classical import closest_polynomial, closest_wsd
 from hf_refined_schedule.plots import COLORS, plot_norms
+from hf_refined_schedule.refinement import peak_place
 from hf_refined_schedule.schedule_file import OptimizerFamily, RefinedSchedule
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -120,9 +121,8 @@ def table(runs: Iterable[Drawn]) -> str:
         grid = run.schedule.multipliers
         polynomial, wsd = closest_polynomial(grid), closest_wsd(grid)
         weights = f"{run.schedule.norm.upper()} ** {run.schedule.power:g}"
-        peak = grid.argmax() / (len(grid) - 1)
         lines.append(
-            f"| {run.name} | {weights} | {peak:.0%} | {grid[:-1].mean():.2f} "
+            f"| {run.name} | {weights} | {peak_place(grid):.0%} | {grid[:-1].mean():.2f} "
             f"| warm-up {polynomial.warmup:.0%}, power {polynomial.parameter:.2f} | {polynomial.error:.3f} "
             f"| warm-up {wsd.warmup:.0%}, decay {wsd.parameter:.0%} | {wsd.error:.3f} |"
         )

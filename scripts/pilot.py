@@ -43,7 +43,7 @@ from hf_refined_schedule.health import check_health
 from hf_refined_schedule.language_modeling import ModelArguments
 from hf_refined_schedule.norms_file import NORMS_FILE_NAME, GradientNorms
 from hf_refined_schedule.plots import COLORS, RUN_COLORS
-from hf_refined_schedule.refinement import RisingNorms, linear_decay
+from hf_refined_schedule.refinement import RisingNorms, linear_decay, peak_place
 from hf_refined_schedule.schedule_file import RefinedSchedule
 
 PEAKS = {"finetune": 5e-3, "scratch": 2e-3}
@@ -257,7 +257,7 @@ def table(rows: list[Row]) -> str:
                 spread(row.distances, "{:.3f}".format),
                 f"{row.distance / other_seed.distance:.1f}",
                 NONE if row is linear else f"{row.num_closer_than(linear)} of {len(row.distances)} seeds",
-                spread([grid.argmax() / (len(grid) - 1) for grid in grids], lambda place: f"{100 * place:.0f} %"),
+                spread([peak_place(grid) for grid in grids], lambda place: f"{100 * place:.0f} %"),
                 spread([grid[:-1].mean() for grid in grids], "{:.2f}".format),
                 ", ".join(name if len(verdicts) == 1 else f"{name} ({count})" for name, count in verdicts.items()),
             ]
