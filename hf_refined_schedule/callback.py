@@ -77,6 +77,11 @@ class GradientNormCallback(TrainerCallback):
         if self._recorder is not None:
             self._recorder.flush()
 
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write, since a callback that comes after this one may have decided to save."""
+        if self._recorder is not None:
+            self._recorder.flush()
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import zipfile
 from pathlib import Path
 
 
@@ -10,7 +11,9 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
     """The newest checkpoint that was written to its end.
 
     A Trainer writes a checkpoint file by file, `trainer_state.json` last, so one that was being written when the run was
-    killed has none, or half of one. `transformers.trainer_utils.get_last_checkpoint` takes it all the same.
+    killed has none, or half of one. One that was being written over an older one of the same step has the older's, and
+    after a power failure, any file may be cut off: tensors that end too early make a checkpoint incomplete, too.
+    `transformers.trainer_utils.get_last_checkpoint` takes it all the same.
 
     Args:
         output_dir: the Trainer's `output_dir`.
@@ -28,9 +31,30 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
     checkpoints = [path for path in folder.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name)]
     for checkpoint in sorted(checkpoints, key=lambda path: int(path.name.split("-")[1]), reverse=True):
         try:
-            state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            if _is_complete(checkpoint):
+                return str(checkpoint)
         except (OSError, ValueError):
             continue
-        if isinstance(state, dict) and state.get("global_step") == int(checkpoint.name.split("-")[1]):
-            return str(checkpoint)
     return None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return (
+        isinstance(state, dict)
+        and state.get("global_step") == int(checkpoint.name.split("-")[1])
+        and not (checkpoint / "checkpoint-is-incomplete.txt").exists()  # Trainer's mark while it saves on SIGTERM
+        and all(map(zipfile.is_zipfile, [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]))
+        and all(map(_is_whole_safetensors, checkpoint.glob("*.safetensors")))
+    )
+
+
+def _is_whole_safetensors(path: Path) -> bool:
+    """Whether a file is as long as its header says: 8 bytes for the header's length, the header, then the tensors."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            return False
+        header = json.loads(file.read(length))
+    end = max((tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"), default=0)
+    return path.stat().st_size == 8 + length + end

@@ -5,6 +5,7 @@ transformers is imported inside the functions, so that a plain Accelerate loop n
 
 import argparse
 import functools
+import math
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -118,6 +119,21 @@ def loss_scale(optimizer: AcceleratedOptimizer) -> torch.Tensor | None:
     """
     scaler = optimizer.scaler
     return scaler._scale if scaler is not None and scaler.is_enabled() else None
+
+
+def engine_clip_limit(optimizer: AcceleratedOptimizer) -> float:
+    """The norm that DeepSpeed's ZeRO clips to: that of its config, whatever `Accelerator.clip_grad_norm_` is asked for.
+
+    `clip_grad` of ZeRO's optimizers (deepspeed 0.19), which is 0 where they do not clip. It can go when accelerate passes
+    on the limit that it is given.
+
+    Args:
+        optimizer: the prepared optimizer.
+
+    Returns:
+        The limit; infinity where nothing is clipped.
+    """
+    return optimizer.optimizer.clip_grad or math.inf
 
 
 def process_group_store() -> dist.Store:

@@ -135,9 +135,12 @@ class NormsFileWriter:
 
         Args:
             rows: mappings with `step`, `l1`, `l2`, `clip_factor`, `learning_rate`; None where there is no norm.
+
+        Raises:
+            OSError: if they cannot be written, or the file is not there any more.
         """
         text = "".join(json.dumps(dict(row), allow_nan=False) + "\n" for row in rows)
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
+        with open(self.path, "a", encoding="utf-8", newline="\n", opener=_open_existing) as file:
             file.write(text)
 
     def rewrite_header(self, header: Mapping[str, Any]) -> None:
@@ -153,12 +156,16 @@ class NormsFileWriter:
     def _replace(self, header: Mapping[str, Any], lines: Iterable[str]) -> None:
         """Write the whole file anew, so that a kill leaves either the old one or the new one."""
         temporary = self.path.with_name(self.path.name + ".tmp")
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps({"format": FORMAT, "version": VERSION, **header}, allow_nan=False) + "\n")
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        try:
+            with temporary.open("w", encoding="utf-8", newline="\n") as file:
+                file.write(json.dumps({"format": FORMAT, "version": VERSION, **header}, allow_nan=False) + "\n")
+                file.writelines(lines)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def read_norms_file(path: str | os.PathLike[str]) -> GradientNorms:
@@ -285,6 +292,11 @@ def _lines_until(path: Path, last_step: int) -> list[str]:
                 break
             lines.append(line)
     return lines
+
+
+def _open_existing(path: str, flags: int) -> int:
+    """A file that was moved away since it was begun must not begin anew without its header."""
+    return os.open(path, flags & ~os.O_CREAT)
 
 
 def _move_aside(path: Path) -> None:

@@ -20,7 +20,14 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
 
-from .compatibility import loss_scale, sums_at_once, unwatch_clipping, watch_clipping, wrap_optimizer_step
+from .compatibility import (
+    engine_clip_limit,
+    loss_scale,
+    sums_at_once,
+    unwatch_clipping,
+    watch_clipping,
+    wrap_optimizer_step,
+)
 from .norms_file import NORMS_FILE_NAME, NormsFileWriter
 from .schedule import optimizer_family, unwrap_optimizer
 
@@ -154,10 +161,12 @@ class GradientNormRecorder:
         self._clips = clips
         self._on_failure = on_failure
         self._writer: NormsFileWriter | None = None
+        self._can_write = True
         self._pending: list[_Update] = []
         self._last: _Update | None = None
         self._norms: tuple[torch.Tensor | None, torch.Tensor] | None = None
         self._clip_factor: torch.Tensor | None = None
+        self._learning_rate: float | torch.Tensor | None = None
         self._max_grad_norm: float | None = None
         self._by_engine = False
         """Whether an engine tells its norm instead of showing gradients."""
@@ -175,15 +184,20 @@ class GradientNormRecorder:
     ) -> None:
         finished = kind is None and self.recording and self.num_training_steps is None
         self.flush()
-        if finished and self._writer is not None:
+        if finished and self._can_write and self._writer is not None:
             self.num_training_steps = self.step
-            self._writer.rewrite_header(self._header())
+            try:
+                self._writer.rewrite_header(self._header())
+            except OSError as error:
+                self._fail_to_write(error, self.step + 1)
         self._stop()
 
     def flush(self) -> None:
         """Write what has been measured since the last write. This waits for the device."""
         pending, self._pending = self._pending, []
-        if not self.recording or not pending or not self._optimizer.accelerator_state.is_main_process:
+        if not self.recording or not self._can_write or not pending:
+            return
+        if not self._optimizer.accelerator_state.is_main_process:
             return
         rows = _rows(pending)
         try:
@@ -197,7 +211,7 @@ class GradientNormRecorder:
                     )
             self._writer.append(rows)
         except (OSError, ValueError) as error:
-            self._fail(f"{self.path} cannot be written ({error})")
+            self._fail_to_write(error, pending[0].step)
 
     def last_l1(self) -> float | None:
         """The L1 norm at the last update, for a log entry. This waits for the device.
@@ -251,7 +265,7 @@ class GradientNormRecorder:
         """Note the factor that a clip has applied, min(1, max_norm / (norm + 1e-6)), from the norm that it used.
 
         Args:
-            max_norm: the limit.
+            max_norm: the limit that the loop asks for; an engine goes by its own.
             total_norm: the norm before clipping, as the clip returned it; None if it does not know.
         """
         if total_norm is None:  # of an update that DeepSpeed has not taken, or without ZeRO
@@ -261,6 +275,7 @@ class GradientNormRecorder:
         total_norm = torch.as_tensor(total_norm)
         if self._by_engine:
             self._norms = (None, total_norm)
+            max_norm = engine_clip_limit(self._optimizer)
         factor = torch.clamp(max_norm / (total_norm + 1e-6), max=1.0)
         self._clip_factor = factor if self._clip_factor is None else self._clip_factor * factor
         if math.isfinite(max_norm):
@@ -314,10 +329,21 @@ class GradientNormRecorder:
 
     def _fail(self, reason: str) -> None:
         self._stop()
+        self._last = None
+        self._report(reason, self.step + 1)
+
+    def _fail_to_write(self, error: Exception, step: int) -> None:
+        """Write no more, but measure on: the norm of a sharded gradient takes all ranks, and the others measure."""
+        self._can_write = False
+        if self._on_failure == "raise":
+            self._stop()
+        self._report(f"{self.path} cannot be written ({error})", step)
+
+    def _report(self, reason: str, step: int) -> None:
         if self._on_failure == "raise":
             raise RecordingError(f"Gradient norms cannot be recorded: {reason}.")
         if self._optimizer.accelerator_state.is_main_process:
-            logger.warning("Gradient norms are not recorded from update %d on: %s.", self.step + 1, reason)
+            logger.warning("Gradient norms are not recorded from update %d on: %s.", step, reason)
 
     def _header(self) -> dict[str, Any]:
         return {
@@ -337,9 +363,17 @@ class GradientNormRecorder:
             norms = (norms[0] / scale, norms[1] / scale)
         self._norms = norms
 
+    def _note_learning_rate(self) -> None:
+        if self._learning_rate is None:
+            learning_rate = self._optimizer.param_groups[0]["lr"]
+            self._learning_rate = learning_rate.clone() if isinstance(learning_rate, torch.Tensor) else learning_rate
+
     def _before_taken_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Measure where nothing was clipped. GradScaler leaves `grad_scale` on an optimizer that unscales by itself."""
-        if not self.recording or self._norms is not None or self._by_engine:
+        if not self.recording:
+            return
+        self._note_learning_rate()  # DeepSpeed may have moved on its scheduler, too, by the time the loop steps
+        if self._norms is not None or self._by_engine:
             return
         self._measure(getattr(optimizer, "grad_scale", None))
         if self._clips and self._norms is not None:
@@ -349,12 +383,12 @@ class GradientNormRecorder:
     def _around_step(self, step: Any) -> Any:
         if not self.recording or not self._optimizer.gradient_state.sync_gradients:
             return step()
-        learning_rate = self._optimizer.param_groups[0]["lr"]
+        self._note_learning_rate()
         result = step()
         if not self.recording:
             return result
-        norms, clip_factor = self._norms, self._clip_factor
-        self._norms, self._clip_factor = None, None
+        norms, clip_factor, learning_rate = self._norms, self._clip_factor, self._learning_rate
+        self._norms, self._clip_factor, self._learning_rate = None, None, None
         if norms is None and not self._optimizer.step_was_skipped:
             self._fail(
                 "DeepSpeed tells its norm where accelerator.clip_grad_norm_ is called, and this loop does not call it"
@@ -366,9 +400,11 @@ class GradientNormRecorder:
         self.step += 1
         if norms is None:
             norms = (torch.tensor(math.nan), torch.tensor(math.nan))
-        if isinstance(learning_rate, torch.Tensor):
-            learning_rate = learning_rate.clone()
         self._last = _Update(self.step, *norms, clip_factor, learning_rate)
+        if self.num_training_steps is not None and self.step > self.num_training_steps:
+            return (
+                result  # a Trainer that resumes a run which was over makes one update more, with a learning rate of 0
+            )
         self._pending.append(self._last)
         if len(self._pending) >= FLUSH_EVERY:
             self.flush()

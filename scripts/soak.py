@@ -3,10 +3,11 @@
     python scripts/soak.py --trials 100 --trials_of_two 20
 
 Every trial trains a tiny model with a refined schedule and recording on, and is killed with SIGKILL one to three times: at a
-random moment, while a checkpoint is being written, or in the middle of a line of gradient_norms.jsonl. It resumes from the
-checkpoint that `last_complete_checkpoint` finds, or starts anew where there is none yet. In the end the norms file, the learning
-rates and the weights have to be those of the uninterrupted run, to the last bit: on a CPU the same arithmetic in the same
-order gives the same numbers. With two processes (gloo) one rank is killed, then the other is ended as a launcher would.
+random moment, while a checkpoint is being written, in the middle of a line of gradient_norms.jsonl, or just before that file is
+replaced by one that is cut back. It resumes from the checkpoint that `last_complete_checkpoint` finds, or starts anew where there
+is none yet. In the end the norms file, the learning rates and the weights have to be those of the uninterrupted run, to the last
+bit, dropout included: on a CPU the same arithmetic in the same order gives the same numbers. With two processes (gloo) one rank
+is killed, then the other is ended as a launcher would.
 
 Writes results/soak.md and prints it. A trial that differs is kept in its folder, and the exit status is 1.
 """
@@ -25,6 +26,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -42,7 +44,12 @@ from hf_refined_schedule.norms_file import FORMAT, NORMS_FILE_NAME, VERSION, Nor
 
 STEPS, SAVE_STEPS = 40, 4
 
-MOMENTS = ("at a random moment", "while a checkpoint was being written", "in the middle of a line of the norms file")
+MOMENTS = (
+    "at a random moment",
+    "while a checkpoint was being written",
+    "in the middle of a line of the norms file",
+    "before the norms file was replaced",
+)
 
 TIME_LIMIT = 60.0
 """Seconds for one attempt; gloo may hang at exit after a good run."""
@@ -56,7 +63,7 @@ def train(folder: Path, source: Path, resume: bool) -> None:
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=16, bos_token_id=0, eos_token_id=0,
-        loss_type="ForCausalLM", embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0,
+        loss_type="ForCausalLM",
     )  # fmt: skip
     tokens = torch.randint(0, 64, (256, 16), generator=torch.Generator().manual_seed(1))
     arguments = RefinedScheduleArguments(
@@ -101,6 +108,11 @@ def torn_in_a_line(at_append: int) -> None:
     NormsFileWriter.append = torn
 
 
+def dies_before_replacing() -> None:
+    """Make this process die when it has written its norms file anew, and not yet put it in the old one's place."""
+    os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+
+
 def forked(work: Callable[[], None], log: Path) -> int:
     """Run `work` in a process of its own that has everything loaded already; its id."""
     process = os.fork()
@@ -123,7 +135,7 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def start(folder: Path, source: Path, resume: bool, world_size: int, torn: int | None) -> list[int]:
+def start(folder: Path, source: Path, resume: bool, world_size: int, prepare: Callable[[], None]) -> list[int]:
     """Start an attempt; the ids of its ranks."""
     port = free_port()
 
@@ -133,8 +145,8 @@ def start(folder: Path, source: Path, resume: bool, world_size: int, torn: int |
                 RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size),
                 MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
             )  # fmt: skip
-        if torn is not None and number == 0:
-            torn_in_a_line(torn)
+        if number == 0:
+            prepare()
         train(folder, source, resume)
 
     return [forked(lambda number=number: rank(number), folder / "log.txt") for number in range(world_size)]
@@ -178,27 +190,30 @@ def attempt(
     Raises:
         RuntimeError: if it ended by itself without getting there.
     """
-    torn = chance.randint(1, 6) if kill == MOMENTS[2] else None
-    processes = start(folder, source, resume, world_size, torn)
+    at_append = chance.randint(1, 6)
+    prepare = {MOMENTS[2]: lambda: torn_in_a_line(at_append), MOMENTS[3]: dies_before_replacing}.get(kill, lambda: None)
+    processes = start(folder, source, resume, world_size, prepare)
     started, moment = time.monotonic(), chance.uniform(0.05, duration)
     # The checkpoint that is hit, and how far it has got by then: writing one takes some 30 ms.
     waiting_for, delay = chance.randint(1, STEPS // SAVE_STEPS), chance.uniform(0, 0.03)
     seen: set[str] = set()
-    while all(map(is_running, processes)) and time.monotonic() - started < TIME_LIMIT:
-        if all((folder / f"{FINISHED}.{rank}").exists() for rank in range(world_size)):
-            break
-        if kill == MOMENTS[0] and time.monotonic() - started > moment:
-            break
-        if kill == MOMENTS[1] and unfinished_checkpoint(folder):
-            seen.add(max(path.name for path in folder.glob("checkpoint-*")))
-            if len(seen) >= waiting_for:
-                time.sleep(delay)
+    try:
+        while all(map(is_running, processes)) and time.monotonic() - started < TIME_LIMIT:
+            if all((folder / f"{FINISHED}.{rank}").exists() for rank in range(world_size)):
                 break
-        time.sleep(0.001)
-    finished = all((folder / f"{FINISHED}.{rank}").exists() for rank in range(world_size))
-    by_themselves = kill is None and not finished and not all(map(is_running, processes))
-    chance.shuffle(processes)
-    end(processes)
+            if kill == MOMENTS[0] and time.monotonic() - started > moment:
+                break
+            if kill == MOMENTS[1] and unfinished_checkpoint(folder):
+                seen.add(max(path.name for path in folder.glob("checkpoint-*")))
+                if len(seen) >= waiting_for:
+                    time.sleep(delay)
+                    break
+            time.sleep(0.001)
+        finished = all((folder / f"{FINISHED}.{rank}").exists() for rank in range(world_size))
+        by_themselves = kill is None and not finished and not all(map(is_running, processes))
+    finally:
+        chance.shuffle(processes)
+        end(processes)
     if by_themselves or (kill is None and not finished):
         raise RuntimeError(f"a run without a kill did not get to its end; see {folder / 'log.txt'}")
     return finished
@@ -222,6 +237,7 @@ def trial(folder: Path, source: Path, whole: Path, world_size: int, chance: rand
         counts["kills"] += 1
         counts["with a checkpoint half written"] += unfinished_checkpoint(folder)
         counts["with a line half written"] += norms.exists() and not norms.read_bytes().endswith(b"\n")
+        counts["with the norms file half replaced"] += norms.with_name(f"{NORMS_FILE_NAME}.tmp").exists()
         counts["before the first checkpoint"] += last_complete_checkpoint(folder) is None
     if not (folder / f"{FINISHED}.0").exists():
         attempt(folder, source, True, world_size, None, chance, duration)
@@ -232,8 +248,8 @@ def trial(folder: Path, source: Path, whole: Path, world_size: int, chance: rand
 
 
 COLUMNS = (
-    "trials", "kills", "with a checkpoint half written", "with a line half written", "before the first checkpoint",
-    f"differing {NORMS_FILE_NAME}", "differing rates", "differing final/model.safetensors",
+    "trials", "kills", "with a checkpoint half written", "with a line half written", "with the norms file half replaced",
+    "before the first checkpoint", f"differing {NORMS_FILE_NAME}", "differing rates", "differing final/model.safetensors",
 )  # fmt: skip
 
 
@@ -267,7 +283,9 @@ def main() -> int:
     if min(options.trials, options.trials_of_two) < 0:
         parser.error("--trials and --trials_of_two must not be negative")
     transformers.utils.logging.set_verbosity_error()
-    tqdm.monitor_interval = 0  # a second thread that may hold tqdm's lock while this one forks
+    # Forked processes share tqdm's own lock: one may be killed while it holds it, and a second thread may hold it at a fork.
+    tqdm.set_lock(threading.RLock())
+    tqdm.monitor_interval = 0
     folder = Path(tempfile.mkdtemp(prefix="soak_"))
     started = time.monotonic()
     header = {"format": FORMAT, "version": VERSION, "optimizer_family": "adam", "num_training_steps": STEPS}
@@ -304,4 +322,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("Interrupted.")

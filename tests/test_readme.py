@@ -57,3 +57,16 @@ def test_its_comparisons_are_those_of_the_reports():
     reports = "".join(path.read_text() for path in sorted((REPOSITORY / "results").glob("*.md")))
     assert len(rows) >= 6
     assert [row for row in rows if row not in reports] == []
+
+
+def test_its_launches_are_those_that_ran():
+    def rows(text, *columns):
+        lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
+        places = [lines[0].index(name) for name in columns]
+        return [tuple(line[place] for place in places) for line in lines]
+
+    columns = ("cell", "got", "L1", "L2", "result")
+    table = README[README.index("| cell ") : README.index("## What we measured")]
+    launches = rows((REPOSITORY / "results" / "launch_matrix.md").read_text(), *columns)
+    assert len(rows(table, *columns)) > 25
+    assert [row for row in rows(table, *columns)[2:] if row not in launches] == []

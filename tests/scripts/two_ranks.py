@@ -1,0 +1,48 @@
+"""Resume a run on several gloo processes; then record sharded gradients where the main process cannot write."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from transformers import Trainer
+
+from hf_refined_schedule import GradientNormCallback, GradientNormRecorder
+from hf_refined_schedule.checkpoints import last_complete_checkpoint
+from tests.tiny import rates, tiny_arguments, tiny_data, tiny_model
+
+
+def resume(folder, **options):
+    arguments = tiny_arguments(folder, per_device_train_batch_size=2, save_strategy="steps", save_steps=10, **options)
+    trainer = Trainer(tiny_model(), arguments, train_dataset=tiny_data(), callbacks=[GradientNormCallback()])
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
+    return {"world_size": arguments.world_size, "rates": rates(trainer)}
+
+
+def record_shards(path):
+    """Every norm of a sharded gradient takes all ranks; `path` cannot be written."""
+    accelerator = Accelerator(cpu=True)
+    mesh = init_device_mesh("cpu", (accelerator.num_processes,))
+    parameter = torch.nn.Parameter(distribute_tensor(torch.ones(8), mesh, [Shard(0)]))
+    optimizer = accelerator.prepare(torch.optim.SGD([parameter], lr=0.1))
+    l1 = []
+    with GradientNormRecorder(optimizer, path=path, num_training_steps=120, on_failure="warn") as recorder:
+        for step in range(120):
+            parameter.grad = distribute_tensor(torch.full((8,), float(step)), mesh, [Shard(0)])
+            optimizer.step()
+            l1.append(recorder.last_l1())
+    return {"world_size": accelerator.num_processes, "l1": l1}
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    report, folder, path, options = sys.argv[1:]
+    for name, seen in {"resumed": resume(folder, **json.loads(options)), "shards": record_shards(path)}.items():
+        (Path(report) / f"{name}{dist.get_rank()}.json").write_text(json.dumps(seen))
+    dist.barrier()
+    dist.destroy_process_group()
