@@ -763,7 +763,7 @@ def compare(
         problems.append(f"the file has the updates {[row['step'] for row in rows]}")
         return "", "", "", problems
     max_grad_norm = cell.training.get("max_grad_norm", 1.0)
-    for row, rate, norms in zip(rows, reference["rates"], reference["norms"], strict=True):
+    for row, rate in zip(rows, reference["rates"], strict=True):
         if rate is not None and row["learning_rate"] != rate:
             problems.append(f"update {row['step']} has the learning rate {row['learning_rate']}, not {rate}")
         if row["l2"] is not None:

@@ -61,7 +61,9 @@ def test_its_comparisons_are_those_of_the_reports():
 
 def test_its_launches_are_those_that_ran():
     def rows(text, *columns):
-        lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
+        lines = [
+            [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "
+        ]
         places = [lines[0].index(name) for name in columns]
         return [tuple(line[place] for place in places) for line in lines]
 
@@ -70,3 +72,10 @@ def test_its_launches_are_those_that_ran():
     launches = rows((REPOSITORY / "results" / "launch_matrix.md").read_text(), *columns)
     assert len(rows(table, *columns)) > 25
     assert [row for row in rows(table, *columns)[2:] if row not in launches] == []
+
+
+def test_its_kills_are_those_of_the_soak_test():
+    report = (REPOSITORY / "results" / "soak.md").read_text()
+    counted = re.findall(r"^\| [12] \| (\d+) \| (\d+) \|.*\| 0 \| 0 \| 0 \|$", report, re.M)
+    told = re.search(r"of (\d+)\s+runs of one process \((\d+) kills\) and (\d+) of two \((\d+) kills\)", README)
+    assert [told.group(1, 2), told.group(3, 4)] == counted
