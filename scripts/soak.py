@@ -164,6 +164,11 @@ def end(processes: list[int]) -> None:
         os.waitpid(process, 0)
 
 
+def is_finished(folder: Path, world_size: int) -> bool:
+    """Whether all ranks have saved everything."""
+    return all((folder / f"{FINISHED}.{rank}").exists() for rank in range(world_size))
+
+
 def unfinished_checkpoint(folder: Path) -> bool:
     """Whether the newest checkpoint is being written."""
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
@@ -190,6 +195,8 @@ def attempt(
     Raises:
         RuntimeError: if it ended by itself without getting there.
     """
+    for mark in folder.glob(f"{FINISHED}.*"):  # of a rank that got to its end while another was killed
+        mark.unlink()
     at_append = chance.randint(1, 6)
     prepare = {MOMENTS[2]: lambda: torn_in_a_line(at_append), MOMENTS[3]: dies_before_replacing}.get(kill, lambda: None)
     processes = start(folder, source, resume, world_size, prepare)
@@ -199,7 +206,7 @@ def attempt(
     seen: set[str] = set()
     try:
         while all(map(is_running, processes)) and time.monotonic() - started < TIME_LIMIT:
-            if all((folder / f"{FINISHED}.{rank}").exists() for rank in range(world_size)):
+            if is_finished(folder, world_size):
                 break
             if kill == MOMENTS[0] and time.monotonic() - started > moment:
                 break
@@ -209,7 +216,7 @@ def attempt(
                     time.sleep(delay)
                     break
             time.sleep(0.001)
-        finished = all((folder / f"{FINISHED}.{rank}").exists() for rank in range(world_size))
+        finished = is_finished(folder, world_size)
         by_themselves = kill is None and not finished and not all(map(is_running, processes))
     finally:
         chance.shuffle(processes)
@@ -229,17 +236,22 @@ def trial(folder: Path, source: Path, whole: Path, world_size: int, chance: rand
     """Train with kills; what happened, counted."""
     counts: Counter[str] = Counter(trials=1)
     folder.mkdir()
-    for number in range(chance.randint(1, 3)):
-        kill = chance.choice(MOMENTS)
-        if attempt(folder, source, number > 0, world_size, kill, chance, duration):
-            break  # the moment came after the end
+    planned = chance.randint(1, 3)
+    while counts["kills"] < planned:
+        resume = counts["kills"] > 0
+        if attempt(folder, source, resume, world_size, chance.choice(MOMENTS), chance, duration):
+            if resume:
+                break  # the moment came after the end
+            shutil.rmtree(folder)
+            folder.mkdir()
+            continue
         norms = folder / NORMS_FILE_NAME
         counts["kills"] += 1
         counts["with a checkpoint half written"] += unfinished_checkpoint(folder)
         counts["with a line half written"] += norms.exists() and not norms.read_bytes().endswith(b"\n")
         counts["with the norms file half replaced"] += norms.with_name(f"{NORMS_FILE_NAME}.tmp").exists()
         counts["before the first checkpoint"] += last_complete_checkpoint(folder) is None
-    if not (folder / f"{FINISHED}.0").exists():
+    if not is_finished(folder, world_size):
         attempt(folder, source, True, world_size, None, chance, duration)
     for name in differences(folder, whole, world_size):
         kind = name.split(".")[0] if name.startswith("rates") else name
