@@ -136,8 +136,10 @@ def bandwidth(device: torch.device) -> float:
 def step_time(name: str, dtype: torch.dtype, tokens: int, cpu: bool, seconds: float, file: Path) -> dict[str, object]:
     """The ratio of step times with recording over without, writes to disk included."""
     loop = TrainingLoop(name, dtype, tokens, cpu)
-    loop.steps(2)
-    step = min(timed(lambda: loop.steps(1)) for _ in range(3))
+    loop.steps(1)
+    step = timed(lambda: loop.steps(1))
+    if step < 1:
+        step = min(timed(lambda: loop.steps(1)) for _ in range(3))
     # As many steps as a recorder keeps between two writes, or as there is time for: each block ends with a write.
     block = max(1, min(50, round(seconds / 16 / step)))
     number = max(4, min(40, round(seconds / (2 * block * step))))
