@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from hf_refined_schedule import GradientNorms, load_norms, smooth_norms
 from hf_refined_schedule.classical import closest_polynomial, closest_wsd
+from hf_refined_schedule.cli import LONGEST_NAME
 from hf_refined_schedule.plots import COLORS, plot_norms
 from hf_refined_schedule.refinement import peak_place
 from hf_refined_schedule.schedule_file import OptimizerFamily, RefinedSchedule
@@ -79,22 +80,27 @@ def draw_synthetic(path: Path, runs: Mapping[str, list[Drawn]]) -> None:
         below[column].set(xlabel="progress of the run", ylabel="fraction of the peak", ylim=(0, 1.05))
         for axes in (above[column], below[column]):
             axes.label_outer()
-        if column:
-            above[column].get_legend().remove()
+        above[column].get_legend().remove()
+    ticks = [0.3, 0.5, 1, 2, 4]
+    above[0].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    above[0].minorticks_off()
+    above[0].legend(["with scatter", "smoothed"], fontsize="small")
     below[0].legend(fontsize="small")
     figure.savefig(path, dpi=110)
 
 
 def draw_recorded(path: Path, runs: list[Drawn]) -> None:
     """Norms above, recorded and smoothed; below, the refined schedule with the polynomial that is closest to it."""
-    figure = Figure(figsize=(4.2 * len(runs), 6.2), layout="constrained")
+    figure = Figure(figsize=(3.8 * len(runs), 6.6), layout="constrained")
     above, below = figure.subplots(2, len(runs), squeeze=False)
     for column, run in enumerate(runs):
         kind = run.schedule.norm.upper()
         plot_norms(
             above[column], run.norms, smooth_norms(run.norms, run.schedule.smoothing), label=f"gradient {kind} norm"
         )
-        above[column].set_title(run.name)
+        above[column].set_title(
+            run.name if len(run.name) <= LONGEST_NAME else f"…{run.name[1 - LONGEST_NAME :]}", fontsize="medium"
+        )
         grid = run.schedule.multipliers
         progress = np.linspace(0, 1, len(grid))
         fit = closest_polynomial(grid)
@@ -107,7 +113,7 @@ def draw_recorded(path: Path, runs: list[Drawn]) -> None:
         below[column].plot(progress, fitted, color="black", linewidth=1.2, label=words)
         below[column].plot([0, 1], [1, 0], "--", color=COLORS["linear"], label="linear decay")
         below[column].set(xlabel="progress of the run", ylabel="fraction of the peak", ylim=(0, 1.05))
-        below[column].legend(fontsize="small")
+        below[column].legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)
     figure.savefig(path, dpi=110)
 
 
@@ -139,41 +145,48 @@ def recorded(name: str, source: str | Path, optimizer: OptimizerFamily | None) -
     return Drawn(name, norms.at_every_step(schedule.norm), schedule)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("sources", nargs="*", help="recorded runs, as refined_from takes them; by default our own")
-    parser.add_argument("--optimizer", choices=get_args(OptimizerFamily), help="for sources that do not say")
-    parser.add_argument("--output_dir", type=Path, default=Path("results/figures"))
-    options = parser.parse_args()
-    try:
-        sources = {source: source for source in options.sources} or OWN_RUNS
-        runs = [recorded(name, source, options.optimizer) for name, source in sources.items()]
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"figures.py: error: {error}\n")
+def write_report(output_dir: Path, runs: list[Drawn], command: str) -> str:
+    """Write both pictures, and the report beside their folder; returns the report."""
     synthetic = {}
     for name, norms in synthetic_norms().items():
         source = GradientNorms(steps=np.arange(1, len(norms) + 1), l1=norms, l2=norms)
         synthetic[name] = [
             Drawn(name, norms, RefinedSchedule.from_norms(source, family)) for family in get_args(OptimizerFamily)
         ]
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    draw_synthetic(options.output_dir / "synthetic.png", synthetic)
-    draw_recorded(options.output_dir / "recorded.png", runs)
-    folder = options.output_dir.name
+    output_dir.mkdir(parents=True, exist_ok=True)
+    draw_synthetic(output_dir / "synthetic.png", synthetic)
+    draw_recorded(output_dir / "recorded.png", runs)
+    folder = output_dir.name
     report = "\n\n".join(
         [
             "# The method in pictures",
             f"Synthetic norms of {NUM_STEPS} updates, and the schedules that they ask for:",
             f"![Norms and schedules]({folder}/synthetic.png)",
             table(run for drawn in synthetic.values() for run in drawn),
-            "Recorded norms, smoothed; refined; and the polynomial that is closest to the refined schedule:",
+            "Recorded norms, smoothed; refined; and the polynomial that is closest to the refined schedule, of powers from 0.1 "
+            "to 10:",
             f"![Recorded norms and schedules]({folder}/recorded.png)",
             table(runs),
-            f"```bash\n{shlex.join(['python', 'scripts/figures.py', *sys.argv[1:]])}\n```",
+            f"```bash\n{command}\n```",
         ]
     )
-    options.output_dir.with_name(f"{folder}.md").write_text(report + "\n")
-    print(report)
+    output_dir.with_name(f"{folder}.md").write_text(report + "\n", encoding="utf-8")
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("sources", nargs="*", help="recorded runs, anything that holds norms; by default our own")
+    parser.add_argument("--optimizer", choices=get_args(OptimizerFamily), help="for sources that do not say")
+    parser.add_argument("--output_dir", type=Path, default=Path("results/figures"))
+    options = parser.parse_args()
+    try:
+        sources = {source: source for source in options.sources} or OWN_RUNS
+        runs = [recorded(name, source, options.optimizer) for name, source in sources.items()]
+        command = shlex.join(["python", "scripts/figures.py", *sys.argv[1:]])
+        print(write_report(options.output_dir.resolve(), runs, command))
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"figures.py: error: {error}\n")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ from .tiny import BIN, REPOSITORY, run_command
 
 FIGURES = REPOSITORY / "scripts" / "figures.py"
 
+SCATTER = 0.03
+"""What 10 % of scatter in a synthetic run's norms, smoothed over 100 updates, moves a mean or the place of a clear peak by."""
+
 
 def rows(text):
     """The cells of each row of the tables."""
@@ -30,6 +33,17 @@ def test_our_own_runs_and_synthetic_ones(tmp_path):
         warmup, power = re.fullmatch(r"warm-up (\d+)%, power (.*)", table["constant", weights][4]).groups()
         assert warmup == "0"
         assert float(power) == pytest.approx(1, abs=0.1)
+    for name, weights, column, by_hand in (
+        # Norms y = 1 + u and w = 1 / y: w * (the integral of w from u to 1) = ln(2 / y) / y, at most ln 2, and ln(2)^2 / 2 in the mean.
+        ("rising", "L1 ** -1", 3, 0.347),
+        # w = 1 / y^2: (1 / y - 1 / 2) / y^2, at most 1 / 2, and 1 / 8 in the mean.
+        ("rising", "L2 ** -2", 3, 0.25),
+        # y = 1 - 0.67 u and w = 1 / y^2: (1 / 0.33 - 1 / y) / y^2 up to a factor, greatest at y = 1.5 * 0.33.
+        ("falling", "L2 ** -2", 2, 0.754),
+    ):
+        cell = table[name, weights][column]
+        value = float(cell.rstrip("%")) / (100 if cell.endswith("%") else 1)
+        assert value == pytest.approx(by_hand, abs=SCATTER), (name, weights)
     assert {"fine-tuning", "from scratch", "LoRA"} <= {name for name, _ in table}
 
 
@@ -43,10 +57,29 @@ def test_a_source_of_ones_own(tmp_path):
     assert float(cells[3]) < 0.4
 
 
+def refused(tmp_path, *words):
+    """The one line of an error with exit status 2."""
+    done = run_command(BIN / "python", FIGURES, *words, folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("figures.py: error: ")
+    return line
+
+
 def test_sources_without_an_answer(tmp_path):
     (tmp_path / "log.csv").write_text("step,grad_norm\n" + "".join(f"{step},1.5\n" for step in range(1, 50)))
-    for source, words in (("nothing", "no file or folder"), (tmp_path / "log.csv", "--optimizer adam")):
-        done = run_command(BIN / "python", FIGURES, source, "--output_dir", tmp_path / "figures")
-        assert done.returncode == 2
-        (line,) = done.stderr.splitlines()
-        assert words in line
+    write_run(tmp_path / "vanished.jsonl", [0.0] * 100)
+    write_run(tmp_path / "half.jsonl", [1.0] * 50, planned=100)
+    for source, words in (
+        ("nothing", "no file or folder"),
+        ("log.csv", "--optimizer adam"),
+        ("vanished.jsonl", "position 0 is 0"),
+        ("half.jsonl", "covers 50 of 100"),
+    ):
+        assert words in refused(tmp_path, source, "--output_dir", "figures")
+    assert not (tmp_path / "figures").exists()
+
+
+def test_an_output_that_cannot_be_written(tmp_path):
+    (tmp_path / "taken").write_text("")
+    assert "taken" in refused(tmp_path, "--output_dir", "taken")
