@@ -12,17 +12,8 @@ FLOAT32_GRADIENTS = 1e-5
 BFLOAT16_LOG = 5e-3
 """Trainer logs the norm of bfloat16 parameters in bfloat16, which has 8 bits."""
 
-ONE_DECIMAL = 0.05
-"""A constant that the theory's text gives with one decimal."""
-
 SPARSE_LOG_RMSE = 0.006
 """One norm in ten, the first among them, rebuilt the schedule of a published RoBERTa run to this."""
-
-NEAR_THE_BEST_PEAK = 0.01
-"""A relative step away from a minimum: it raises the bound by half its square, 5e-5, far above rounding."""
-
-REFINE_MILLION_SECONDS = 1.0
-"""10^6 norms take less than 0.5 s on an idle machine; twice that on one that runs other tests as well."""
 
 ONE_DECIMAL = 0.05
 """A constant that the literature gives with one decimal."""
