@@ -25,7 +25,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -560,13 +560,23 @@ def run_launch(
 
 
 def end_marked(mark: str) -> None:
-    """End what is left of a launch, also what is no child of ours any more."""
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == mark:
+    """End what is left of a launch, also what is no child of ours any more, and what it starts meanwhile."""
+    deadline = time.monotonic() + GRACE
+    while (left := [process for process in psutil.process_iter() if has_mark(process, mark)]) and (
+        time.monotonic() < deadline
+    ):
+        for process in left:
+            with suppress(psutil.Error):
                 process.kill()
-        except psutil.Error:
-            continue
+        time.sleep(0.05)
+
+
+def has_mark(process: psutil.Process, mark: str) -> bool:
+    """Whether a process lives, and is of a launch."""
+    try:
+        return process.environ().get(MARK) == mark
+    except psutil.Error:
+        return False
 
 
 class Outcome(NamedTuple):
