@@ -29,7 +29,11 @@ def test_every_figure_is_reported(tmp_path):
     assert done.returncode == 0, done.stderr
     text = report.read_text()
     assert text in done.stdout
-    assert re.search(r"^\| cpu \| 1M \| bfloat16 \| 128 \| \d+ x \d+ \|( [\d.]+ \|){4} none \|$", text, re.M)
+    assert re.search(
+        r"^\| cpu \| 1M \| bfloat16 \| 128 \| \d+ \|( [\d.]+ \|){2} [\d.]+ to [\d.]+ \|( [\d.]+ \|){2} none \|$",
+        text,
+        re.M,
+    )
     assert re.search(r"^\| 10\^4 \| [\d.]+ s \|", text, re.M)
     errors = [float(error) for error in re.findall(r"relative error of L. for 10\^8 gradients \| ([\d.e-]+)", text)]
     assert len(errors) == 2
