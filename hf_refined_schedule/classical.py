@@ -83,14 +83,32 @@ class Fit(NamedTuple):
     """Root mean square difference of the multipliers."""
 
 
+POWERS = (0.1, 10.0)
+"""Between which the power of a polynomial is searched for."""
+
+
+def polynomial(progress: NDArray[np.float64], warmup: float, power: float) -> NDArray[np.float64]:
+    """The schedule "warm up for w, then (1 - v) ** p over what is left".
+
+    Args:
+        progress: of the run, from 0 to 1, shape (n,).
+        warmup: w, a share of the run.
+        power: p.
+
+    Returns:
+        Multipliers of the peak learning rate, shape (n,).
+    """
+    return _after_warmup(progress, warmup, lambda v: (1 - v) ** power)
+
+
 def closest_polynomial(grid: NDArray[np.float64]) -> Fit:
-    """The closest "warm up for w, then (1 - v) ** p over what is left", as transformers' `polynomial` with `lr_end=0`.
+    """The closest `polynomial`, as transformers' schedule of that name with `lr_end=0`.
 
     Args:
         grid: multipliers at even progress from 0 to 1, shape (G+1,).
 
     Returns:
-        Warm-up, a multiple of 1 % of the run; power from 0.1 to 10; and the error.
+        Warm-up, a multiple of 1 % of the run; power, within `POWERS`; and the error.
 
     Example:
         >>> warmup, power, error = closest_polynomial((1 - np.linspace(0, 1, 101)) ** 2)
@@ -103,8 +121,8 @@ def closest_polynomial(grid: NDArray[np.float64]) -> Fit:
     fits = []
     for warmup in _WARMUPS:
         found = minimize_scalar(
-            lambda power, warmup=warmup: rmse(_after_warmup(progress, warmup, lambda v: (1 - v) ** power), sampled),
-            bounds=(0.1, 10.0),
+            lambda power, warmup=warmup: rmse(polynomial(progress, warmup, power), sampled),
+            bounds=POWERS,
             method="bounded",
         )
         fits.append(Fit(warmup, float(found.x), float(found.fun)))

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import __version__
 from .bounds import rank_schedules
-from .classical import WARMUP, classical_schedules, closest_polynomial, closest_wsd
+from .classical import POWERS, WARMUP, classical_schedules, closest_polynomial, closest_wsd
 from .health import check_health
 from .norms_file import GradientNorms
 from .refinement import peak_place, smooth_norms
@@ -209,6 +209,8 @@ def _print_fits(schedule: RefinedSchedule) -> None:
         f"""--lr_scheduler_kwargs '{{"num_decay_steps": {round(wsd.parameter * steps)}, "decay_type": "linear"}}'\n"""
         f"  (for {steps} updates)"
     )
+    if min(abs(polynomial.parameter / limit - 1) for limit in POWERS) < 0.01:
+        print(f"  no power from {POWERS[0]:g} to {POWERS[1]:g} comes close: use the schedule itself")
 
 
 def _check(options: argparse.Namespace) -> None:

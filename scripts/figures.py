@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from hf_refined_schedule import GradientNorms, load_norms, smooth_norms
-from hf_refined_schedule.classical import closest_polynomial, closest_wsd
+from hf_refined_schedule.classical import closest_polynomial, closest_wsd, polynomial
 from hf_refined_schedule.cli import LONGEST_NAME
 from hf_refined_schedule.plots import COLORS, plot_norms
 from hf_refined_schedule.refinement import peak_place
@@ -104,9 +104,7 @@ def draw_recorded(path: Path, runs: list[Drawn]) -> None:
         grid = run.schedule.multipliers
         progress = np.linspace(0, 1, len(grid))
         fit = closest_polynomial(grid)
-        after = np.maximum(0, progress - fit.warmup) / (1 - fit.warmup)
-        ramp = progress / fit.warmup if fit.warmup else np.ones_like(progress)
-        fitted = np.where(progress < fit.warmup, ramp, (1 - after) ** fit.parameter)
+        fitted = polynomial(progress, fit.warmup, fit.parameter)
         weights = f"refined, {kind} ** {run.schedule.power:g}"
         below[column].plot(progress, grid, color=COLORS["refined"], label=weights)
         words = f"warm-up {fit.warmup:.0%}, then (1 - u) ** {fit.parameter:.2f}\nRMSE {fit.error:.3f}"
@@ -125,11 +123,11 @@ def table(runs: Iterable[Drawn]) -> str:
     ]
     for run in runs:
         grid = run.schedule.multipliers
-        polynomial, wsd = closest_polynomial(grid), closest_wsd(grid)
+        power_law, wsd = closest_polynomial(grid), closest_wsd(grid)
         weights = f"{run.schedule.norm.upper()} ** {run.schedule.power:g}"
         lines.append(
             f"| {run.name} | {weights} | {peak_place(grid):.0%} | {grid[:-1].mean():.2f} "
-            f"| warm-up {polynomial.warmup:.0%}, power {polynomial.parameter:.2f} | {polynomial.error:.3f} "
+            f"| warm-up {power_law.warmup:.0%}, power {power_law.parameter:.2f} | {power_law.error:.3f} "
             f"| warm-up {wsd.warmup:.0%}, decay {wsd.parameter:.0%} | {wsd.error:.3f} |"
         )
     return "\n".join(lines)

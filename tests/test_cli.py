@@ -210,6 +210,13 @@ def test_fitted_schedules_are_what_transformers_makes_of_the_flags(tmp_path, cap
             scheduler.step()
         assert np.sqrt(np.mean(np.square(np.array(multipliers) - refined))) == pytest.approx(error, abs=0.005)
     assert errors[0] < 0.05
+    assert "comes close" not in printed
+
+
+def test_a_power_at_the_edge_of_the_search_is_told(tmp_path, capsys):
+    write_run(tmp_path / "run" / "gradient_norms.jsonl", [0.02] * 12 + [1.0] * 188)
+    assert main(["refine", str(tmp_path / "run"), "--fit", "-o", str(tmp_path / "schedule.json")]) == 0
+    assert "no power from 0.1 to 10 comes close" in capsys.readouterr().out
 
 
 def test_rising_norms(tmp_path, capsys):

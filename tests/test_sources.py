@@ -281,6 +281,13 @@ def test_a_file_of_something_else_is_refused(tmp_path, content):
             load(path)
 
 
+def test_a_schedule_file_holds_no_norms(tmp_path):
+    path = tmp_path / "schedule.json"
+    write_schedule(RefinedSchedule.from_norms(GradientNorms(np.arange(1, 101), l1=np.ones(100)), "adam"), path)
+    with refuses(str(path), "is a schedule file", "the run that it was made from"):
+        load_norms(path)
+
+
 # --- the schedule that a run's norms ask for ---
 
 # norms 4 2 1 2 2: one over the norm makes products 5/8 1 1 1/4 0, one over its square 7/64 3/8 1/2 1/16 0
