@@ -92,7 +92,8 @@ class RefinedSchedule:
             power: the exponent to use instead, negative.
             smoothing: tau, by default 0.1.
             rising_norms: as in `refine_schedule`, by default `"keep"`.
-            pilot: take an unfinished run; its last smoothed norm goes on to the end.
+            pilot: take an unfinished run; its last smoothed norm goes on to the end. `smoothing` is then a fraction of what was
+                recorded.
 
         Returns:
             The schedule.

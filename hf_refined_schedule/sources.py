@@ -46,7 +46,9 @@ def load_norms(
     """
     path = find_source_file(source)
     if is_schedule_file(path):
-        raise ValueError(f"{path} is a schedule file, which holds no gradient norms; pass the run that it was made from.")
+        raise ValueError(
+            f"{path} is a schedule file, which holds no gradient norms; pass the run that it was made from."
+        )
     with open(path, "rb") as file:
         beginning = file.read(2**16)
     if b"brain.Event" in beginning[:100]:

@@ -74,6 +74,15 @@ def test_its_launches_are_those_that_ran():
     assert [row for row in rows(table, *columns)[2:] if row not in launches] == []
 
 
+def test_its_cost_is_that_of_the_benchmark():
+    report = (REPOSITORY / "results" / "benchmark.md").read_text()
+    rows = re.findall(r"^\| cpu \|.*\| 1024 \|.*\| ([\d.]+) \| [\d.]+ \| 1\.01 [^|]*\|$", report, re.M)
+    assert len(rows) == 6
+    shares = [100 * (float(row) - 1) for row in rows]
+    told = re.search(r"two CPU cores it took ([\d.]+) to ([\d.]+) % of a step of\s+1,024 tokens", README)
+    assert told.groups() == (f"{min(shares):.1f}", f"{max(shares):.1f}")
+
+
 def test_its_kills_are_those_of_the_soak_test():
     report = (REPOSITORY / "results" / "soak.md").read_text()
     counted = re.findall(r"^\| [12] \| (\d+) \| (\d+) \|.*\| 0 \| 0 \| 0 \|$", report, re.M)
