@@ -588,26 +588,43 @@ def make_start(
     return {"train": train, "evaluation": evaluation}
 
 
+def account(folder: str | Path, script: str, seconds: float, **more: object) -> dict[str, Any]:
+    """Write grid.json: the commands, the machine, the versions, and the seconds spent, added up over reruns.
+
+    Args:
+        folder: where it is written.
+        script: the name of the script that runs.
+        seconds: that this run has taken.
+        **more: entries of the script's own.
+
+    Returns:
+        Its contents.
+    """
+    path = Path(folder) / "grid.json"
+    before = json.loads(path.read_text()) if path.exists() else {"commands": [], "seconds": 0.0}
+    command = shlex.join(["python", f"scripts/{script}", *sys.argv[1:]])
+    about = {
+        "commands": list(dict.fromkeys([*before["commands"], command])),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+        **more,
+        "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "numpy", "scipy")},
+        "seconds": round(before["seconds"] + seconds, 1),
+    }
+    path.write_text(json.dumps(about, indent=1) + "\n")
+    return about
+
+
 @contextmanager
 def accounted(options: ComparisonArguments) -> Iterator[None]:
-    """grid.json: the commands, the machine, the versions, and the seconds spent, added up over reruns."""
-    path = Path(options.output_dir) / "grid.json"
+    """Write grid.json at the end, also of an interrupted run."""
     started = time.monotonic()
-    command = shlex.join(["python", "scripts/compare_finetuning.py", *sys.argv[1:]])
     try:
         yield
     finally:
         if PartialState().is_main_process:
-            before = json.loads(path.read_text()) if path.exists() else {"commands": [], "seconds": 0.0}
-            about = {
-                "commands": list(dict.fromkeys([*before["commands"], command])),
-                "machine": f"{os.cpu_count()} cores, {platform.machine()}"
-                + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
-                "processes": PartialState().num_processes,
-                "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "numpy", "scipy")},
-                "seconds": round(before["seconds"] + time.monotonic() - started, 1),
-            }
-            path.write_text(json.dumps(about, indent=1) + "\n")
+            seconds = time.monotonic() - started
+            account(options.output_dir, "compare_finetuning.py", seconds, processes=PartialState().num_processes)
 
 
 def main() -> None:

@@ -13,28 +13,23 @@ runs that are recorded to their end there. The default takes about 10 minutes on
 
 import argparse
 import csv
-import json
-import os
-import platform
-import shlex
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from itertools import cycle, zip_longest
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from compare_finetuning import Cell, ComparisonArguments, Setting, prepare, run_cell
+import pandas as pd
+from compare_finetuning import Cell, ComparisonArguments, Setting, account, prepare, run_cell
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from report_comparison import NONE, how_it_was_made
+from report_comparison import NONE, aligned, how_it_was_made
 from tqdm import tqdm
 
 from hf_refined_schedule import load_norms
@@ -262,11 +257,7 @@ def table(rows: list[Row]) -> str:
                 ", ".join(name if len(verdicts) == 1 else f"{name} ({count})" for name, count in verdicts.items()),
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |" for line in lines
-    )
+    return aligned(pd.DataFrame(lines[1:], columns=lines[0]))
 
 
 def conclusion(rows: list[Row]) -> str:
@@ -374,21 +365,6 @@ def write_report(options: argparse.Namespace, recorded: Mapping[Run, GradientNor
     return report
 
 
-def account(options: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """grid.json: the commands, the machine, the versions, and the seconds spent, added up over reruns."""
-    path = options.output_dir / "grid.json"
-    before = json.loads(path.read_text()) if path.exists() else {"commands": [], "seconds": 0.0}
-    command = shlex.join(["python", "scripts/pilot.py", *sys.argv[1:]])
-    about = {
-        "commands": list(dict.fromkeys([*before["commands"], command])),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "numpy", "scipy")},
-        "seconds": round(before["seconds"] + seconds, 1),
-    }
-    path.write_text(json.dumps(about, indent=1) + "\n")
-    return about
-
-
 def share_of_the_run(text: str) -> float:
     share = float(text)
     if not 0 < share <= 1:
@@ -430,7 +406,7 @@ def main() -> None:
         options.output_dir.mkdir(parents=True, exist_ok=True)
         runs = [run for regime in options.regimes for run in plan(options, regime)]
         record(runs, options.num_workers)
-        about = account(options, time.monotonic() - started)
+        about = account(options.output_dir, "pilot.py", time.monotonic() - started)
         print(write_report(options, {run: load_norms(run.norms_file) for run in runs}, about))
     except (ValueError, OSError) as error:
         parser.exit(2, f"pilot.py: error: {error}\n")
