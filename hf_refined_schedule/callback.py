@@ -25,7 +25,7 @@ class GradientNormCallback(TrainerCallback):
     Where gradients cannot be seen whole, recording turns itself off with one warning and training goes on.
 
     Args:
-        path: the file, instead of `gradient_norms.jsonl` in the Trainer's `output_dir`.
+        path: the file, or the folder for it, instead of `gradient_norms.jsonl` in the Trainer's `output_dir`.
 
     Reference: arXiv 2310.07831, section 3.
     """

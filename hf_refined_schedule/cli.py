@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -178,6 +179,12 @@ def _refine(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.sources[0]} is a schedule file already; pass the run that it should be made from.")
     if options.method == "numerical":
         schedule = optimized(schedule)
+    if Path(options.output).exists() and any(
+        os.path.samefile(options.output, find_source_file(source)) for source in options.sources
+    ):
+        raise ValueError(
+            f"{options.output} holds the norms, and the schedule would replace them; pass another --output."
+        )
     write_schedule(schedule, options.output)
     for run in runs:
         print(run.description)
@@ -284,8 +291,8 @@ def _plot(options: argparse.Namespace) -> None:
         print("\n\n".join(texts))
     if options.output:
         label = f"gradient {' or '.join(sorted(kinds))} norm, before clipping"
-        norms_and_schedule_figure(options.output, drawn, average, label=label, title=title)
-        print(f"wrote {options.output}")
+        written = norms_and_schedule_figure(options.output, drawn, average, label=label, title=title)
+        print(f"wrote {written}")
 
 
 def _schedule(

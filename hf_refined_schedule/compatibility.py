@@ -28,8 +28,49 @@ class ClippingWatcher(Protocol):
         """Called with the arguments and the result of the clip."""
 
 
+class _MethodWrap:
+    """`around(method, self, ...)` in place of a class's method, while it is installed.
+
+    Others may wrap the method meanwhile, and keep ours beneath theirs: each installation goes on to the method that it has
+    found, and of several in one call the outermost alone calls `around`.
+
+    Args:
+        name: the method's name.
+        around: called with the method and its arguments.
+    """
+
+    def __init__(self, name: str, around: Callable[..., Any]) -> None:
+        self._name = name
+        self._around = around
+        self._found: Callable[..., Any] | None = None
+        self._wrapper: Callable[..., Any] | None = None
+        self._inside: set[int] = set()
+
+    def install(self, owner: type) -> None:
+        method = getattr(owner, self._name)
+        if method is self._wrapper:
+            return
+
+        @functools.wraps(method)
+        def wrapper(instance: Any, *args: Any, **kwargs: Any) -> Any:
+            if id(instance) in self._inside:
+                return method(instance, *args, **kwargs)
+            self._inside.add(id(instance))
+            try:
+                return self._around(method, instance, *args, **kwargs)
+            finally:
+                self._inside.discard(id(instance))
+
+        self._found, self._wrapper = method, wrapper
+        setattr(owner, self._name, wrapper)
+
+    def remove(self, owner: type) -> None:
+        if getattr(owner, self._name) is self._wrapper:
+            setattr(owner, self._name, self._found)
+            self._found = self._wrapper = None
+
+
 _clipping_watchers: weakref.WeakSet[ClippingWatcher] = weakref.WeakSet()
-_clip_grad_norm_ = Accelerator.clip_grad_norm_
 
 
 def watch_clipping(watcher: ClippingWatcher) -> None:
@@ -43,10 +84,7 @@ def watch_clipping(watcher: ClippingWatcher) -> None:
         watcher: told before and after each clip.
     """
     _clipping_watchers.add(watcher)
-    if Accelerator.clip_grad_norm_ is not _watched_clip_grad_norm_:
-        global _clip_grad_norm_
-        _clip_grad_norm_ = Accelerator.clip_grad_norm_
-        Accelerator.clip_grad_norm_ = _watched_clip_grad_norm_
+    _clipping.install(Accelerator)
 
 
 def unwatch_clipping(watcher: ClippingWatcher) -> None:
@@ -56,17 +94,22 @@ def unwatch_clipping(watcher: ClippingWatcher) -> None:
         watcher: what was given to `watch_clipping`.
     """
     _clipping_watchers.discard(watcher)
-    if not _clipping_watchers and Accelerator.clip_grad_norm_ is _watched_clip_grad_norm_:
-        Accelerator.clip_grad_norm_ = _clip_grad_norm_
+    if not _clipping_watchers:
+        _clipping.remove(Accelerator)
 
 
-def _watched_clip_grad_norm_(self: Accelerator, parameters: Any, max_norm: float, norm_type: float = 2) -> Any:
+def _watched_clip(
+    clip_grad_norm_: Callable[..., Any], self: Accelerator, parameters: Any, max_norm: float, norm_type: float = 2
+) -> Any:
     parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
     concerned = [watcher for watcher in list(_clipping_watchers) if watcher.before_clip(parameters)]
-    total_norm = _clip_grad_norm_(self, parameters, max_norm, norm_type=norm_type)
+    total_norm = clip_grad_norm_(self, parameters, max_norm, norm_type=norm_type)
     for watcher in concerned:
         watcher.after_clip(max_norm, total_norm)
     return total_norm
+
+
+_clipping = _MethodWrap("clip_grad_norm_", _watched_clip)
 
 
 def wrap_optimizer_step(
@@ -171,8 +214,8 @@ class LogContributor(Protocol):
         """Called with the entries of one `Trainer.log`, to add to."""
 
 
-_log_contributors: weakref.WeakSet[LogContributor] = weakref.WeakSet()
-_log: Callable[..., None] | None = None
+_log_contributors: list[weakref.ref[LogContributor]] = []
+"""References, not a set: a callback that is a dataclass has no hash."""
 
 
 def contribute_to_logs(contributor: LogContributor) -> None:
@@ -184,13 +227,10 @@ def contribute_to_logs(contributor: LogContributor) -> None:
     Args:
         contributor: a callback of the trainer.
     """
-    global _log
     from transformers import Trainer
 
-    _log_contributors.add(contributor)
-    if Trainer.log is not _contributed_log:
-        _log = Trainer.log
-        Trainer.log = _contributed_log
+    _log_contributors.append(weakref.ref(contributor))
+    _logging.install(Trainer)
 
 
 def stop_contributing_to_logs(contributor: LogContributor) -> None:
@@ -201,16 +241,20 @@ def stop_contributing_to_logs(contributor: LogContributor) -> None:
     """
     from transformers import Trainer
 
-    _log_contributors.discard(contributor)
-    if not _log_contributors and Trainer.log is _contributed_log:
-        Trainer.log = _log
+    _log_contributors[:] = [other for other in _log_contributors if other() is not None and other() is not contributor]
+    if not _log_contributors:
+        _logging.remove(Trainer)
 
 
-def _contributed_log(self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+def _contributed_log(log: Callable[..., None], self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+    contributors = [contributor() for contributor in _log_contributors]
     for callback in self.callback_handler.callbacks:
-        if callback in _log_contributors:
+        if any(callback is contributor for contributor in contributors):
             callback.add_to_logs(logs)
-    _log(self, logs, *args, **kwargs)
+    log(self, logs, *args, **kwargs)
+
+
+_logging = _MethodWrap("log", _contributed_log)
 
 
 def add_scheduler_type(name: str, function: Callable[..., Any]) -> None:

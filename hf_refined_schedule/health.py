@@ -109,7 +109,9 @@ def check_health(norms: GradientNorms | Sequence[GradientNorms], schedule: Refin
     """
     runs = [norms] if isinstance(norms, GradientNorms) else list(norms)
     totals = [run.total_steps for run in runs]
-    stride = -(-max(totals) // MAX_POINTS)
+    # A short part of a long run is still looked at in so many points that another norm can stand first.
+    shortest = min(int(run.steps[-1]) for run in runs)
+    stride = max(1, min(-(-max(totals) // MAX_POINTS), shortest // (FIRST_NORM_NEIGHBOURS + 1)))
     sampled = [run.at_every_step(schedule.norm)[:total:stride] for run, total in zip(runs, totals, strict=True)]
     points = [-(-total // stride) for total in totals]
 
@@ -128,8 +130,11 @@ def check_health(norms: GradientNorms | Sequence[GradientNorms], schedule: Refin
         _at_most(
             "the change when another norm stands first (RMSE)",
             max(
-                rmse(grid([_with_first(of, of[place]) for of in sampled], schedule.smoothing), own)
-                for place in range(1, neighbours)
+                (
+                    rmse(grid([_with_first(of, of[place]) for of in sampled], schedule.smoothing), own)
+                    for place in range(1, neighbours)
+                ),
+                default=0.0,
             ),
             MAX_FIRST_NORM_SENSITIVITY,
         ),

@@ -38,7 +38,7 @@ def launch(
         script: the script's path.
         arguments: its arguments.
         refined_from: the run that `refined` is made from, unless the script's own options say.
-        gradient_norms_file: the file of norms, instead of `gradient_norms.jsonl` in a Trainer's `output_dir`.
+        gradient_norms_file: the file of norms, or the folder for it, instead of `gradient_norms.jsonl` in a Trainer's `output_dir`.
 
     Raises:
         ValueError: if there is no such script.
@@ -79,18 +79,18 @@ class _RawLoopRecording:
     def __init__(self, path: str, stack: ExitStack) -> None:
         self._path = path
         self._stack = stack
-        self._started = False
+        self._recorder: GradientNormRecorder | None = None
 
     def start(self, optimizer: Any) -> None:
         if not isinstance(optimizer, AcceleratedOptimizer):
             return
-        if self._started:
+        if self._recorder is None:
+            self._recorder = GradientNormRecorder(optimizer, path=self._path, on_failure="warn")
+            self._stack.enter_context(self._recorder)
+        elif self._recorder.recording:
             logger.warning(
                 "The script prepares more than one optimizer; gradient norms of the first alone are recorded."
             )
-            return
-        self._started = True
-        self._stack.enter_context(GradientNormRecorder(optimizer, path=self._path, on_failure="warn"))
 
 
 def _print_traceback(error: BaseException, script: Path) -> None:

@@ -302,6 +302,8 @@ def _open_existing(path: str, flags: int) -> int:
 def _move_aside(path: Path) -> None:
     if not path.exists():
         return
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it")
     number = 1
     while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
         number += 1

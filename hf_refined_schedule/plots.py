@@ -87,15 +87,18 @@ def norms_and_schedule_figure(
     *,
     label: str,
     title: str,
-) -> None:
+) -> Path:
     """Write a picture: norms of one run or several, and the schedules they ask for beside linear decay and cosine.
 
     Args:
-        path: the picture; its ending names the format.
+        path: the picture; its ending names the format, PNG without one.
         runs: what to draw. Without any norms the schedules are drawn alone.
         average: the schedule that several runs make together, shape (T+1,).
         label: what the norms are.
         title: the headline.
+
+    Returns:
+        The picture's path.
 
     Raises:
         ValueError: if matplotlib is not installed, or does not know the ending.
@@ -122,8 +125,10 @@ def norms_and_schedule_figure(
     plot_schedules(all_axes[-1], {**grids, "linear": 1 - progress, "cosine": 0.5 * (1 + np.cos(np.pi * progress))})
     figure.suptitle(title)
     path = Path(path)
+    path = path if path.suffix else path.with_suffix(".png")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+    return path
 
 
 def schedule_as_text(multipliers: NDArray[np.float64], *, columns: int = 72, rows: int = 12) -> str:

@@ -39,6 +39,9 @@ FLUSH_EVERY = 50
 CHUNK = 2**18
 """Elements summed at once on a CPU: 1 MB in float32, which stays in the cache."""
 
+SAME_NORM = 1e-3
+"""Of a gradient clipped twice, the norm that the first clip left: bfloat16 rounds it to 8 bits."""
+
 
 _recording: weakref.WeakSet["GradientNormRecorder"] = weakref.WeakSet()
 
@@ -80,6 +83,8 @@ def measure_gradient_norms(parameters: Iterable[torch.nn.Parameter]) -> tuple[to
     for gradient in gradients:
         if gradient.is_sparse:
             gradient = gradient.coalesce().values()
+        if gradient.is_complex():
+            gradient = gradient.abs()
         if hasattr(gradient, "full_tensor"):
             sums.append(_sums_of_shards(gradient))
         else:
@@ -97,7 +102,7 @@ def _sums_on_cpu(tensors: list[torch.Tensor]) -> torch.Tensor:
     `torch.sum`, which adds in pairs: `vector_norm` adds one by one in float32 on a CPU, an error of 46 % in the L1 norm of
     10^8 elements.
     """
-    buffer = torch.empty(CHUNK)
+    buffer = torch.empty(CHUNK, dtype=torch.float32, device="cpu")
     l1 = squares = 0.0
     for pieces, size in _chunks(tensors):
         values = buffer[:size]
@@ -107,7 +112,7 @@ def _sums_on_cpu(tensors: list[torch.Tensor]) -> torch.Tensor:
             torch.cat(pieces, out=values)
         l1 += values.abs_().sum().item()
         squares += values.square_().sum().item()
-    return torch.tensor((l1, squares), dtype=torch.float64)
+    return torch.tensor((l1, squares), dtype=torch.float64, device="cpu")
 
 
 def _chunks(tensors: list[torch.Tensor]) -> Iterator[tuple[list[torch.Tensor], int]]:
@@ -139,21 +144,22 @@ class GradientNormRecorder:
             ...  # the loop as it is, whether it clips (with accelerator.clip_grad_norm_) or not
 
     It leaves `gradient_norms.jsonl` in `output_dir`, written by the main process. To resume, pass it to
-    `accelerator.register_for_checkpointing`: the file is cut back to the checkpoint's step.
+    `accelerator.register_for_checkpointing`: the file is cut back to the checkpoint's step. A block that is entered again
+    goes on with the file.
 
     Args:
         optimizer: the optimizer as `Accelerator.prepare` returned it.
         output_dir: the folder of the file, made if it is not there.
         num_training_steps: T, the optimizer updates planned; if None, those made until the block ends.
-        path: the file itself, instead of `output_dir`.
+        path: the file itself, instead of `output_dir`; in a folder that is there, `gradient_norms.jsonl`.
         start_step: updates made before, in a resumed run.
         clips: whether the loop clips at every update, so that one without a clip in sight was clipped by other means.
         on_failure: `"raise"`, or `"warn"` to stop recording with one warning and let the run go on.
 
     Raises:
-        RecordingError: on entering, if the optimizer was not prepared, or an engine keeps the gradients to itself or in
-            pieces (FSDP1, Megatron, DeepSpeed without ZeRO if it clips); at an update, if there is no gradient, or the file
-            cannot be written.
+        RecordingError: on entering, if the optimizer was not prepared or has no hooks, or an engine keeps the gradients to
+            itself or in pieces (FSDP1, Megatron, DeepSpeed without ZeRO if it clips); at an update, if there is no
+            gradient or it cannot be measured, or the file cannot be written.
         ValueError: unless one of `output_dir` and `path` is given.
 
     Reference: arXiv 2310.07831, section 3, on norms of the gradients before clipping.
@@ -175,6 +181,8 @@ class GradientNormRecorder:
         if on_failure not in ("raise", "warn"):
             raise ValueError(f'on_failure is {on_failure!r}, but must be "raise" or "warn".')
         self.path = Path(output_dir) / NORMS_FILE_NAME if path is None else Path(path)
+        if self.path.is_dir():
+            self.path /= NORMS_FILE_NAME
         self.num_training_steps = num_training_steps
         self.step = start_step
         """Optimizer updates so far, those that were not taken included."""
@@ -188,7 +196,11 @@ class GradientNormRecorder:
         self._last: _Update | None = None
         self._norms: tuple[torch.Tensor | None, torch.Tensor] | None = None
         self._clip_factor: torch.Tensor | None = None
+        self._clipped: set[int] = set()
+        """Parameters that have been clipped since the last step."""
         self._learning_rate: float | torch.Tensor | None = None
+        self._failure: str | None = None
+        """Why the gradients of this update could not be measured."""
         self._max_grad_norm: float | None = None
         self._by_engine = False
         """Whether an engine tells its norm instead of showing gradients."""
@@ -199,6 +211,8 @@ class GradientNormRecorder:
             self._start()
         except RecordingError as error:
             self._fail(str(error))
+        except Exception as error:  # whatever an optimizer of unusual make lacks
+            self._fail(f"a {type(unwrap_optimizer(self._optimizer)).__name__} cannot be watched ({_in_a_line(error)})")
         return self
 
     def __exit__(
@@ -207,11 +221,11 @@ class GradientNormRecorder:
         finished = kind is None and self.recording and self.num_training_steps is None
         self.flush()
         if finished and self._can_write and self._writer is not None:
-            self.num_training_steps = self.step
             try:
-                self._writer.rewrite_header(self._header())
+                self._writer.rewrite_header({**self._header(), "num_training_steps": self.step})
             except OSError as error:
                 self._fail_to_write(error, self.step + 1)
+            self._writer = None
         self._stop()
 
     def flush(self) -> None:
@@ -276,12 +290,16 @@ class GradientNormRecorder:
             return False
         if self._by_engine:
             return True
-        mine = self._parameters()
-        if not {id(parameter) for parameter in parameters}.intersection(map(id, mine)):
+        concerned = {id(parameter) for parameter in parameters}.intersection(map(id, self._parameters()))
+        if not concerned:
             return False
         if self._norms is None:
             self._measure(loss_scale(self._optimizer))
-        return True
+        elif concerned & self._clipped:
+            self._measure_again()
+        self._clipped |= concerned
+        self._fail_if_seen()
+        return self.recording
 
     def after_clip(self, max_norm: float, total_norm: torch.Tensor | float | None) -> None:
         """Note the factor that a clip has applied, min(1, max_norm / (norm + 1e-6)), from the norm that it used.
@@ -336,11 +354,11 @@ class GradientNormRecorder:
         _recording.add(self)
         self.recording = True
         watch_clipping(self)
-        self._remove = [
-            lambda: unwatch_clipping(self),
-            wrap_optimizer_step(self._optimizer, self._around_step),
-            unwrap_optimizer(self._optimizer).register_step_pre_hook(self._before_taken_step).remove,
-        ]
+        self._forget_update()
+        self._remove.append(lambda: unwatch_clipping(self))
+        self._remove.append(wrap_optimizer_step(self._optimizer, self._around_step))
+        hook = unwrap_optimizer(self._optimizer).register_step_pre_hook(self._before_taken_step)
+        self._remove.append(hook.remove)
 
     def _stop(self) -> None:
         self.recording = False
@@ -353,6 +371,11 @@ class GradientNormRecorder:
         self._stop()
         self._last = None
         self._report(reason, self.step + 1)
+
+    def _fail_if_seen(self) -> None:
+        """Not in the optimizer's own hook, which cannot be taken off while hooks are called."""
+        if self._failure is not None:
+            self._fail(self._failure)
 
     def _fail_to_write(self, error: Exception, step: int) -> None:
         """Write no more, but measure on: the norm of a sharded gradient takes all ranks, and the others measure."""
@@ -380,10 +403,28 @@ class GradientNormRecorder:
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
     def _measure(self, scale: torch.Tensor | None) -> None:
-        norms = measure_gradient_norms(self._parameters())
-        if norms is not None and scale is not None:
-            norms = (norms[0] / scale, norms[1] / scale)
+        try:
+            norms = measure_gradient_norms(self._parameters())
+            if norms is not None and scale is not None:
+                norms = (norms[0] / scale, norms[1] / scale)
+        except Exception as error:  # whatever a gradient of unusual make cannot do
+            norms = None
+            self._failure = f"a gradient cannot be measured ({_in_a_line(error)})"
         self._norms = norms
+
+    def _measure_again(self) -> None:
+        """Parameters are clipped again before a step: what the last clip left, or the gradient after a skipped one?"""
+        before, factor = self._norms, self._clip_factor
+        self._measure(loss_scale(self._optimizer))
+        if before is None or before[0] is None or self._norms is None or factor is None:
+            return
+        same = torch.isclose(self._norms[1], before[1] * factor.to(before[1]), rtol=SAME_NORM, atol=0.0)
+        self._norms = tuple(torch.where(same, old, new) for old, new in zip(before, self._norms, strict=True))
+        self._clip_factor = torch.where(same.to(factor.device), factor, torch.ones_like(factor))
+
+    def _forget_update(self) -> None:
+        self._norms = self._clip_factor = self._learning_rate = self._failure = None
+        self._clipped = set()
 
     def _note_learning_rate(self) -> None:
         if self._learning_rate is None:
@@ -399,18 +440,20 @@ class GradientNormRecorder:
             return
         self._measure(getattr(optimizer, "grad_scale", None))
         if self._clips and self._norms is not None:
-            self._norms = None
-            self._fail("gradients are clipped by other means than Accelerator.clip_grad_norm_, and are seen too late")
+            self._failure = (
+                "gradients are clipped by other means than Accelerator.clip_grad_norm_, and are seen too late"
+            )
 
     def _around_step(self, step: Any) -> Any:
         if not self.recording or not self._optimizer.gradient_state.sync_gradients:
             return step()
         self._note_learning_rate()
         result = step()
+        self._fail_if_seen()
         if not self.recording:
             return result
         norms, clip_factor, learning_rate = self._norms, self._clip_factor, self._learning_rate
-        self._norms, self._clip_factor, self._learning_rate = None, None, None
+        self._forget_update()
         if norms is None and not self._optimizer.step_was_skipped:
             self._fail(
                 "DeepSpeed tells its norm where accelerator.clip_grad_norm_ is called, and this loop does not call it"
@@ -431,6 +474,10 @@ class GradientNormRecorder:
         if len(self._pending) >= FLUSH_EVERY:
             self.flush()
         return result
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
 
 
 def _rows(updates: list[_Update]) -> list[dict[str, float | int | None]]:

@@ -40,7 +40,7 @@ def read_trainer_state(path: Path, column: str | None = None, norm: NormKind | N
     """Norms from the `log_history` of a Trainer: `grad_norm` (L2, before clipping), and `grad_norm_l1` where it is.
 
     Args:
-        path: a `trainer_state.json`.
+        path: a `trainer_state.json`, or its `log_history` alone.
         column: the name of the logged value to take instead.
         norm: which norm that is, where its name does not say.
 
@@ -60,6 +60,8 @@ def read_trainer_state(path: Path, column: str | None = None, norm: NormKind | N
         state = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         state = None
+    if isinstance(state, list):  # the log_history itself
+        state = {"log_history": state}
     if not isinstance(state, dict) or not isinstance(state.get("log_history"), list):
         raise ValueError(f"{path} is not a trainer_state.json; pass one, or a gradient_norms.jsonl.")
     entries = [entry for entry in state["log_history"] if isinstance(entry, dict) and is_step_number(entry.get("step"))]
@@ -98,7 +100,7 @@ def read_csv(path: Path, column: str | None = None, norm: NormKind | None = None
     """Norms from a table with a line of names: a W&B export, or any other.
 
     Args:
-        path: the file; values are parted by commas, semicolons or tabs.
+        path: the file; values are parted by commas, or by semicolons or tabs, where a number may have a decimal comma.
         column: as in `read_json_lines`.
         norm: as in `read_json_lines`.
 
@@ -111,13 +113,16 @@ def read_csv(path: Path, column: str | None = None, norm: NormKind | None = None
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         header = file.readline(MAX_LINE)
         file.seek(0)
-        rows = csv.reader(file, delimiter=max(",;\t", key=header.count))
+        delimiter = max(",;\t", key=re.sub(r'"[^"]*"', "", header).count)
+        rows = csv.reader(file, delimiter=delimiter)
         try:
             names = next(rows, [])
             columns = _norm_columns(names, path, column, norm)
             step = _step_column(names)
             wanted = {name: names.index(name) for name in (step, *columns.values()) if name is not None}
             entries = ({name: row[place] for name, place in wanted.items()} for row in rows if len(row) == len(names))
+            if delimiter != ",":
+                entries = ({name: value.replace(",", ".") for name, value in entry.items()} for entry in entries)
             return _norms_of_rows(path, "a table", entries, step, columns)
         except csv.Error as error:
             raise ValueError(f"{path} is damaged ({error}); export it again.") from None

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -257,7 +258,7 @@ def is_schedule_file(path: str | os.PathLike[str]) -> bool:
         True if it does.
     """
     with open(path, "rb") as file:
-        return f'"format": "{FORMAT}"'.encode() in file.read(200)
+        return re.search(rf'"format"\s*:\s*"{FORMAT}"'.encode(), file.read(200)) is not None
 
 
 def read_schedule(path: str | os.PathLike[str]) -> RefinedSchedule:

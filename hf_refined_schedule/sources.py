@@ -65,7 +65,7 @@ def load_norms(
         return read_norms_file(path)
     if isinstance(first_line, dict) and "log_history" not in first_line:
         return read_json_lines(path, column, norm)
-    if text.startswith("{"):
+    if text.startswith(("{", "[")):
         return read_trainer_state(path, column, norm)
     if column is None and not any(delimiter in text.split("\n", 1)[0] for delimiter in ",;\t"):
         raise ValueError(unreadable)

@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -22,7 +23,8 @@ class RefinedScheduleArguments(TrainingArguments):
 
         --lr_scheduler_type refined --refined_from runs/baseline
 
-    The options are written into `lr_scheduler_kwargs`, so that a stock `Trainer` obeys them.
+    The options are written into `lr_scheduler_kwargs`, so that a stock `Trainer` obeys them; also one that is set later, as
+    a hyperparameter search does.
 
     Args:
         refined_from: the run to refine the schedule from, as `get_refined_schedule` takes it.
@@ -50,6 +52,14 @@ class RefinedScheduleArguments(TrainingArguments):
         default=True, metadata={"help": "Leave gradient_norms.jsonl in output_dir, to refine a schedule from this run."}
     )
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "refined_from" and isinstance(value, os.PathLike):
+            value = os.fspath(value)  # JSON has no paths
+        super().__setattr__(name, value)
+        if name in SCHEDULER_KWARGS and vars(self).get("_options_written"):
+            kwargs = {key: old for key, old in self.lr_scheduler_kwargs.items() if key != SCHEDULER_KWARGS[name]}
+            self.lr_scheduler_kwargs = kwargs if value is None else {**kwargs, SCHEDULER_KWARGS[name]: value}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         given = {name: getattr(self, name) for name in SCHEDULER_KWARGS if getattr(self, name) is not None}
@@ -73,3 +83,4 @@ class RefinedScheduleArguments(TrainingArguments):
                 f"lr_scheduler_type='refined' needs --refined_from, the run to refine it from: {WHAT_TO_PASS}."
             )
         self.lr_scheduler_kwargs = kwargs
+        self._options_written = True
