@@ -130,11 +130,8 @@ def check_health(norms: GradientNorms | Sequence[GradientNorms], schedule: Refin
         _at_most(
             "the change when another norm stands first (RMSE)",
             max(
-                (
-                    rmse(grid([_with_first(of, of[place]) for of in sampled], schedule.smoothing), own)
-                    for place in range(1, neighbours)
-                ),
-                default=0.0,
+                rmse(grid([_with_first(of, of[place]) for of in sampled], schedule.smoothing), own)
+                for place in range(1, neighbours)
             ),
             MAX_FIRST_NORM_SENSITIVITY,
         ),

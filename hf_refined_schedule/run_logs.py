@@ -60,7 +60,7 @@ def read_trainer_state(path: Path, column: str | None = None, norm: NormKind | N
         state = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         state = None
-    if isinstance(state, list):  # the log_history itself
+    if isinstance(state, list) and any(isinstance(entry, dict) for entry in state):  # the log_history itself
         state = {"log_history": state}
     if not isinstance(state, dict) or not isinstance(state.get("log_history"), list):
         raise ValueError(f"{path} is not a trainer_state.json; pass one, or a gradient_norms.jsonl.")

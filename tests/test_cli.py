@@ -263,3 +263,18 @@ def test_schedule_file_is_not_a_source_of_norms(run, tmp_path, capsys):
     assert "schedule file already" in refused(capsys, "refine", out, "-o", tmp_path / "again.json")
     assert "is a schedule file; pass the run" in refused(capsys, "rank", out)
     assert "is a schedule file; pass the run" in refused(capsys, "check", out)
+
+
+def test_norms_are_not_replaced_by_their_schedule(run, tmp_path, capsys):
+    norms = run / "gradient_norms.jsonl"
+    before = norms.read_text()
+    (tmp_path / "link").symlink_to(norms)
+    for source, out in ((run, norms), (norms, norms), (norms, tmp_path / "link")):
+        assert "the schedule would replace them" in refused(capsys, "refine", source, "-o", out)
+    assert norms.read_text() == before
+
+
+def test_a_picture_without_an_ending(run, tmp_path, capsys):
+    assert main(["plot", str(run), "-o", str(tmp_path / "picture")]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'picture.png'}\n"
+    assert (tmp_path / "picture.png").exists()

@@ -114,6 +114,16 @@ def test_shape_of_a_schedule_alone():
     assert late == "the peak's place in the run is 0.95, more than 0.85"
 
 
+@pytest.mark.parametrize("recorded", [2, 40])
+def test_a_few_norms_of_a_very_long_run(recorded):
+    norms = run(np.linspace(3, 1, recorded), planned=10**6)
+    started = time.perf_counter()
+    health = check_health(norms, RefinedSchedule.from_norms(norms, "adam", pilot=True))
+    assert health.verdict in ("doubtful", "degenerate")
+    assert {finding.name: finding for finding in health.findings}["the share of the run that was recorded"].ok is False
+    assert time.perf_counter() - started < 10
+
+
 def test_a_million_norms_are_checked_in_seconds():
     norms = run(np.linspace(3, 1, 10**6))
     started = time.perf_counter()

@@ -117,6 +117,24 @@ def test_a_raw_loop_with_literal_choices(tmp_path):
         assert raw_report(tmp_path / "two", rank) == {"world_size": 2, "rates": pytest.approx(rates)}, done.stderr
 
 
+def test_trainers_one_after_another_into_one_file(tmp_path):
+    """Each records; neither is said to be left out."""
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import sys\n"
+        "from transformers import Trainer\n"
+        "from tests.tiny import tiny_arguments, tiny_data, tiny_model\n"
+        "for steps in (3, 4):\n"
+        "    arguments = tiny_arguments(sys.argv[1], max_steps=steps)\n"
+        "    Trainer(tiny_model(), arguments, train_dataset=tiny_data()).train()\n"
+    )
+    done = launch("--gradient-norms-file", tmp_path, script, tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert len(read_rows(tmp_path / "gradient_norms.1.jsonl")[1]) == 3
+    assert len(read_rows(tmp_path / "gradient_norms.jsonl")[1]) == 4
+    assert "more than one optimizer" not in done.stderr
+
+
 def test_without_the_launcher_the_script_refuses(tmp_path):
     done = run_command(BIN / "python", RAW, "--report", tmp_path / "report", "--lr_scheduler_type", "refined")
     assert done.returncode == 2

@@ -69,6 +69,24 @@ def test_sparse_gradient_counts_repeated_rows_once():
     assert (float(l1), float(l2)) == (pytest.approx(6.0), pytest.approx(math.sqrt(10.0)))  # rows of 2, 2 and 1, 1
 
 
+def test_complex_gradients_count_by_their_absolute_value():
+    parameters = [
+        parameter_with_gradient(torch.tensor([3 + 4j, -5j])),
+        parameter_with_gradient(torch.tensor([2.0])),
+    ]
+    l1, l2 = measure_gradient_norms(parameters)
+    assert (float(l1), float(l2)) == (pytest.approx(12.0), pytest.approx(math.sqrt(54.0)))
+
+
+def test_sums_are_in_float32_whatever_the_default_is():
+    torch.set_default_dtype(torch.float16)
+    try:
+        l1, l2 = measure_gradient_norms([parameter_with_gradient(torch.full((100,), 1e4, dtype=torch.float32))])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (float(l1), float(l2)) == (1e6, 1e5)
+
+
 def test_measuring_changes_nothing():
     gradient = torch.randn(1000)
     parameter = parameter_with_gradient(gradient.clone())
@@ -126,6 +144,148 @@ def test_the_loop_is_as_before_afterwards(tmp_path):
     assert Accelerator.clip_grad_norm_ is clip
     assert "step" not in vars(recorder._optimizer)
     assert not recorder._optimizer.optimizer._optimizer_step_pre_hooks
+
+
+WEIGHTS = (3.0, -4.0), (12.0, 0.0)
+"""Gradients of two parameters: together L1 19 and L2 13."""
+
+
+def clipped_loop(tmp_path, clips, updates=3):
+    """A loop that calls `clips(accelerator, first, second, update)`; True from it skips the batch."""
+    accelerator = Accelerator(cpu=True)
+    first, second = (torch.nn.Parameter(torch.zeros(2)) for _ in WEIGHTS)
+    optimizer = accelerator.prepare(torch.optim.SGD([first, second], lr=0.1))
+    with GradientNormRecorder(optimizer, output_dir=tmp_path):
+        for update in range(1, updates + 1):
+            loss = sum((w * torch.tensor(g)).sum() for w, g in zip((first, second), WEIGHTS, strict=True))
+            accelerator.backward(loss * update)
+            if not clips(accelerator, first, second, update):
+                optimizer.step()
+            optimizer.zero_grad()
+    _, rows = read_rows(tmp_path / "gradient_norms.jsonl")
+    return [(row["l1"], row["l2"], row["clip_factor"]) for row in rows]
+
+
+def test_a_batch_that_is_skipped_after_the_clip_leaves_no_norm(tmp_path):
+    def skip_the_second(accelerator, first, second, update):
+        accelerator.clip_grad_norm_([first, second], 6.5)
+        return update == 2
+
+    rows = clipped_loop(tmp_path, skip_the_second)
+    assert rows == [(19.0, 13.0, pytest.approx(0.5)), (57.0, 39.0, pytest.approx(1 / 6))]
+
+
+def test_a_gradient_that_is_clipped_twice_is_measured_before_the_first_clip(tmp_path):
+    def twice(accelerator, first, second, update):
+        for max_norm in (6.5, 1.3):
+            accelerator.clip_grad_norm_([first, second], max_norm)
+
+    rows = clipped_loop(tmp_path, twice)
+    assert rows == [(19.0 * n, 13.0 * n, pytest.approx(0.1 / n, rel=1e-5)) for n in (1, 2, 3)]
+
+
+def test_groups_that_are_clipped_apart_are_measured_together(tmp_path):
+    def apart(accelerator, first, second, update):
+        accelerator.clip_grad_norm_([first], 2.5)
+        accelerator.clip_grad_norm_([second], 100.0)
+
+    rows = clipped_loop(tmp_path, apart)
+    assert rows == [(19.0 * n, 13.0 * n, pytest.approx(0.5 / n, rel=1e-5)) for n in (1, 2, 3)]
+
+
+def test_a_block_entered_again_goes_on_with_the_file(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = accelerator.prepare(torch.optim.SGD([weight], lr=0.1))
+    recorder = GradientNormRecorder(optimizer, output_dir=tmp_path)
+    for epoch in range(1, 4):
+        with recorder:
+            for _ in range(4):
+                accelerator.backward((weight * torch.tensor([1.0, -2.0, 2.0])).sum() * epoch)
+                optimizer.step()
+                optimizer.zero_grad()
+        header, rows = read_rows(tmp_path / "gradient_norms.jsonl")
+        assert header["num_training_steps"] == 4 * epoch
+        assert [row["step"] for row in rows] == list(range(1, 4 * epoch + 1))
+    assert [row["l2"] for row in rows] == [3.0] * 4 + [6.0] * 4 + [9.0] * 4
+    assert [path.name for path in tmp_path.iterdir()] == ["gradient_norms.jsonl"]
+
+
+def test_a_folder_as_path_gets_the_file(tmp_path):
+    (tmp_path / "precious").mkdir()
+    optimizer = Accelerator(cpu=True).prepare(torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))], lr=0.1))
+    assert GradientNormRecorder(optimizer, path=tmp_path).path == tmp_path / "gradient_norms.jsonl"
+
+
+class Unwatchable(torch.optim.Optimizer):
+    """Wraps an optimizer without having been made as one, so that it has no hooks."""
+
+    def __init__(self, base):
+        self.base = base
+
+    param_groups = property(lambda self: self.base.param_groups)
+
+    def state_dict(self):
+        return self.base.state_dict()
+
+    def load_state_dict(self, state_dict):
+        self.base.load_state_dict(state_dict)
+
+    def step(self, closure=None):
+        return self.base.step(closure)
+
+    def zero_grad(self, set_to_none=True):
+        self.base.zero_grad(set_to_none)
+
+
+class NoSums(torch.Tensor):
+    """A gradient of unusual make."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if "cat" in function.__name__ or "copy" in function.__name__:
+            raise TypeError("no such thing\nfor this tensor")
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+@pytest.mark.parametrize("trouble", ["optimizer", "gradient", "gradient at the clip"])
+@pytest.mark.parametrize("on_failure", ["raise", "warn"])
+def test_what_cannot_be_watched_or_measured_is_one_clear_failure(tmp_path, caplog, trouble, on_failure):
+    accelerator = Accelerator(cpu=True)
+    weight = torch.nn.Parameter(torch.zeros(3))
+    base = torch.optim.SGD([weight], lr=0.1)
+    if trouble != "optimizer":
+        base.register_step_pre_hook(lambda *_: None)
+    optimizer = accelerator.prepare(Unwatchable(base) if trouble == "optimizer" else base)
+    called = []
+    clip = Accelerator.clip_grad_norm_
+
+    def train():
+        with GradientNormRecorder(optimizer, output_dir=tmp_path, on_failure=on_failure):
+            if (
+                trouble != "optimizer"
+            ):  # after ours: it would be passed over if hooks were taken off while they are called
+                base.register_step_pre_hook(lambda *_: called.append("another tool's hook"))
+            for _ in range(3):
+                weight.grad = torch.ones(3) if trouble == "optimizer" else torch.ones(3).as_subclass(NoSums)
+                if trouble == "gradient at the clip":
+                    accelerator.clip_grad_norm_([weight], 100.0)
+                optimizer.step()
+
+    if on_failure == "raise":
+        with pytest.raises(RecordingError) as caught:
+            train()
+        message = str(caught.value)
+    else:
+        train()
+        assert torch.equal(weight.detach(), torch.full((3,), -0.3))
+        (message,) = [record.message for record in caplog.records if record.name.startswith("hf_refined_schedule")]
+        assert len(called) == (0 if trouble == "optimizer" else 3)
+    assert ("cannot be watched" if trouble == "optimizer" else "TypeError: no such thing for this tensor") in message
+    assert "\n" not in message
+    assert Accelerator.clip_grad_norm_ is clip
+    assert "step" not in vars(optimizer)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_more_updates_than_one_write_holds(tmp_path):

@@ -158,3 +158,22 @@ def test_without_the_schedule_nothing_changes(tmp_path):
         "linear",
         tiny_arguments(tmp_path).lr_scheduler_kwargs,
     )
+
+
+def test_an_option_that_is_set_later_counts(tmp_path):
+    """As a hyperparameter search sets it."""
+    kwargs = {"min_lr_ratio": 0.1}
+    arguments = refined_arguments(
+        tmp_path, lr_scheduler_type="refined", refined_from=tmp_path / "a", lr_scheduler_kwargs=kwargs
+    )
+    assert arguments.lr_scheduler_kwargs == {"min_lr_ratio": 0.1, "refined_from": str(tmp_path / "a")}
+    arguments.to_json_string()
+    arguments.refined_smoothing = 0.3
+    arguments.refined_from = "b"
+    assert arguments.lr_scheduler_kwargs == {"min_lr_ratio": 0.1, "refined_from": "b", "smoothing": 0.3}
+    arguments.refined_smoothing = None
+    assert arguments.lr_scheduler_kwargs == {"min_lr_ratio": 0.1, "refined_from": "b"}
+    assert kwargs == {"min_lr_ratio": 0.1}
+    linear = refined_arguments(tmp_path)
+    linear.refined_from = "b"
+    assert linear.lr_scheduler_kwargs == tiny_arguments(tmp_path).lr_scheduler_kwargs

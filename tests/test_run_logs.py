@@ -65,6 +65,17 @@ def test_a_table_with_both_norms(tmp_path, step, delimiter):
     assert norms.steps.tolist() == list(range(1, 41))
 
 
+def test_a_decimal_comma(tmp_path):
+    rows = [(step, str(value).replace(".", ",")) for step, value in steps_and(VALUES)]
+    assert load_norms(table(tmp_path / "log.csv", ["step", "grad_norm"], rows, ";")).l2.tolist() == VALUES
+
+
+def test_a_run_with_semicolons_in_its_name(tmp_path):
+    names = ['"Step"', '"lr=1;wd=2;bs=4 - train/grad_norm"']
+    rows = [(f'"{step}"', f'"{value}"') for step, value in steps_and(VALUES)]
+    assert load_norms(table(tmp_path / "export.csv", names, rows)).l2.tolist() == VALUES
+
+
 def test_steps_counted_from_zero_are_shifted(tmp_path):
     norms = load_norms(table(tmp_path / "log.csv", ["step", "gnorm_l1"], steps_and(VALUES, first=0)))
     assert norms.steps.tolist() == list(range(1, 41))
@@ -163,6 +174,17 @@ def test_a_state_in_one_line_is_a_state(tmp_path):
     path.write_text(json.dumps({"log_history": history, "max_steps": 40}) + "\n")
     assert load_norms(path).num_training_steps == 40
     assert load_norms(path, column="sharpness", norm="l1").l1.tolist() == [3.0] * 30
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_log_history_alone(tmp_path, indent):
+    """As `json.dump(trainer.state.log_history, file)` writes it."""
+    path = tmp_path / "history.json"
+    history = [{"step": step, "grad_norm": value} for step, value in steps_and(VALUES)]
+    path.write_text(json.dumps([*history, {"step": 40, "train_loss": 0.5}], indent=indent))
+    norms = load_norms(path)
+    assert norms.l2.tolist() == VALUES
+    assert norms.num_training_steps is None
 
 
 def test_a_state_of_more_than_200_megabytes_is_refused(tmp_path):

@@ -649,6 +649,12 @@ def test_other_files_are_no_schedules(tmp_path, other):
     assert not is_schedule_file(path)
 
 
+def test_a_schedule_in_another_hand_is_one(schedule, schedule_path):
+    schedule_path.write_text(json.dumps(json.loads(schedule_path.read_text()), separators=(",", ":")))
+    assert is_schedule_file(schedule_path)
+    assert read_schedule(schedule_path).fingerprint == schedule.fingerprint
+
+
 def test_a_schedule_for_other_optimizers_is_refused(schedule_path):
     with refuses(str(schedule_path), "adam", "sgd", "--optimizer sgd"):
         load_schedule(schedule_path, "sgd")

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -347,6 +348,48 @@ def test_a_failed_run_does_not_disturb_the_next(tmp_path):
     trainer = stock_run(tmp_path / "next", callbacks=[callback])
     l2 = logged(trainer, "grad_norm")
     assert [row["l2"] for row in rows_of(trainer)] == pytest.approx(list(l2.values()), rel=FLOAT32_GRADIENTS)
+
+
+def test_a_folder_named_for_the_file_keeps_its_place(tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "model.safetensors").touch()
+    stock_run(tmp_path / "run", max_steps=3, callbacks=[GradientNormCallback(tmp_path)])
+    assert len(read_rows(tmp_path / "gradient_norms.jsonl")[1]) == 3
+    assert (tmp_path / "precious" / "model.safetensors").exists()
+
+
+@dataclass
+class WithoutAHash(TrainerCallback):
+    every: int = 5
+
+
+def test_callbacks_without_a_hash(tmp_path):
+    class RecordsToo(WithoutAHash, GradientNormCallback):
+        def __init__(self):
+            GradientNormCallback.__init__(self)
+
+    trainer = stock_run(tmp_path, max_steps=3, callbacks=[WithoutAHash(), RecordsToo()])
+    assert list(logged(trainer, "grad_norm_l1")) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("owner", "name"), [(Trainer, "log"), (Accelerator, "clip_grad_norm_")])
+def test_a_tool_that_wraps_what_we_wrap_while_we_do(tmp_path, monkeypatch, owner, name):
+    """It keeps our wrapper beneath its own, for good; later trainings are recorded once, and end."""
+    monkeypatch.setattr(owner, name, getattr(owner, name))  # put back at the end
+    calls = []
+
+    class WrapOnce(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            if not calls:
+                beneath = getattr(owner, name)
+                monkeypatch.setattr(owner, name, lambda *args, **kwargs: calls.append(1) or beneath(*args, **kwargs))
+
+    for run in range(3):
+        trainer = stock_run(tmp_path / f"{run}", max_steps=4, callbacks=[GradientNormCallback(), WrapOnce()])
+        l2 = logged(trainer, "grad_norm")
+        assert [row["l2"] for row in rows_of(trainer)] == pytest.approx(list(l2.values()), rel=FLOAT32_GRADIENTS)
+        assert list(logged(trainer, "grad_norm_l1")) == [1, 2, 3, 4]
+    assert len(calls) >= 12
 
 
 def test_two_trainers_side_by_side(tmp_path):
