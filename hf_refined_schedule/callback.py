@@ -1,13 +1,11 @@
 """A `TrainerCallback` that records the gradient norms of a run."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .compatibility import contribute_to_logs, stop_contributing_to_logs
-from .norms_file import NORMS_FILE_NAME
 from .recorder import GradientNormRecorder
 from .registration import register
 from .schedule import RefinedLR
@@ -54,7 +52,8 @@ class GradientNormCallback(TrainerCallback):
         self._close()
         self._recorder = GradientNormRecorder(
             kwargs["optimizer"],
-            path=Path(args.output_dir) / NORMS_FILE_NAME if self.path is None else self.path,
+            output_dir=args.output_dir if self.path is None else None,
+            path=self.path,
             num_training_steps=state.max_steps,
             start_step=state.global_step,
             clips=args.max_grad_norm > 0,

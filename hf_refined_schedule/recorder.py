@@ -180,9 +180,10 @@ class GradientNormRecorder:
             raise ValueError("Pass either output_dir, the folder for gradient_norms.jsonl, or path, the file itself.")
         if on_failure not in ("raise", "warn"):
             raise ValueError(f'on_failure is {on_failure!r}, but must be "raise" or "warn".')
-        self.path = Path(output_dir) / NORMS_FILE_NAME if path is None else Path(path)
-        if self.path.is_dir():
-            self.path /= NORMS_FILE_NAME
+        if path is None or Path(path).is_dir():
+            self.path = Path(output_dir if path is None else path) / NORMS_FILE_NAME
+        else:
+            self.path = Path(path)
         self.num_training_steps = num_training_steps
         self.step = start_step
         """Optimizer updates so far, those that were not taken included."""
