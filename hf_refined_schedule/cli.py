@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -179,9 +178,7 @@ def _refine(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.sources[0]} is a schedule file already; pass the run that it should be made from.")
     if options.method == "numerical":
         schedule = optimized(schedule)
-    if Path(options.output).exists() and any(
-        os.path.samefile(options.output, find_source_file(source)) for source in options.sources
-    ):
+    if os.path.exists(options.output) and any(os.path.samefile(options.output, run.source) for run in runs):
         raise ValueError(
             f"{options.output} holds the norms, and the schedule would replace them; pass another --output."
         )

@@ -18,16 +18,6 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
 
-class ClippingWatcher(Protocol):
-    """What `watch_clipping` calls."""
-
-    def before_clip(self, parameters: list[torch.nn.Parameter]) -> bool:
-        """Called with the parameters about to be clipped; True to be told the outcome."""
-
-    def after_clip(self, max_norm: float, total_norm: torch.Tensor | float | None) -> None:
-        """Called with the arguments and the result of the clip."""
-
-
 class _MethodWrap:
     """`around(method, self, ...)` in place of a class's method, while it is installed.
 
@@ -68,6 +58,16 @@ class _MethodWrap:
         if getattr(owner, self._name) is self._wrapper:
             setattr(owner, self._name, self._found)
             self._found = self._wrapper = None
+
+
+class ClippingWatcher(Protocol):
+    """What `watch_clipping` calls."""
+
+    def before_clip(self, parameters: list[torch.nn.Parameter]) -> bool:
+        """Called with the parameters about to be clipped; True to be told the outcome."""
+
+    def after_clip(self, max_norm: float, total_norm: torch.Tensor | float | None) -> None:
+        """Called with the arguments and the result of the clip."""
 
 
 _clipping_watchers: weakref.WeakSet[ClippingWatcher] = weakref.WeakSet()
@@ -247,9 +247,8 @@ def stop_contributing_to_logs(contributor: LogContributor) -> None:
 
 
 def _contributed_log(log: Callable[..., None], self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-    contributors = [contributor() for contributor in _log_contributors]
     for callback in self.callback_handler.callbacks:
-        if any(callback is contributor for contributor in contributors):
+        if any(callback is contributor() for contributor in _log_contributors):
             callback.add_to_logs(logs)
     log(self, logs, *args, **kwargs)
 

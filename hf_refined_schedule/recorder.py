@@ -180,10 +180,9 @@ class GradientNormRecorder:
             raise ValueError("Pass either output_dir, the folder for gradient_norms.jsonl, or path, the file itself.")
         if on_failure not in ("raise", "warn"):
             raise ValueError(f'on_failure is {on_failure!r}, but must be "raise" or "warn".')
-        if path is None or Path(path).is_dir():
-            self.path = Path(output_dir if path is None else path) / NORMS_FILE_NAME
-        else:
-            self.path = Path(path)
+        self.path = Path(output_dir) / NORMS_FILE_NAME if path is None else Path(path)
+        if path is not None and self.path.is_dir():
+            self.path /= NORMS_FILE_NAME
         self.num_training_steps = num_training_steps
         self.step = start_step
         """Optimizer updates so far, those that were not taken included."""
@@ -299,7 +298,7 @@ class GradientNormRecorder:
         elif concerned & self._clipped:
             self._measure_again()
         self._clipped |= concerned
-        self._fail_if_seen()
+        self._fail_if_not_measured()
         return self.recording
 
     def after_clip(self, max_norm: float, total_norm: torch.Tensor | float | None) -> None:
@@ -373,7 +372,7 @@ class GradientNormRecorder:
         self._last = None
         self._report(reason, self.step + 1)
 
-    def _fail_if_seen(self) -> None:
+    def _fail_if_not_measured(self) -> None:
         """Not in the optimizer's own hook, which cannot be taken off while hooks are called."""
         if self._failure is not None:
             self._fail(self._failure)
@@ -417,7 +416,7 @@ class GradientNormRecorder:
         """Parameters are clipped again before a step: what the last clip left, or the gradient after a skipped one?"""
         before, factor = self._norms, self._clip_factor
         self._measure(loss_scale(self._optimizer))
-        if before is None or before[0] is None or self._norms is None or factor is None:
+        if self._norms is None or factor is None:
             return
         same = torch.isclose(self._norms[1], before[1] * factor.to(before[1]), rtol=SAME_NORM, atol=0.0)
         self._norms = tuple(torch.where(same, old, new) for old, new in zip(before, self._norms, strict=True))
@@ -450,7 +449,7 @@ class GradientNormRecorder:
             return step()
         self._note_learning_rate()
         result = step()
-        self._fail_if_seen()
+        self._fail_if_not_measured()
         if not self.recording:
             return result
         norms, clip_factor, learning_rate = self._norms, self._clip_factor, self._learning_rate

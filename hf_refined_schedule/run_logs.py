@@ -114,15 +114,18 @@ def read_csv(path: Path, column: str | None = None, norm: NormKind | None = None
         header = file.readline(MAX_LINE)
         file.seek(0)
         delimiter = max(",;\t", key=re.sub(r'"[^"]*"', "", header).count)
+        decimal_sign = "." if delimiter == "," else ","
         rows = csv.reader(file, delimiter=delimiter)
         try:
             names = next(rows, [])
             columns = _norm_columns(names, path, column, norm)
             step = _step_column(names)
             wanted = {name: names.index(name) for name in (step, *columns.values()) if name is not None}
-            entries = ({name: row[place] for name, place in wanted.items()} for row in rows if len(row) == len(names))
-            if delimiter != ",":
-                entries = ({name: value.replace(",", ".") for name, value in entry.items()} for entry in entries)
+            entries = (
+                {name: row[place].replace(decimal_sign, ".") for name, place in wanted.items()}
+                for row in rows
+                if len(row) == len(names)
+            )
             return _norms_of_rows(path, "a table", entries, step, columns)
         except csv.Error as error:
             raise ValueError(f"{path} is damaged ({error}); export it again.") from None

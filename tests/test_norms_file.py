@@ -163,6 +163,13 @@ def test_a_fresh_run_moves_the_old_file_aside(path):
     assert read_norms_file(path).num_training_steps == 30
 
 
+def test_a_fresh_run_does_not_move_a_folder(path):
+    path.mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match="is a folder; name a file in it"):
+        NormsFileWriter(path, {})
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
 def test_a_fresh_run_moves_even_what_it_cannot_read(path):
     path.write_text("something of the user's")
     NormsFileWriter(path, HEADER).append(ROWS)

@@ -262,9 +262,8 @@ def test_what_cannot_be_watched_or_measured_is_one_clear_failure(tmp_path, caplo
 
     def train():
         with GradientNormRecorder(optimizer, output_dir=tmp_path, on_failure=on_failure):
-            if (
-                trouble != "optimizer"
-            ):  # after ours: it would be passed over if hooks were taken off while they are called
+            # After ours: it would be passed over if hooks were taken off while they are called.
+            if trouble != "optimizer":
                 base.register_step_pre_hook(lambda *_: called.append("another tool's hook"))
             for _ in range(3):
                 weight.grad = torch.ones(3) if trouble == "optimizer" else torch.ones(3).as_subclass(NoSums)
