@@ -91,7 +91,7 @@ def measure_gradient_norms(parameters: Iterable[torch.nn.Parameter]) -> tuple[to
             by_device.setdefault(gradient.device, []).append(gradient)
     for place, tensors in by_device.items():
         sums.append(_sums_on_cpu(tensors) if place.type == "cpu" else sums_at_once(tensors))
-    l1, squares = torch.stack([pair.to(device) for pair in sums]).sum(dim=0)
+    l1, squares = sum((pair.to(device) for pair in sums[1:]), start=sums[0].to(device))
     return l1, squares.sqrt()
 
 
@@ -106,11 +106,13 @@ def _sums_on_cpu(tensors: list[torch.Tensor]) -> torch.Tensor:
     l1 = squares = 0.0
     for pieces, size in _chunks(tensors):
         values = buffer[:size]
-        if len(pieces) == 1:
-            values.copy_(pieces[0])
+        if len(pieces) > 1:
+            torch.cat(pieces, out=values).abs_()
+        elif pieces[0].dtype == values.dtype:
+            torch.abs(pieces[0], out=values)
         else:
-            torch.cat(pieces, out=values)
-        l1 += values.abs_().sum().item()
+            values.copy_(pieces[0]).abs_()
+        l1 += values.sum().item()
         squares += values.square_().sum().item()
     return torch.tensor((l1, squares), dtype=torch.float64, device="cpu")
 
@@ -119,7 +121,7 @@ def _chunks(tensors: list[torch.Tensor]) -> Iterator[tuple[list[torch.Tensor], i
     """Flat pieces of `tensors`, in groups of at most CHUNK elements, and how many elements they have."""
     pieces, size = [], 0
     for tensor in tensors:
-        flat = tensor.reshape(-1)
+        flat = tensor.flatten()
         for piece in (flat,) if flat.numel() <= CHUNK else flat.split(CHUNK):
             number = piece.numel()
             if size + number > CHUNK:
