@@ -280,8 +280,8 @@ def memory_and_disk(num_steps: int, file: Path) -> dict[str, str]:
 
 
 def maths(largest: int) -> pd.DataFrame:
-    """Times of refining and scheduling."""
-    rows = []
+    """Times of refining and scheduling; how refining grows from row to row, as an exponent of T."""
+    rows, before = [], None
     for exponent in range(4, round(math.log10(largest)) + 1):
         number = 10**exponent
         norms = np.exp(0.1 * np.random.default_rng(0).standard_normal(number))
@@ -303,10 +303,12 @@ def maths(largest: int) -> pd.DataFrame:
                 "norms": f"10^{exponent}",
                 "refine_schedule": f"{refining:.3f} s",
                 "for a norm": f"{1e9 * refining / number:.0f} ns",
+                "growth": "" if before is None else f"T^{math.log10(refining / before):.2f}",
                 "get_refined_schedule, with its check": f"{scheduling:.2f} s",
                 "scheduler.step()": f"{1e6 * stepping:.0f} µs",
             }
         )
+        before = refining
     return pd.DataFrame(rows)
 
 
@@ -445,6 +447,9 @@ is, and missed where the interval or the recorder by itself is beyond it.
 {markdown(steps)}
 
 ## Refining and scheduling
+
+Growth is the exponent of T in the time of `refine_schedule`, from the row above: 1 is linear. The median filter's window is a
+tenth of the norms, and from some T on it does not fit into a core's cache.
 
 {markdown(refining)}
 
