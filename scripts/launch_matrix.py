@@ -354,14 +354,15 @@ CELLS = [
     ),
     *(
         Cell(
-            f"fp16 with overflow, {optim}",
+            f"fp16 with overflow, {optim}, on {'CUDA' if cuda else 'CPU'}",
             "alone",
             training={"fp16": True, "optim": optim},
-            options={"cuda": True, "overflow": True},
+            options={"cuda": cuda, "overflow": True},
             facts=("fp16 autocast", *(("fused",) if "fused" in optim else ())),
             tolerance=FLOAT16,
-            needs=("CUDA",),
+            needs=("CUDA",) if cuda else (),
         )
+        for cuda in (False, True)
         for optim in ("adamw_torch_fused", "adamw_torch")
     ),
     Cell(
@@ -842,7 +843,8 @@ def report(cells: list[Cell], outcomes: list[Outcome], seconds: list[float], com
 schedule that is known in closed form.
 
 - got: Accelerate's `distributed_type` and the number of processes. The ranks also had to be wrapped, sharded and set up as the name of
-  the cell says. FSDP runs on CPUs here, which pass for GPUs while Accelerate looks.
+  the cell says. FSDP runs on CPUs here, which pass for GPUs while Accelerate looks; fp16 on a CPU is torch's own autocast and loss
+  scale, switched on behind Accelerate, which refuses them there.
 - L1, L2: the largest relative difference between the recorded norms and those of one process on the same batches, measured there
   without the recorder and in float64; first over {STRICT} updates, then over all. Tolerances over {STRICT} updates: {FLOAT32:g} in float32 (sums in another
   order), {FLOAT16:g} with fp16 (11 bits), {BFLOAT16:g} with bfloat16 autocast (8 bits), {BFLOAT16_PARAMETERS:g} with bfloat16 parameters (gradients are

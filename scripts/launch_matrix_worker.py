@@ -184,6 +184,12 @@ def sharded_on_cpu() -> Iterator[None]:
         state._shared_state["device"] = torch.device("cpu")
 
 
+def use_fp16_on_cpu(accelerator: Accelerator) -> None:
+    """Autocast to fp16 with a loss scale, which torch has for CPUs too, and Accelerate refuses there."""
+    accelerator.state._mixed_precision = "fp16"
+    accelerator.native_amp = True
+
+
 def run_trainer(options: dict[str, Any], watch: Watch, output_dir: Path) -> tuple[Accelerator, list[str]]:
     trainer_class, arguments_class = {
         "Trainer": (Trainer, TrainingArguments),
@@ -195,7 +201,8 @@ def run_trainer(options: dict[str, Any], watch: Watch, output_dir: Path) -> tupl
         "logging_steps": 1, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": not options["cuda"],
         "dataloader_pin_memory": False,
     }  # fmt: skip
-    arguments = arguments_class(**{**defaults, **options["training"]})
+    fp16_on_cpu = options["training"].get("fp16") and not options["cuda"]
+    arguments = arguments_class(**{**defaults, **options["training"], **({"fp16": False} if fp16_on_cpu else {})})
     model = build_model(options)
     callbacks: list[TrainerCallback] = [] if options["measure"] else [GradientNormCallback()]
     optimizers = (None, None)
@@ -206,8 +213,12 @@ def run_trainer(options: dict[str, Any], watch: Watch, output_dir: Path) -> tupl
             model, arguments, train_dataset=build_data(options["samples"]),
             callbacks=[*callbacks, WatchCallback(watch)], optimizers=optimizers,
         )  # fmt: skip
+    if fp16_on_cpu:
+        use_fp16_on_cpu(trainer.accelerator)
     if options["overflow"]:  # a first scale that overflows, and falls to one that does not at once
-        trainer.accelerator.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40, backoff_factor=2.0**-30)
+        trainer.accelerator.scaler = torch.amp.GradScaler(
+            trainer.accelerator.device.type, init_scale=2.0**40, backoff_factor=2.0**-30
+        )
     if options["measure"]:
         scaler = trainer.accelerator.scaler
         watch.measure(model, scaler.get_scale if scaler is not None else lambda: 1.0)

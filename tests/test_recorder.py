@@ -333,58 +333,53 @@ def test_saved_and_loaded_through_accelerate(tmp_path):
     assert len(whole.splitlines()) == 8
 
 
-class Scaler:
-    """What accelerate and the recorder use of a GradScaler: a scale that is divided out late, and skipped overflows."""
-
-    def __init__(self, scale):
-        self._scale = torch.tensor(scale)
-
-    def is_enabled(self):
-        return True
-
-    def scale(self, loss):
-        return loss * self._scale
-
-    def unscale_(self, optimizer):
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad.div_(self._scale)
-        self.unscaled = True
-
-    def step(self, optimizer, closure=None):
-        if not getattr(self, "unscaled", False):
-            self.unscale_(optimizer)
-        self.unscaled = False
-        if all(torch.isfinite(p.grad).all() for group in optimizer.param_groups for p in group["params"]):
-            optimizer.step()
-
-    def update(self):
-        pass
+@pytest.fixture
+def fp16_on_cpu():
+    """An Accelerator with fp16 autocast and torch's loss scale, which Accelerate refuses on a CPU."""
+    accelerator = Accelerator(cpu=True)
+    precision = accelerator.state._mixed_precision
+    accelerator.state._mixed_precision = "fp16"
+    accelerator.native_amp = True
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    yield accelerator
+    accelerator.state._mixed_precision = precision
 
 
 @pytest.mark.parametrize("clip", [True, False])
-def test_loss_scale_is_divided_out_and_an_overflow_has_no_norm(tmp_path, clip):
-    accelerator = Accelerator(cpu=True)
+@pytest.mark.parametrize(
+    ("fused", "skips"),
+    # The fused kernel divides by the loss scale and skips an overflow itself, so that its step is called all the same.
+    [(False, True), (True, False)],
+)
+def test_loss_scale_is_divided_out_and_an_overflow_has_no_norm(tmp_path, fp16_on_cpu, fused, skips, clip):
     weight = torch.nn.Parameter(torch.zeros(3))
-    optimizer = accelerator.prepare(torch.optim.SGD([weight], lr=0.1))
-    scaler = Scaler(1024.0)
-    optimizer.scaler = scaler
-    from accelerate.optimizer import patch_optimizer_step
-
-    optimizer._accelerate_step_called = False
-    optimizer._optimizer_original_step_method = optimizer.optimizer.step
-    optimizer._optimizer_patched_step_method = patch_optimizer_step(optimizer, optimizer.optimizer.step)
-    accelerator.unscale_gradients = lambda optimizer=None: scaler.unscale_(accelerator._optimizers[0].optimizer)
-    with GradientNormRecorder(optimizer, output_dir=tmp_path, num_training_steps=3) as recorder:
-        for factor in (1.0, math.inf, 2.0):
-            scaler.scale((weight * torch.tensor([1.0, -2.0, 2.0])).sum() * factor).backward()
+    optimizer = fp16_on_cpu.prepare(torch.optim.AdamW([weight], lr=0.1, fused=fused))
+    moved, skipped = [], []
+    with GradientNormRecorder(optimizer, output_dir=tmp_path, num_training_steps=4) as recorder:
+        for factor in (1.0, 2.0**10, 2.0, 3.0):
+            before = weight.detach().clone()
+            half = weight.half() * factor  # a gradient of 2.0 ** 10, times the loss scale, overflows in fp16
+            fp16_on_cpu.backward((half.float() * torch.tensor([1.0, -2.0, 2.0])).sum())
             if clip:
-                accelerator.clip_grad_norm_([weight], 1.0)
+                fp16_on_cpu.clip_grad_norm_([weight], 1.0)
             optimizer.step()
             optimizer.zero_grad()
+            moved.append(not torch.equal(weight, before))
+            skipped.append(optimizer.step_was_skipped)
+    assert moved == [True, False, True, True]
+    assert skipped == [False, skips, False, False]
     _, rows = read_rows(tmp_path / "gradient_norms.jsonl")
-    assert [(row["step"], row["l1"], row["l2"]) for row in rows] == [(1, 5.0, 3.0), (2, None, None), (3, 10.0, 6.0)]
-    assert recorder.step == 3
+    assert [(row["step"], row["l1"], row["l2"]) for row in rows] == [
+        (1, 5.0, 3.0),
+        (2, None, None),
+        (3, 10.0, 6.0),
+        (4, 15.0, 9.0),
+    ]
+    if clip:
+        factors = [row["clip_factor"] for row in rows]
+        assert factors.pop(1) is None
+        assert factors == pytest.approx([1 / 3, 1 / 6, 1 / 9], rel=FLOAT32_GRADIENTS)
+    assert recorder.step == 4
 
 
 def test_an_optimizer_that_was_not_prepared_is_refused(tmp_path):
