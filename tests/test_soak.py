@@ -2,17 +2,18 @@
 
 import re
 
-from .tiny import BIN, REPOSITORY, run_command
+from .tiny import BIN, CAN_RESUME_ON_CPUS, REPOSITORY, run_command
 
 SOAK = REPOSITORY / "scripts" / "soak.py"
 
 
 def test_a_few_trials(tmp_path):
     report = tmp_path / "soak.md"
-    done = run_command(BIN / "python", SOAK, "--trials", 2, "--trials_of_two", 1, "--output", report)
+    of_two = 1 if CAN_RESUME_ON_CPUS else 0
+    done = run_command(BIN / "python", SOAK, "--trials", 2, "--trials_of_two", of_two, "--output", report)
     assert done.returncode == 0, done.stderr
     rows = re.findall(r"^\| ([12]) \| (\d+) \| (\d+) \| .* \| (\d+) \| (\d+) \| (\d+) \|$", report.read_text(), re.M)
-    assert [(processes, trials) for processes, trials, *_ in rows] == [("1", "2"), ("2", "1")]
+    assert [(processes, trials) for processes, trials, *_ in rows] == [("1", "2"), ("2", "1")][: 1 + of_two]
     assert all(int(kills) >= 1 for _, _, kills, *_ in rows)
     assert all(differing == ["0", "0", "0"] for _, _, _, *differing in rows)
 

@@ -10,11 +10,16 @@ from pathlib import Path
 
 import psutil
 import torch
+import transformers
+from packaging.version import Version
 from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 
 SCRIPTS = Path(__file__).parent / "scripts"
 REPOSITORY = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
+
+CAN_RESUME_ON_CPUS = Version(transformers.__version__) >= Version("5.18")
+"""With several processes, a Trainer before that loads optimizer.pt to the device "cpu:0", which torch does not know."""
 
 
 def tiny_model(seed: int = 0, **config) -> GPT2LMHeadModel:

@@ -1,4 +1,4 @@
-"""Resume a run on several gloo processes; then record sharded gradients where the main process cannot write."""
+"""Record sharded gradients on several gloo processes where the main process cannot write; then resume a run on them."""
 
 import json
 import logging
@@ -42,7 +42,11 @@ def record_shards(path):
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
     report, folder, path, options = sys.argv[1:]
-    for name, seen in {"resumed": resume(folder, **json.loads(options)), "shards": record_shards(path)}.items():
+    for name, work in {
+        "shards": lambda: record_shards(path),
+        "resumed": lambda: resume(folder, **json.loads(options)),
+    }.items():
+        seen = work()
         (Path(report) / f"{name}{dist.get_rank()}.json").write_text(json.dumps(seen))
     dist.barrier()
     dist.destroy_process_group()
