@@ -112,39 +112,42 @@ def _watched_clip(
 _clipping = _MethodWrap("clip_grad_norm_", _watched_clip)
 
 
-def wrap_optimizer_step(
-    optimizer: AcceleratedOptimizer, around: Callable[[Callable[[], Any]], Any]
+def wrap_optimizer_method(
+    optimizer: AcceleratedOptimizer, name: str, around: Callable[[Callable[[], Any]], Any]
 ) -> Callable[[], None]:
-    """Run `around(step)` in place of `optimizer.step()`, on this object alone.
+    """Run `around(call)` in place of a method of the optimizer, `step` or `zero_grad`, on this object alone.
 
-    torch's own step hooks are not called for an update that GradScaler skips, and those updates count too. The wrapper
-    keeps the marks that PyTorch's schedulers leave on `step`, and is a bound method because they look for one. It can go
-    when accelerate has hooks around `AcceleratedOptimizer.step`.
+    torch's own step hooks are not called for an update that GradScaler skips, and those updates count too; for `zero_grad`
+    it has none. The wrapper keeps the marks that PyTorch's schedulers leave on `step`, and is a bound method because they
+    look for one. It can go when accelerate has hooks around the methods of `AcceleratedOptimizer`.
 
     Args:
         optimizer: the prepared optimizer.
-        around: given a function that makes the step; returns what it returns.
+        name: of the method.
+        around: given a function that makes the call; returns what it returns.
 
     Returns:
         A function that takes the wrapper off.
     """
-    step = optimizer.step
-    was_set = "step" in vars(optimizer)
+    method = getattr(optimizer, name)
+    was_set = name in vars(optimizer)
 
-    @functools.wraps(step)
-    def watched_step(self: AcceleratedOptimizer, *args: Any, **kwargs: Any) -> Any:
-        return around(functools.partial(step, *args, **kwargs))
+    @functools.wraps(method)
+    def watched(self: AcceleratedOptimizer, *args: Any, **kwargs: Any) -> Any:
+        if self is not optimizer:  # a copy, made while this one was watched
+            return getattr(type(self), name)(self, *args, **kwargs)
+        return around(functools.partial(method, *args, **kwargs))
 
-    bound = types.MethodType(watched_step, optimizer)
-    optimizer.step = bound
+    bound = types.MethodType(watched, optimizer)
+    setattr(optimizer, name, bound)
 
     def remove() -> None:
-        if vars(optimizer).get("step") is not bound:
-            return  # a scheduler has wrapped the wrapper since; `around` is a plain step by now
+        if vars(optimizer).get(name) is not bound:
+            return  # a scheduler has wrapped the wrapper since; `around` is a plain call by now
         if was_set:
-            optimizer.step = step
+            setattr(optimizer, name, method)
         else:
-            del optimizer.step
+            delattr(optimizer, name)
 
     return remove
 

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -26,7 +26,7 @@ from .compatibility import (
     sums_at_once,
     unwatch_clipping,
     watch_clipping,
-    wrap_optimizer_step,
+    wrap_optimizer_method,
 )
 from .norms_file import NORMS_FILE_NAME, NormsFileWriter
 from .schedule import optimizer_family, unwrap_optimizer
@@ -38,10 +38,6 @@ FLUSH_EVERY = 50
 
 CHUNK = 2**18
 """Elements summed at once on a CPU: 1 MB in float32, which stays in the cache."""
-
-SAME_NORM = 1e-3
-"""Of a gradient clipped twice, the norm that the first clip left: bfloat16 rounds it to 8 bits."""
-
 
 _recording: weakref.WeakSet["GradientNormRecorder"] = weakref.WeakSet()
 
@@ -58,7 +54,8 @@ class _Update(NamedTuple):
     """None where it is not known."""
     l2: torch.Tensor
     clip_factor: torch.Tensor | None
-    learning_rate: float | torch.Tensor
+    learning_rate: float | torch.Tensor | None
+    """None where the optimizer sets it by itself."""
 
 
 @torch.no_grad()
@@ -78,21 +75,35 @@ def measure_gradient_norms(parameters: Iterable[torch.nn.Parameter]) -> tuple[to
     if not gradients:
         return None
     device = gradients[0].device
-    sums = []
-    by_device: dict[torch.device, list[torch.Tensor]] = {}
+    by_place: dict[tuple[Any, ...], list[torch.Tensor]] = {}
     for gradient in gradients:
         if gradient.is_sparse:
             gradient = gradient.coalesce().values()
         if gradient.is_complex():
             gradient = gradient.abs()
-        if hasattr(gradient, "full_tensor"):
-            sums.append(_sums_of_shards(gradient))
-        else:
-            by_device.setdefault(gradient.device, []).append(gradient)
-    for place, tensors in by_device.items():
-        sums.append(_sums_on_cpu(tensors) if place.type == "cpu" else sums_at_once(tensors))
+        shards = (gradient.device_mesh, gradient.placements) if hasattr(gradient, "full_tensor") else ()
+        by_place.setdefault((gradient.device, *shards), []).append(gradient)
+    sums = [
+        _sums_of_shards(tensors, *shards) if shards else _sums(tensors) for (_, *shards), tensors in by_place.items()
+    ]
     l1, squares = sum((pair.to(device) for pair in sums[1:]), start=sums[0].to(device))
     return l1, squares.sqrt()
+
+
+def _sums(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """The pair (sum |x|, sum x^2) over tensors of one device."""
+    return _sums_on_cpu(tensors) if tensors[0].device.type == "cpu" else sums_at_once(tensors)
+
+
+def _sums_of_shards(tensors: list[torch.Tensor], mesh: Any, placements: tuple[Any, ...]) -> torch.Tensor:
+    """The same of DTensors that lie alike over a mesh: the sums of this process's shards, reduced at once."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    if any(placement.is_partial() for placement in placements):
+        return _sums([tensor.full_tensor() for tensor in tensors])
+    pair = _sums([tensor.to_local() for tensor in tensors])
+    kinds = [Replicate() if placement.is_replicate() else Partial() for placement in placements]
+    return DTensor.from_local(pair, mesh, kinds, run_check=False).full_tensor()
 
 
 def _sums_on_cpu(tensors: list[torch.Tensor]) -> torch.Tensor:
@@ -130,12 +141,6 @@ def _chunks(tensors: list[torch.Tensor]) -> Iterator[tuple[list[torch.Tensor], i
             pieces.append(piece)
             size += number
     yield pieces, size
-
-
-def _sums_of_shards(gradient: torch.Tensor) -> torch.Tensor:
-    """The pair (sum |g|, sum g^2) of a DTensor: the norms of its shards, reduced over the mesh."""
-    l1, l2 = (torch.linalg.vector_norm(gradient, order, dtype=torch.float32).full_tensor() for order in (1, 2))
-    return torch.stack((l1, l2.square()))
 
 
 class GradientNormRecorder:
@@ -198,12 +203,13 @@ class GradientNormRecorder:
         self._last: _Update | None = None
         self._norms: tuple[torch.Tensor | None, torch.Tensor] | None = None
         self._clip_factor: torch.Tensor | None = None
-        self._clipped: set[int] = set()
-        """Parameters that have been clipped since the last step."""
+        self._measured: tuple[weakref.ref[torch.Tensor], int] | None = None
+        """Of which gradient the norms are: the first tensor of it, and how often that had been changed when last seen."""
         self._learning_rate: float | torch.Tensor | None = None
         self._failure: str | None = None
         """Why the gradients of this update could not be measured."""
         self._max_grad_norm: float | None = None
+        self._stepping = False
         self._by_engine = False
         """Whether an engine tells its norm instead of showing gradients."""
         self._remove: list[Any] = []
@@ -220,36 +226,47 @@ class GradientNormRecorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        finished = kind is None and self.recording and self.num_training_steps is None
-        self.flush()
-        if finished and self._can_write and self._writer is not None:
-            try:
+        try:
+            self.flush()
+            if kind is None and self.recording and self._can_write and self._is_main_process():
+                self._finish()
+        finally:
+            self._stop()
+
+    def _finish(self) -> None:
+        """What a run's end leaves to do: to say how many updates it had, and to cut a file of more of them."""
+        try:
+            if self._writer is None and self.step and self.path.exists():
+                self._open_file(self.step)
+            if self.num_training_steps is None and self._writer is not None:
                 self._writer.rewrite_header({**self._header(), "num_training_steps": self.step})
-            except OSError as error:
-                self._fail_to_write(error, self.step + 1)
-            self._writer = None
-        self._stop()
+                self._writer = None
+        except (OSError, ValueError) as error:
+            self._fail_to_write(error, self.step + 1)
 
     def flush(self) -> None:
         """Write what has been measured since the last write. This waits for the device."""
         pending, self._pending = self._pending, []
         if not self.recording or not self._can_write or not pending:
             return
-        if not self._optimizer.accelerator_state.is_main_process:
+        if not self._is_main_process():
             return
         rows = _rows(pending)
         try:
             if self._writer is None:
-                self._writer = NormsFileWriter(self.path, self._header(), start_step=pending[0].step - 1)
-                if self._writer.missing_steps:
-                    logger.warning(
-                        "%s lacks %d updates from before this run was resumed; they are left out.",
-                        self.path,
-                        self._writer.missing_steps,
-                    )
+                self._open_file(pending[0].step - 1)
             self._writer.append(rows)
         except (OSError, ValueError) as error:
             self._fail_to_write(error, pending[0].step)
+
+    def _open_file(self, start_step: int) -> None:
+        self._writer = NormsFileWriter(self.path, self._header(), start_step=start_step)
+        if self._writer.missing_steps:
+            logger.warning(
+                "%s lacks %d updates from before this run was resumed; they are left out.",
+                self.path,
+                self._writer.missing_steps,
+            )
 
     def last_l1(self) -> float | None:
         """The L1 norm at the last update, for a log entry. This waits for the device.
@@ -292,14 +309,10 @@ class GradientNormRecorder:
             return False
         if self._by_engine:
             return True
-        concerned = {id(parameter) for parameter in parameters}.intersection(map(id, self._parameters()))
-        if not concerned:
+        if {id(parameter) for parameter in parameters}.isdisjoint(map(id, self._parameters())):
             return False
-        if self._norms is None:
+        if self._norms is None or not self._is_measured():
             self._measure(loss_scale(self._optimizer))
-        elif concerned & self._clipped:
-            self._measure_again()
-        self._clipped |= concerned
         self._fail_if_not_measured()
         return self.recording
 
@@ -310,6 +323,7 @@ class GradientNormRecorder:
             max_norm: the limit that the loop asks for; an engine goes by its own.
             total_norm: the norm before clipping, as the clip returned it; None if it does not know.
         """
+        self._mark_as_measured()
         if total_norm is None:  # of an update that DeepSpeed has not taken, or without ZeRO
             return
         if hasattr(total_norm, "full_tensor"):
@@ -339,7 +353,7 @@ class GradientNormRecorder:
             )
         if distributed_type == DistributedType.DEEPSPEED:
             self._by_engine = not isinstance(self._optimizer.optimizer, torch.optim.Optimizer)
-            if self._by_engine and self._optimizer.accelerator_state.is_main_process:
+            if self._by_engine and self._is_main_process():
                 logger.warning(
                     "DeepSpeed tells the L2 norm of the gradient alone, so L1 norms are not recorded; a schedule for Adam "
                     "will be made of L2 ** -1."
@@ -358,7 +372,8 @@ class GradientNormRecorder:
         watch_clipping(self)
         self._forget_update()
         self._remove.append(lambda: unwatch_clipping(self))
-        self._remove.append(wrap_optimizer_step(self._optimizer, self._around_step))
+        self._remove.append(wrap_optimizer_method(self._optimizer, "step", self._around_step))
+        self._remove.append(wrap_optimizer_method(self._optimizer, "zero_grad", self._around_zero_grad))
         hook = unwrap_optimizer(self._optimizer).register_step_pre_hook(self._before_taken_step)
         self._remove.append(hook.remove)
 
@@ -369,7 +384,12 @@ class GradientNormRecorder:
             remove()
         self._remove = []
 
+    def _is_main_process(self) -> bool:
+        return self._optimizer.accelerator_state.is_main_process
+
     def _fail(self, reason: str) -> None:
+        """Write what is known, and end."""
+        self.flush()
         self._stop()
         self._last = None
         self._report(reason, self.step + 1)
@@ -389,7 +409,7 @@ class GradientNormRecorder:
     def _report(self, reason: str, step: int) -> None:
         if self._on_failure == "raise":
             raise RecordingError(f"Gradient norms cannot be recorded: {reason}.")
-        if self._optimizer.accelerator_state.is_main_process:
+        if self._is_main_process():
             logger.warning("Gradient norms are not recorded from update %d on: %s.", step, reason)
 
     def _header(self) -> dict[str, Any]:
@@ -412,25 +432,30 @@ class GradientNormRecorder:
         except Exception as error:  # whatever a gradient of unusual make cannot do
             norms = None
             self._failure = f"a gradient cannot be measured ({_in_a_line(error)})"
-        self._norms = norms
+        self._norms, self._clip_factor = norms, None
+        self._mark_as_measured()
 
-    def _measure_again(self) -> None:
-        """Parameters are clipped again before a step: what the last clip left, or the gradient after a skipped one?"""
-        before, factor = self._norms, self._clip_factor
-        self._measure(loss_scale(self._optimizer))
-        if self._norms is None or factor is None:
-            return
-        same = torch.isclose(self._norms[1], before[1] * factor.to(before[1]), rtol=SAME_NORM, atol=0.0)
-        self._norms = tuple(torch.where(same, old, new) for old, new in zip(before, self._norms, strict=True))
-        self._clip_factor = torch.where(same.to(factor.device), factor, torch.ones_like(factor))
+    def _first_gradient(self) -> torch.Tensor | None:
+        return next((parameter.grad for parameter in self._parameters() if parameter.grad is not None), None)
+
+    def _mark_as_measured(self) -> None:
+        gradient = self._first_gradient()
+        self._measured = None if gradient is None else (weakref.ref(gradient), gradient._version)
+
+    def _is_measured(self) -> bool:
+        """Whether nothing but watched clips has changed the gradient since it was measured; a backward pass would have."""
+        gradient = self._first_gradient()
+        if gradient is None or self._measured is None:
+            return False
+        measured, version = self._measured
+        return measured() is gradient and gradient._version == version
 
     def _forget_update(self) -> None:
-        self._norms = self._clip_factor = self._learning_rate = self._failure = None
-        self._clipped = set()
+        self._norms = self._clip_factor = self._learning_rate = self._failure = self._measured = None
 
     def _note_learning_rate(self) -> None:
         if self._learning_rate is None:
-            learning_rate = self._optimizer.param_groups[0]["lr"]
+            learning_rate = self._optimizer.param_groups[0].get("lr")
             self._learning_rate = learning_rate.clone() if isinstance(learning_rate, torch.Tensor) else learning_rate
 
     def _before_taken_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -446,11 +471,21 @@ class GradientNormRecorder:
                 "gradients are clipped by other means than Accelerator.clip_grad_norm_, and are seen too late"
             )
 
-    def _around_step(self, step: Any) -> Any:
-        if not self.recording or not self._optimizer.gradient_state.sync_gradients:
+    def _around_zero_grad(self, zero_grad: Callable[[], Any]) -> Any:
+        """What was measured is gone: of a batch that is skipped after its clip, or of one before a closure makes another."""
+        if self.recording and self._optimizer.gradient_state.sync_gradients and not self._by_engine:
+            self._norms = self._clip_factor = self._measured = None
+        return zero_grad()
+
+    def _around_step(self, step: Callable[[], Any]) -> Any:
+        if not self.recording or self._stepping or not self._optimizer.gradient_state.sync_gradients:
             return step()
         self._note_learning_rate()
-        result = step()
+        self._stepping = True
+        try:
+            result = step()
+        finally:
+            self._stepping = False
         self._fail_if_not_measured()
         if not self.recording:
             return result
@@ -461,18 +496,22 @@ class GradientNormRecorder:
                 "DeepSpeed tells its norm where accelerator.clip_grad_norm_ is called, and this loop does not call it"
                 if self._by_engine
                 else "no parameter of the optimizer had a gradient at its step (some optimizers use gradients up in the "
-                "backward pass)"
+                "backward pass, and a closure makes them too late unless it clips)"
             )
             return result
         self.step += 1
         if norms is None:
             norms = (torch.tensor(math.nan), torch.tensor(math.nan))
         self._last = _Update(self.step, *norms, clip_factor, learning_rate)
-        if self.num_training_steps is not None and self.step > self.num_training_steps:
-            return (
-                result  # a Trainer that resumes a run which was over makes one update more, with a learning rate of 0
+        over = 0 if self.num_training_steps is None else self.step - self.num_training_steps
+        if over == 2 and self._is_main_process():
+            # Not of the first: a Trainer that resumes a run which was over makes one update more, with a learning rate of 0.
+            logger.warning(
+                "The run makes more updates than num_training_steps=%d; their gradient norms are not recorded.",
+                self.num_training_steps,
             )
-        self._pending.append(self._last)
+        if over <= 0:
+            self._pending.append(self._last)
         if len(self._pending) >= FLUSH_EVERY:
             self.flush()
         return result
@@ -511,7 +550,7 @@ def _rows(updates: list[_Update]) -> list[dict[str, float | int | None]]:
                 "l1": l1 if taken and update.l1 is not None else None,
                 "l2": l2 if taken else None,
                 "clip_factor": clip_factor if taken else None,
-                "learning_rate": float(update.learning_rate),
+                "learning_rate": None if update.learning_rate is None else float(update.learning_rate),
             }
         )
     return rows

@@ -1,12 +1,15 @@
 """Which norm, of what, when: against autograd by hand, whole processes, and a stock Trainer's own logs."""
 
+import copy
 import json
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from transformers import Adafactor
 
 from hf_refined_schedule.compatibility import sums_at_once
 from hf_refined_schedule.recorder import GradientNormRecorder, RecordingError, measure_gradient_norms
@@ -191,6 +194,141 @@ def test_groups_that_are_clipped_apart_are_measured_together(tmp_path):
 
     rows = clipped_loop(tmp_path, apart)
     assert rows == [(19.0 * n, 13.0 * n, pytest.approx(0.5 / n, rel=1e-5)) for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    "clips",
+    [
+        lambda clip, first, second: (clip([first], 0.5), clip([first, second], 1.0)),
+        lambda clip, first, second: (clip([first, second], 1.0), clip([first], 0.1), clip([second], 0.1)),
+    ],
+)
+def test_a_part_of_the_gradient_that_is_clipped_by_itself_too(tmp_path, clips):
+    def clip_both(accelerator, first, second, update):
+        clips(accelerator.clip_grad_norm_, first, second)
+
+    rows = clipped_loop(tmp_path, clip_both)
+    assert [row[:2] for row in rows] == [(19.0 * n, 13.0 * n) for n in (1, 2, 3)]
+
+
+def test_a_batch_that_is_skipped_leaves_no_norm_to_one_that_is_not_clipped(tmp_path):
+    def clip_and_skip_the_second(accelerator, first, second, update):
+        if update == 2:
+            accelerator.clip_grad_norm_([first, second], 6.5)
+        return update == 2
+
+    assert clipped_loop(tmp_path, clip_and_skip_the_second) == [(19.0, 13.0, 1.0), (57.0, 39.0, 1.0)]
+
+
+def test_a_norm_that_is_asked_for_after_the_step_is_not_the_next_ones(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = accelerator.prepare(torch.optim.SGD([weight], lr=0.1))
+    with GradientNormRecorder(optimizer, output_dir=tmp_path):
+        for update in (1, 2, 3):
+            accelerator.backward((weight * torch.tensor([1.0, -2.0, 2.0])).sum() * update)
+            optimizer.step()
+            accelerator.clip_grad_norm_([weight], math.inf)
+            optimizer.zero_grad()
+    assert [row["l2"] for row in read_rows(tmp_path / "gradient_norms.jsonl")[1]] == [3.0, 6.0, 9.0]
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.LBFGS])
+@pytest.mark.parametrize("clip", [True, False])
+def test_a_gradient_that_a_closure_makes(tmp_path, make, clip):
+    """It is seen where it is clipped. Without a clip it comes after the last moment to see it."""
+    accelerator = Accelerator(cpu=True)
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = accelerator.prepare(make([weight], lr=0.1))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (weight * torch.tensor([1.0, -2.0, 2.0])).sum() * (recorder.step + 1)
+        accelerator.backward(loss)
+        if clip:
+            accelerator.clip_grad_norm_([weight], 1.0)
+        return loss
+
+    outcome = nullcontext() if clip else pytest.raises(RecordingError, match="a closure makes them too late")
+    with outcome, GradientNormRecorder(optimizer, output_dir=tmp_path) as recorder:
+        for _ in range(3):
+            optimizer.step(closure)
+    if clip:
+        assert [row["l2"] for row in read_rows(tmp_path / "gradient_norms.jsonl")[1]] == [3.0, 6.0, 9.0]
+
+
+def test_an_optimizer_that_sets_its_own_rate(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = accelerator.prepare(Adafactor([weight], lr=None, relative_step=True))
+    with GradientNormRecorder(optimizer, output_dir=tmp_path):
+        accelerator.backward((weight * torch.tensor([1.0, -2.0, 2.0])).sum())
+        optimizer.step()
+    assert [(row["l2"], row["learning_rate"]) for row in read_rows(tmp_path / "gradient_norms.jsonl")[1]] == [
+        (3.0, None)
+    ]
+
+
+def test_what_was_measured_before_a_failure_is_kept(tmp_path, caplog):
+    accelerator = Accelerator(cpu=True)
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = accelerator.prepare(torch.optim.SGD([weight], lr=0.1))
+    with GradientNormRecorder(optimizer, output_dir=tmp_path, num_training_steps=9, on_failure="warn"):
+        for update in range(1, 10):
+            weight.grad = None if update == 6 else torch.ones(3)
+            optimizer.step()
+    assert [row["step"] for row in read_rows(tmp_path / "gradient_norms.jsonl")[1]] == [1, 2, 3, 4, 5]
+    assert "not recorded from update 6 on" in caplog.text
+
+
+@pytest.mark.parametrize(("updates", "warnings"), [(4, 0), (5, 0), (9, 1)])
+def test_more_updates_than_planned(tmp_path, caplog, updates, warnings):
+    """A Trainer that resumes a run which was over makes one more, and that is no reason to warn."""
+    loop(tmp_path, 1.0, updates=updates, planned=4)
+    assert [row["step"] for row in read_rows(tmp_path / "gradient_norms.jsonl")[1]] == [1, 2, 3, 4]
+    assert caplog.text.count("more updates than num_training_steps=4") == warnings
+
+
+def test_a_copy_of_the_optimizer_is_not_recorded_and_moves_alone(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = accelerator.prepare(torch.optim.SGD([weight], lr=0.1))
+    with GradientNormRecorder(optimizer, output_dir=tmp_path) as recorder:
+        weight.grad = torch.ones(3)
+        twin = copy.deepcopy(optimizer)
+        (moves,) = twin.param_groups[0]["params"]
+        moves.grad = torch.ones(3)
+        twin.step()
+        assert (recorder.step, weight.tolist()) == (0, [0.0, 0.0, 0.0])
+        assert moves.tolist() == pytest.approx([-0.1] * 3)
+        optimizer.step()
+    assert recorder.step == 1
+
+
+def test_a_block_entered_again_after_a_scheduler_was_built_in_it(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = accelerator.prepare(torch.optim.SGD([weight], lr=0.1))
+    recorder = GradientNormRecorder(optimizer, output_dir=tmp_path)
+    for epoch in range(2):
+        with recorder:
+            if epoch == 0:
+                torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+            for _ in range(3):
+                weight.grad = torch.ones(3)
+                optimizer.step()
+    assert [row["step"] for row in read_rows(tmp_path / "gradient_norms.jsonl")[1]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_resumed_run_without_an_update_left_cuts_the_file(tmp_path):
+    loop(tmp_path, 1.0, updates=9, planned=9)
+    accelerator = Accelerator(cpu=True)
+    optimizer = accelerator.prepare(torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))], lr=0.1))
+    with GradientNormRecorder(optimizer, output_dir=tmp_path, num_training_steps=5, start_step=5):
+        pass
+    header, rows = read_rows(tmp_path / "gradient_norms.jsonl")
+    assert header["num_training_steps"] == 5
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
 
 
 def test_a_block_entered_again_goes_on_with_the_file(tmp_path):
