@@ -293,6 +293,8 @@ def test_a_main_process_that_cannot_write_leaves_nobody_waiting(two_ranks):
     assert ranks[0]["world_size"] == 2
     assert ranks[0]["l1"] == [8.0 * step for step in range(120)]
     assert printed.count("are not recorded from update 1 on") == 1
+    assert ranks[0]["norms"] == pytest.approx([15.0, 27.0**0.5], rel=FLOAT32_GRADIENTS)
+    assert ranks[0]["reductions"] == 1  # of the sharded ones together; what every rank has whole needs none
 
 
 def test_a_callback_that_decides_to_save_after_the_recorder(tmp_path):

@@ -9,11 +9,13 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
 from transformers import Trainer
 
 from hf_refined_schedule import GradientNormCallback, GradientNormRecorder
 from hf_refined_schedule.checkpoints import last_complete_checkpoint
+from hf_refined_schedule.recorder import measure_gradient_norms
 from tests.tiny import rates, tiny_arguments, tiny_data, tiny_model
 
 
@@ -36,7 +38,18 @@ def record_shards(path):
             parameter.grad = distribute_tensor(torch.full((8,), float(step)), mesh, [Shard(0)])
             optimizer.step()
             l1.append(recorder.last_l1())
-    return {"world_size": accelerator.num_processes, "l1": l1}
+    return {"world_size": accelerator.num_processes, "l1": l1, **reductions(mesh)}
+
+
+def reductions(mesh):
+    """How often the ranks talk for parameters that lie on them in two ways, one of them unevenly."""
+    placements = [Shard(0), Shard(0), Replicate()]
+    parameters = [torch.nn.Parameter(distribute_tensor(torch.zeros(3), mesh, [kind])) for kind in placements]
+    for parameter, kind in zip(parameters, placements, strict=True):
+        parameter.grad = distribute_tensor(torch.tensor([1.0, -2.0, 2.0]), mesh, [kind])
+    with CommDebugMode() as talk:
+        norms = measure_gradient_norms(parameters)
+    return {"reductions": talk.get_total_counts(), "norms": [float(norm) for norm in norms]}
 
 
 if __name__ == "__main__":
