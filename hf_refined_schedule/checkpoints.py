@@ -6,6 +6,8 @@ import re
 import zipfile
 from pathlib import Path
 
+from .main_process import on_main_process
+
 
 def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
     """The newest checkpoint that was written to its end.
@@ -13,7 +15,8 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
     A Trainer writes a checkpoint file by file, `trainer_state.json` last, so one that was being written when the run was
     killed has none, or half of one. One that was being written over an older one of the same step has the older's, and
     after a power failure, any file may be cut off: tensors that end too early make a checkpoint incomplete, too.
-    `transformers.trainer_utils.get_last_checkpoint` takes it all the same.
+    `transformers.trainer_utils.get_last_checkpoint` takes it all the same. Where there are several processes, the main one
+    looks for all, so that none resumes from another checkpoint than the others.
 
     Args:
         output_dir: the Trainer's `output_dir`.
@@ -26,13 +29,20 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
         True
     """
     folder = Path(output_dir)
+    found = on_main_process(lambda: _last_complete(folder), f"the name of the newest checkpoint in {folder.name}")
+    if found.error is not None:
+        raise found.error
+    return None if found.value is None else str(folder / found.value)
+
+
+def _last_complete(folder: Path) -> str | None:
     if not folder.is_dir():
         return None
     checkpoints = [path for path in folder.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name)]
     for checkpoint in sorted(checkpoints, key=lambda path: int(path.name.split("-")[1]), reverse=True):
         try:
             if _is_complete(checkpoint):
-                return str(checkpoint)
+                return checkpoint.name
         except (OSError, ValueError):
             continue
     return None
@@ -44,9 +54,30 @@ def _is_complete(checkpoint: Path) -> bool:
         isinstance(state, dict)
         and state.get("global_step") == int(checkpoint.name.split("-")[1])
         and not (checkpoint / "checkpoint-is-incomplete.txt").exists()  # Trainer's mark while it saves on SIGTERM
-        and all(map(zipfile.is_zipfile, [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]))
+        and all(zipfile.is_zipfile(file) for kind in ("*.pt", "*.pth", "*.bin") for file in checkpoint.glob(kind))
         and all(map(_is_whole_safetensors, checkpoint.glob("*.safetensors")))
+        and _has_weights(checkpoint)
+        and _has_all_random_states(checkpoint)
     )
+
+
+def _has_weights(checkpoint: Path) -> bool:
+    """FSDP and DeepSpeed may keep them in folders."""
+    return any(
+        path.is_dir() or (path.suffix in (".safetensors", ".bin") and path.name != "training_args.bin")
+        for path in checkpoint.iterdir()
+    )
+
+
+def _has_all_random_states(checkpoint: Path) -> bool:
+    """Each of several processes saves its own, and the main one does not wait for the others before it ends the checkpoint.
+
+    Which is the last is not written anywhere; but there is none alone, and no gap.
+    """
+    ranks = {
+        int(match[1]) for path in checkpoint.iterdir() if (match := re.fullmatch(r"rng_state_(\d+)\.pth", path.name))
+    }
+    return ranks != {0} and ranks == set(range(len(ranks)))
 
 
 def _is_whole_safetensors(path: Path) -> bool:

@@ -2,16 +2,16 @@
 
 The message goes through the key-value store in which the process group met, not through a collective: a process that
 asks alone, such as a preview under `if is_main_process`, leaves nobody waiting in a call that the others never make. The
-price: after such a preview, the other processes cannot know that the file is about to change before they ask.
+price: after such a preview, another process may be given the answer of the preview, where the file has changed since. It
+looks again once training has brought the processes together (`latest_answer`).
 """
 
 import hashlib
 import logging
 import pickle
-from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch.distributed as dist
 
@@ -26,9 +26,6 @@ PART = 2**20
 
 SILENT_WAIT = timedelta(seconds=30)
 """After so long a process that waits for the main process says so."""
-
-_asked: Counter[str] = Counter()
-"""How often this process has asked for each thing."""
 
 
 class Outcome(NamedTuple, Generic[T]):
@@ -65,14 +62,11 @@ def on_main_process(function: Callable[[], T], what: str) -> Outcome[T]:
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return _outcome(function)
-    store = process_group_store()
-    name = f"hf_refined_schedule/{hashlib.sha256(what.encode()).hexdigest()[:16]}"
-    _asked[name] += 1
+    store, name = process_group_store(), _name(what)
+    number = store.add(f"{name}/asked by {dist.get_rank()}", 1)
     if not is_main_process():
-        _wait(store, f"{name}/{_asked[name]}", what)
-        latest, num_parts = map(int, store.get(f"{name}/latest").split())
-        _asked[name] = latest  # what the main process has asked alone is over
-        return pickle.loads(b"".join(store.get(f"{name}/{latest}/{part}") for part in range(num_parts)))
+        _wait(store, f"{name}/{number}", what)
+        return _latest(store, name)
     outcome = _outcome(function)
     try:
         message = pickle.dumps(outcome)
@@ -80,11 +74,32 @@ def on_main_process(function: Callable[[], T], what: str) -> Outcome[T]:
         outcome = Outcome(None, RuntimeError(f"{outcome.error or error}"))
         message = pickle.dumps(outcome)
     parts = [message[start : start + PART] for start in range(0, len(message), PART)]
-    for number, part in enumerate(parts):
-        store.set(f"{name}/{_asked[name]}/{number}", part)
-    store.set(f"{name}/latest", f"{_asked[name]} {len(parts)}")
-    store.set(f"{name}/{_asked[name]}", "")
+    for place, part in enumerate(parts):
+        store.set(f"{name}/{number}/{place}", part)
+    store.set(f"{name}/latest", f"{number} {len(parts)}")
+    store.set(f"{name}/{number}", "")
     return outcome
+
+
+def latest_answer(what: str) -> Outcome[Any]:
+    """What the main process has answered last. For another process that has asked, and has met it in training since.
+
+    Args:
+        what: the words in which this process has asked.
+
+    Returns:
+        The value or the error.
+    """
+    return _latest(process_group_store(), _name(what))
+
+
+def _name(what: str) -> str:
+    return f"hf_refined_schedule/{hashlib.sha256(what.encode()).hexdigest()[:16]}"
+
+
+def _latest(store: dist.Store, name: str) -> Outcome[Any]:
+    number, num_parts = map(int, store.get(f"{name}/latest").split())
+    return pickle.loads(b"".join(store.get(f"{name}/{number}/{place}") for place in range(num_parts)))
 
 
 def _outcome(function: Callable[[], T]) -> Outcome[T]:

@@ -28,6 +28,10 @@ MAX_STEPS = 5 * 10**7
 """More updates than any run has made; a file that claims more is damaged, and would fill the memory."""
 
 
+class UnfinishedRunError(ValueError):
+    """The norms cover too little of the run that they were planned for."""
+
+
 @dataclass(frozen=True, eq=False)
 class GradientNorms:
     """The gradient norms of one run, before clipping; updates that were not taken are left out.
@@ -137,10 +141,12 @@ class NormsFileWriter:
             rows: mappings with `step`, `l1`, `l2`, `clip_factor`, `learning_rate`; None where there is no norm.
 
         Raises:
-            OSError: if they cannot be written, or the file is not there any more.
+            OSError: if they cannot be written, or the file is not there any more, or is another run's by now.
         """
         text = "".join(json.dumps(dict(row), allow_nan=False) + "\n" for row in rows)
         with open(self.path, "a", encoding="utf-8", newline="\n", opener=_open_existing) as file:
+            if os.fstat(file.fileno()).st_ino != self._inode:
+                raise OSError("another run has begun it anew since; give each run a folder of its own")
             file.write(text)
 
     def rewrite_header(self, header: Mapping[str, Any]) -> None:
@@ -162,6 +168,7 @@ class NormsFileWriter:
                 file.writelines(lines)
                 file.flush()
                 os.fsync(file.fileno())
+                self._inode = os.fstat(file.fileno()).st_ino
             os.replace(temporary, self.path)
         except OSError:
             temporary.unlink(missing_ok=True)
@@ -178,6 +185,7 @@ def read_norms_file(path: str | os.PathLike[str]) -> GradientNorms:
         The norms of the updates that were taken.
 
     Raises:
+        UnfinishedRunError: if it holds no norms yet, or does not say how many updates there were to be.
         ValueError: if it is not such a file, names a version that this package does not know, or is damaged.
     """
     path = Path(path)
@@ -199,9 +207,9 @@ def read_norms_file(path: str | os.PathLike[str]) -> GradientNorms:
                 num_clip_factors += 1
                 num_clipped += clip_factor < 1
     if not steps:
-        raise ValueError(f"{path} holds no gradient norms yet; pass the file of a run that made some updates.")
+        raise UnfinishedRunError(f"{path} holds no gradient norms yet; pass the file of a run that made some updates.")
     if header.get("num_training_steps") is None:
-        raise ValueError(
+        raise UnfinishedRunError(
             f"{path} is of a run that did not end and had not said how many updates it would make; write that number as "
             "num_training_steps into its first line."
         )

@@ -1,8 +1,9 @@
 """The refined schedule as a PyTorch learning-rate scheduler, with the signature of transformers' `get_*_schedule`."""
 
+import functools
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +13,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from .health import DegenerateScheduleError
-from .main_process import Outcome, is_main_process, on_main_process
-from .norms_file import GradientNorms
+from .main_process import Outcome, is_main_process, latest_answer, on_main_process
+from .norms_file import GradientNorms, UnfinishedRunError
 from .refinement import NormKind, RisingNorms, multiplier_at
-from .schedule_file import OptimizerFamily, RefinedSchedule, UnfinishedRunError
+from .schedule_file import OptimizerFamily, RefinedSchedule
 from .sources import WHAT_TO_PASS, MissingSourceError, Source, load_schedule
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ def get_refined_schedule(
         refined_from = os.environ.get(REFINED_FROM_VARIABLE)
     if refined_from is None:
         raise ValueError(f"The schedule 'refined' needs refined_from, the run to refine it from: {WHAT_TO_PASS}.")
+    _check_source(refined_from)
     if num_training_steps is None or num_training_steps < 1:
         raise ValueError(
             f"num_training_steps is {num_training_steps!r}, but the schedule 'refined' needs the number of training steps; "
@@ -106,10 +108,13 @@ def get_refined_schedule(
     def load() -> RefinedSchedule:
         return load_schedule(refined_from, family, **making)
 
+    look_again = None
     if _in_memory(refined_from):
         loaded = Outcome(load(), None)
     else:
-        loaded = on_main_process(load, _in_words(refined_from, family, making))
+        words = _in_words(refined_from, family, making)
+        loaded = on_main_process(load, words)
+        look_again = None if is_main_process() else functools.partial(latest_answer, words)
         if loaded.error is not None and not isinstance(loaded.error, _WAITING):
             raise loaded.error
     if loaded.value is not None and is_main_process():
@@ -129,6 +134,7 @@ def get_refined_schedule(
         min_lr_ratio=min_lr_ratio,
         last_epoch=last_epoch,
         error=loaded.error,
+        look_again=look_again,
     )
 
 
@@ -173,6 +179,8 @@ class RefinedLR(LambdaLR):
         min_lr_ratio: r, the floor as a fraction of the peak.
         last_epoch: as in every PyTorch scheduler.
         error: what to raise at the first step if no state has been loaded by then.
+        look_again: on a process that was given the schedule by the main one: what that has made of the source last. It is
+            asked just before the first update, when the processes have met, unless a state has been loaded by then.
     """
 
     def __init__(
@@ -185,14 +193,33 @@ class RefinedLR(LambdaLR):
         min_lr_ratio: float = 0.0,
         last_epoch: int = -1,
         error: Exception | None = None,
+        look_again: Callable[[], Outcome[RefinedSchedule]] | None = None,
     ) -> None:
         self.error = error
+        self._look_again = look_again
         self.fingerprint = schedule.fingerprint if schedule else None
         self._of_this_call = _Call(num_warmup_steps, num_training_steps)
         # Until a state is loaded, a schedule that could not be had is zero: nothing moves before the error is raised.
         self._grid = schedule.multipliers if schedule else np.zeros(2)
         self._min_lr_ratio = min_lr_ratio
         super().__init__(optimizer, self._multiplier, last_epoch)
+        hooks = getattr(unwrap_optimizer(optimizer), "register_step_pre_hook", None)
+        if look_again is not None and hooks is not None:
+            hooks(lambda *_: self._take_latest())
+
+    def _take_latest(self) -> None:
+        """Have the schedule of the main process, also where the first answer was that of a preview it had made alone."""
+        look_again, self._look_again = self._look_again, None
+        latest = None if look_again is None else look_again().value
+        if latest is None or latest.fingerprint == self.fingerprint:
+            return
+        self._grid, self.fingerprint, self.error = latest.multipliers, latest.fingerprint, None
+        self._last_lr = self.get_lr()
+        for group, learning_rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(learning_rate)
+            else:
+                group["lr"] = learning_rate
 
     def raise_if_unavailable(self) -> None:
         """Raise the error that the source gave, if no state has been loaded since.
@@ -200,6 +227,8 @@ class RefinedLR(LambdaLR):
         Raises:
             ValueError: what was wrong with the source.
         """
+        if self.error is not None:
+            self._take_latest()
         if self.error is not None:
             raise self.error
 
@@ -252,7 +281,7 @@ class RefinedLR(LambdaLR):
         self._grid = saved["grid"].numpy(force=True)
         self._min_lr_ratio = saved["min_lr_ratio"]
         self.fingerprint = saved["fingerprint"]
-        self.error = None
+        self.error = self._look_again = None
 
     def _multiplier(self, current_step: int) -> float:
         return _refined_lr_lambda(
@@ -260,7 +289,7 @@ class RefinedLR(LambdaLR):
         )
 
 
-_NOT_SAVED = frozenset({"error", "fingerprint", "_of_this_call", "_grid", "_min_lr_ratio"})
+_NOT_SAVED = frozenset({"error", "fingerprint", "_of_this_call", "_grid", "_look_again", "_min_lr_ratio"})
 
 
 _WAITING = (MissingSourceError, UnfinishedRunError, DegenerateScheduleError)
@@ -286,6 +315,13 @@ def _refined_lr_lambda(
     if current_step < num_warmup_steps:
         return min(multiplier, current_step / num_warmup_steps)
     return multiplier
+
+
+def _check_source(source: Any) -> None:
+    several = isinstance(source, Sequence) and not isinstance(source, str)
+    for one in source if several else [source]:
+        if not isinstance(one, (str, os.PathLike, GradientNorms)):
+            raise ValueError(f"refined_from is {source!r:.80}, which is no run to refine from; {WHAT_TO_PASS}.")
 
 
 def _in_memory(source: Source | Sequence[Source]) -> bool:

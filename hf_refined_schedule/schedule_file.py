@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bounds import last_iterate_bound, optimize_schedule
-from .norms_file import GradientNorms
+from .norms_file import GradientNorms, UnfinishedRunError
 from .refinement import DEFAULT_POWER, NormKind, RisingNorms, averaged_norms, checked_power, grid_from, linear_decay
 
 FORMAT = "refined_schedule"
@@ -32,10 +32,6 @@ MAX_OPTIMIZED_STEPS = 2_000
 
 SMALLEST_SMOOTHED_RUN = 20
 """With fewer updates the default window is a single value: nothing is smoothed."""
-
-
-class UnfinishedRunError(ValueError):
-    """The norms cover too little of the run that they were planned for."""
 
 
 @dataclass(frozen=True, eq=False)

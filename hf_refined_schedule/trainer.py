@@ -5,6 +5,7 @@ from typing import Any
 from transformers import Trainer
 
 from .callback import GradientNormCallback
+from .checkpoints import last_complete_checkpoint
 from .registration import register
 
 register()
@@ -26,6 +27,29 @@ class RefinedScheduleMixin:
             isinstance(callback, GradientNormCallback) for callback in callbacks
         ):
             self.add_callback(GradientNormCallback())
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, as the Trainer does; `True` resumes from the newest checkpoint that was written to its end.
+
+        Args:
+            resume_from_checkpoint: as for any Trainer.
+            *args: likewise.
+            **kwargs: likewise.
+
+        Returns:
+            What the Trainer returns.
+
+        Raises:
+            ValueError: if there is no such checkpoint in `output_dir`.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"There is no complete checkpoint in the output directory {self.args.output_dir!r}; train without "
+                    "resume_from_checkpoint to start from the beginning."
+                )
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
 
 class RefinedScheduleTrainer(RefinedScheduleMixin, Trainer):

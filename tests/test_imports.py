@@ -27,6 +27,7 @@ ORDER = [
     # torch and accelerate
     "compatibility",
     "main_process",
+    "checkpoints",
     "schedule",
     "recorder",
     # transformers
@@ -37,7 +38,6 @@ ORDER = [
     # the edge
     "builtin_text",
     "language_modeling",
-    "checkpoints",
     "plots",
     "launch",
     "cli",

@@ -23,9 +23,10 @@ def expected(norms):
 
 def test_a_main_process_that_asks_alone_leaves_nobody_waiting(tmp_path):
     """A preview on rank 0 takes no turn of the others; a source that has changed between two asks of all is read anew."""
-    norms, others = np.linspace(3, 1, 200), np.linspace(1, 2, 200)
+    norms, others, third = np.linspace(3, 1, 200), np.linspace(1, 2, 200), np.linspace(5, 1, 200)
     write_run(tmp_path / "run.jsonl", norms.tolist())
     write_run(tmp_path / "other.jsonl", others.tolist())
+    write_run(tmp_path / "third.jsonl", third.tolist())
     done = torchrun(ALONE, tmp_path / "run.jsonl", "--other", tmp_path / "other.jsonl", "--report", tmp_path)
     assert (tmp_path / "rank1.json").exists(), done.stderr
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
@@ -34,6 +35,8 @@ def test_a_main_process_that_asks_alone_leaves_nobody_waiting(tmp_path):
     assert ranks[0]["world_size"] == 2
     assert ranks[0]["together"] == pytest.approx(expected(norms))
     assert ranks[0]["replaced"] == pytest.approx(expected(others))
+    assert ranks[0]["replaced after a preview"] == pytest.approx(expected(third))
+    assert len(set(ranks[0]["two at once"])) == 1
     assert preview == ranks[0]["after the preview"] == ranks[0]["once more"] == ranks[0]["replaced"]
 
 

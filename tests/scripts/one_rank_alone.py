@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +19,20 @@ def rates(source, **options):
     seen = []
     for _ in range(20):
         seen.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def trained_rates(source, before_asking):
+    """The rates that the optimizer's own steps see, once the ranks have met as in a backward pass."""
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    before_asking()
+    scheduler = get_refined_schedule(optimizer, 0, 20, refined_from=source, allow_degenerate=True)
+    dist.barrier()
+    seen = []
+    optimizer.register_step_pre_hook(lambda optimizer, *_: seen.append(optimizer.param_groups[0]["lr"]))
+    for _ in range(20):
         optimizer.step()
         scheduler.step()
     return seen
@@ -48,6 +63,18 @@ def main():
         rates(options.source, smoothing=0.5)
     seen["after the preview"] = rates(options.source)
     seen["once more"] = rates(options.source)
+    dist.barrier()
+    if rank == 0:
+        rates(options.source)
+        options.report.joinpath("third.jsonl").replace(options.source)
+    dist.barrier()
+    # The second rank asks first, and is given what the preview saw.
+    seen["replaced after a preview"] = trained_rates(options.source, lambda: time.sleep(1 - rank))
+    # The main process asks twice before the second rank asks at all.
+    pairs = [torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0) for _ in range(2)]
+    time.sleep(rank)
+    both = [get_refined_schedule(one, 0, 20, refined_from=options.source, allow_degenerate=True) for one in pairs]
+    seen["two at once"] = [one.fingerprint for one in both]
     options.report.joinpath(f"rank{rank}.json").write_text(json.dumps(seen))
     dist.barrier()
     dist.destroy_process_group()
