@@ -346,14 +346,14 @@ def widened_choices(names: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def prepared_optimizers(notify: Callable[[Any], None]) -> Iterator[None]:
+def prepared_optimizers(notify: Callable[[Accelerator, Any], None]) -> Iterator[None]:
     """Be told of every optimizer that an Accelerator prepares.
 
     A wrap of the public `Accelerator.prepare_optimizer` (accelerate 1.1 to 1.15), for raw loops in scripts that have never
     heard of us. It can go when accelerate has callbacks.
 
     Args:
-        notify: called with the prepared optimizer.
+        notify: called with the Accelerator and the prepared optimizer.
 
     Yields:
         None.
@@ -363,7 +363,7 @@ def prepared_optimizers(notify: Callable[[Any], None]) -> Iterator[None]:
     @functools.wraps(prepare_optimizer)
     def watched_prepare_optimizer(self: Accelerator, *args: Any, **kwargs: Any) -> Any:
         prepared = prepare_optimizer(self, *args, **kwargs)
-        notify(prepared)
+        notify(self, prepared)
         return prepared
 
     Accelerator.prepare_optimizer = watched_prepare_optimizer
@@ -371,3 +371,18 @@ def prepared_optimizers(notify: Callable[[Any], None]) -> Iterator[None]:
         yield
     finally:
         Accelerator.prepare_optimizer = prepare_optimizer
+
+
+def is_prepared_by(accelerator: Accelerator, optimizer: AcceleratedOptimizer) -> bool:
+    """Whether an Accelerator still holds an optimizer that it has prepared, or has let go of it (`free_memory`).
+
+    `Accelerator._optimizers` (accelerate 1.1 to 1.15). It can go when accelerate has a public list of them.
+
+    Args:
+        accelerator: the Accelerator.
+        optimizer: the prepared optimizer.
+
+    Returns:
+        True if it holds it.
+    """
+    return any(one is optimizer for one in accelerator._optimizers)

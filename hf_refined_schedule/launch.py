@@ -1,5 +1,6 @@
 """Runs a training script that has never heard of this package, with everything registered and recorded."""
 
+import json
 import logging
 import os
 import runpy
@@ -10,15 +11,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
 from .callback import GradientNormCallback
-from .compatibility import add_default_callback, prepared_optimizers, widened_choices
+from .compatibility import add_default_callback, is_prepared_by, prepared_optimizers, widened_choices
+from .main_process import on_main_process
 from .recorder import GradientNormRecorder
 from .registration import register
 from .schedule import REFINED_FROM_VARIABLE
 
 logger = logging.getLogger(__name__)
+
+STEP_FILE_NAME = "gradient_norms_step.json"
+"""Beside what `Accelerator.save_state` writes: the updates that the norms file had by then."""
 
 
 def launch(
@@ -30,8 +36,8 @@ def launch(
 ) -> None:
     """Run a script as `python SCRIPT ARGUMENTS` would, with `refined` registered and gradient norms recorded.
 
-    Every `Trainer` in it records. A raw Accelerate loop is recorded if `gradient_norms_file` is given: from its start, and
-    after a resume from there on. `sys.argv`, `__main__`, imports beside the script, its exit code and its tracebacks are
+    Every `Trainer` in it records. A raw Accelerate loop is recorded if `gradient_norms_file` is given; after
+    `Accelerator.load_state` the file goes on from the checkpoint. `sys.argv`, `__main__`, imports beside the script, its exit code and its tracebacks are
     the script's own.
 
     Args:
@@ -74,23 +80,54 @@ def launch(
 
 
 class _RawLoopRecording:
-    """Records the first optimizer that the script prepares. A Trainer's own callback takes it over."""
+    """Records the first optimizer that the script prepares, and starts over when its Accelerator has let go of that.
+
+    A Trainer's own callback takes it over.
+    """
 
     def __init__(self, path: str, stack: ExitStack) -> None:
         self._path = path
         self._stack = stack
         self._recorder: GradientNormRecorder | None = None
+        self._optimizer: AcceleratedOptimizer | None = None
 
-    def start(self, optimizer: Any) -> None:
+    def start(self, accelerator: Accelerator, optimizer: Any) -> None:
         if not isinstance(optimizer, AcceleratedOptimizer):
             return
-        if self._recorder is None:
-            self._recorder = GradientNormRecorder(optimizer, path=self._path, on_failure="warn")
-            self._stack.enter_context(self._recorder)
-        elif self._recorder.recording:
-            logger.warning(
-                "The script prepares more than one optimizer; gradient norms of the first alone are recorded."
-            )
+        if self._recorder is not None:
+            if is_prepared_by(accelerator, self._optimizer):
+                if self._recorder.recording:
+                    logger.warning(
+                        "The script prepares more than one optimizer; gradient norms of the first alone are recorded."
+                    )
+                return
+            self._recorder.abandon()
+        self._optimizer = optimizer
+        recorder = self._recorder = GradientNormRecorder(optimizer, path=self._path, on_failure="warn")
+        self._stack.enter_context(recorder)
+
+        def save(models: Any, weights: Any, output_dir: str) -> None:
+            recorder.flush()
+            if accelerator.is_main_process:
+                (Path(output_dir) / STEP_FILE_NAME).write_text(json.dumps(recorder.state_dict()))
+
+        def load(models: Any, input_dir: str) -> None:
+            file = Path(input_dir) / STEP_FILE_NAME
+            state = on_main_process(
+                lambda: json.loads(file.read_text()), f"the number of updates before {file.parent.name}"
+            ).value
+            if state is not None:
+                recorder.load_state_dict(state)
+            elif recorder.recording:
+                recorder.abandon()
+                logger.warning(
+                    "Gradient norms are not recorded: %s was saved without the launcher's recording, and does not say how "
+                    "many updates it is of.",
+                    input_dir,
+                )
+
+        accelerator.register_save_state_pre_hook(save)
+        accelerator.register_load_state_pre_hook(load)
 
 
 def _print_traceback(error: BaseException, script: Path) -> None:

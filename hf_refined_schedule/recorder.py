@@ -268,6 +268,11 @@ class GradientNormRecorder:
                 self._writer.missing_steps,
             )
 
+    def abandon(self) -> None:
+        """Write what has been measured and record no more, as of a run that has not got to its end."""
+        self.flush()
+        self._stop()
+
     def last_l1(self) -> float | None:
         """The L1 norm at the last update, for a log entry. This waits for the device.
 
@@ -388,9 +393,7 @@ class GradientNormRecorder:
         return self._optimizer.accelerator_state.is_main_process
 
     def _fail(self, reason: str) -> None:
-        """Write what is known, and end."""
-        self.flush()
-        self._stop()
+        self.abandon()
         self._last = None
         self._report(reason, self.step + 1)
 

@@ -135,6 +135,77 @@ def test_trainers_one_after_another_into_one_file(tmp_path):
     assert "more than one optimizer" not in done.stderr
 
 
+RESUMING = """
+import os, torch
+from accelerate import Accelerator
+accelerator = Accelerator(cpu=True)
+weight = torch.nn.Parameter(torch.zeros(3))
+optimizer = accelerator.prepare(torch.optim.SGD([weight], lr=0.1))
+start = 0
+if os.path.isdir("checkpoint"):
+    accelerator.load_state("checkpoint")
+    start = 4
+for step in range(start, 9):
+    accelerator.backward((weight * torch.tensor([1.0, -2.0, 2.0])).sum() * (step + 1))
+    optimizer.step()
+    optimizer.zero_grad()
+    if step == 3:
+        accelerator.save_state("checkpoint")
+    if step == 6 and start == 0:
+        os._exit(9)
+"""
+
+
+def test_a_raw_loop_that_resumes_goes_on_with_the_file(tmp_path):
+    script, norms = tmp_path / "resuming.py", tmp_path / "norms.jsonl"
+    script.write_text(RESUMING)
+    words = ("--gradient-norms-file", norms, script)
+    assert launch(*words, folder=tmp_path).returncode == 9
+    header, rows = read_rows(norms)
+    assert (header["num_training_steps"], len(rows)) == (None, 4)
+    done = launch(*words, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    header, rows = read_rows(norms)
+    assert header["num_training_steps"] == 9
+    assert [row["l2"] for row in rows] == [3.0 * step for step in range(1, 10)]
+
+    (tmp_path / "checkpoint" / "gradient_norms_step.json").unlink()  # as saved without the launcher
+    before = norms.read_text()
+    done = launch(*words, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("does not say how many updates it is of") == 1
+    assert norms.read_text() == before
+
+
+def test_a_raw_loop_that_tries_again_with_a_smaller_batch(tmp_path):
+    script, norms = tmp_path / "again.py", tmp_path / "norms.jsonl"
+    script.write_text(
+        "import torch\n"
+        "from accelerate import Accelerator\n"
+        "from accelerate.utils import find_executable_batch_size\n"
+        "accelerator = Accelerator(cpu=True)\n"
+        "@find_executable_batch_size(starting_batch_size=8)\n"
+        "def train(batch_size):\n"
+        "    accelerator.free_memory()\n"
+        "    weight = torch.nn.Parameter(torch.zeros(3))\n"
+        "    optimizer = accelerator.prepare(torch.optim.SGD([weight], lr=0.1))\n"
+        "    for step in range(5):\n"
+        "        if batch_size == 8 and step == 2:\n"
+        "            raise RuntimeError('CUDA out of memory. ')\n"
+        "        accelerator.backward((weight * torch.ones(batch_size, 3)).sum())\n"
+        "        optimizer.step()\n"
+        "        optimizer.zero_grad()\n"
+        "train()\n"
+    )
+    done = launch("--gradient-norms-file", norms, script, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "more than one optimizer" not in done.stderr
+    header, rows = read_rows(norms)
+    assert header["num_training_steps"] == len(rows) == 5
+    header, rows = read_rows(tmp_path / "norms.1.jsonl")
+    assert (header["num_training_steps"], len(rows)) == (None, 2)
+
+
 def test_without_the_launcher_the_script_refuses(tmp_path):
     done = run_command(BIN / "python", RAW, "--report", tmp_path / "report", "--lr_scheduler_type", "refined")
     assert done.returncode == 2

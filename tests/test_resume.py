@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from transformers import Trainer, TrainerCallback
 
-from hf_refined_schedule import GradientNormCallback, load_norms
+from hf_refined_schedule import GradientNormCallback, RefinedScheduleTrainer, load_norms
 from hf_refined_schedule.checkpoints import last_complete_checkpoint
 from hf_refined_schedule.norms_file import read_norms_file
 from hf_refined_schedule.schedule_file import RefinedSchedule
@@ -335,6 +335,11 @@ DAMAGES = {
     ),
     "an empty model": lambda folder: (folder / "model.safetensors").write_bytes(b""),
     "a model of zeros": lambda folder: (folder / "model.safetensors").write_bytes(bytes(5000)),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "one rank's random state of several": lambda folder: (folder / "rng_state.pth").rename(folder / "rng_state_0.pth"),
+    "a rank's random state left out": lambda folder: [
+        shutil.copy(folder / "rng_state.pth", folder / f"rng_state_{rank}.pth") for rank in (0, 2)
+    ],
     "Trainer's own mark": lambda folder: (folder / "checkpoint-is-incomplete.txt").touch(),
 }
 
@@ -346,6 +351,25 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(whole, damage):
     assert last_complete_checkpoint(folder) == str(folder / "checkpoint-20")
     damage(folder / "checkpoint-20")
     assert last_complete_checkpoint(folder) == str(folder / "checkpoint-10")
+
+
+def test_a_trainer_of_ours_resumes_from_a_whole_one(whole, refined):
+    folder, before = whole
+    DAMAGES["no state"](folder / "checkpoint-30")
+
+    def train():
+        arguments = tiny_arguments(folder, save_strategy="steps", save_steps=10, **refined)
+        trainer = RefinedScheduleTrainer(tiny_model(), arguments, train_dataset=tiny_data())
+        trainer.train(resume_from_checkpoint=True)
+        return trainer
+
+    again = train()
+    assert again.state.log_history[0]["step"] == 1
+    assert rates(again) == rates(before)
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    with pytest.raises(ValueError, match="There is no complete checkpoint in the output directory"):
+        train()
 
 
 def test_every_checkpoint_of_a_trainer_is_whole(whole):
