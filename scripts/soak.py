@@ -7,7 +7,7 @@ random moment, while a checkpoint is being written, in the middle of a line of g
 replaced by one that is cut back. It resumes from the checkpoint that `last_complete_checkpoint` finds, or starts anew where there
 is none yet. In the end the norms file, the learning rates and the weights have to be those of the uninterrupted run, to the last
 bit, dropout included: on a CPU the same arithmetic in the same order gives the same numbers. With two processes (gloo) one rank
-is killed, then the other is ended as a launcher would.
+is killed, and the other is ended as a launcher would, up to 0.3 s later: it may write on meanwhile.
 
 Writes results/soak.md and prints it. A trial that differs is kept in its folder, and the exit status is 1.
 """
@@ -156,9 +156,11 @@ def is_running(process: int) -> bool:
     return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
-def end(processes: list[int]) -> None:
-    """Kill what still runs."""
-    for process in processes:
+def end(processes: list[int], pause: float = 0.0) -> None:
+    """Kill what still runs: the first process, and after so many seconds the others."""
+    for number, process in enumerate(processes):
+        if number == 1:
+            time.sleep(pause)
         os.kill(process, signal.SIGKILL)
     for process in processes:
         os.waitpid(process, 0)
@@ -220,7 +222,7 @@ def attempt(
         by_themselves = kill is None and not finished and not all(map(is_running, processes))
     finally:
         chance.shuffle(processes)
-        end(processes)
+        end(processes, pause=0.0 if kill is None else chance.uniform(0, 0.3))
     if by_themselves or (kill is None and not finished):
         raise RuntimeError(f"a run without a kill did not get to its end; see {folder / 'log.txt'}")
     return finished

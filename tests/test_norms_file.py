@@ -404,3 +404,13 @@ def test_norms_at_every_step(steps, values, expected, kind):
     other = {"l1": "l2", "l2": "l1"}[kind]
     norms = GradientNorms(steps=steps, **{kind: values, other: [99.0] * len(steps)})
     np.testing.assert_allclose(norms.at_every_step(kind), expected, rtol=0, atol=EXACT_ROUNDING)
+
+
+def test_a_file_that_another_run_has_begun_anew_is_not_written_into(path):
+    first = NormsFileWriter(path, HEADER)
+    first.append(ROWS[:1])
+    NormsFileWriter(path, HEADER).append(ROWS[:2])
+    before = path.read_text()
+    with pytest.raises(OSError, match="another run has begun it anew"):
+        first.append(ROWS[1:2])
+    assert path.read_text() == before == FIRST_LINE + "".join(LINES[:2])

@@ -144,7 +144,7 @@ def interrupted_state(path, l1, horizon, at):
 RECORDED = list(np.linspace(4.0, 1.0, 40))
 
 
-@pytest.mark.parametrize("source", ["the same", "changed", "gone", "unfinished"])
+@pytest.mark.parametrize("source", ["the same", "changed", "gone", "unfinished", "just begun", "of unknown length"])
 def test_resume_goes_on_with_the_schedule_it_began_with(tmp_path, caplog, source):
     path = tmp_path / "gradient_norms.jsonl"
     state = interrupted_state(path, RECORDED, 30, at=10)
@@ -155,6 +155,10 @@ def test_resume_goes_on_with_the_schedule_it_began_with(tmp_path, caplog, source
         path.unlink()
     elif source == "unfinished":
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:10]))
+    elif source == "just begun":
+        path.write_text(path.read_text().splitlines(keepends=True)[0])
+    elif source == "of unknown length":
+        path.write_text(path.read_text().replace('"num_training_steps": 40', '"num_training_steps": null'))
     caplog.set_level(logging.WARNING)
     resumed = get_refined_schedule(optimizer_of(), 0, 30, refined_from=path)
     resumed.load_state_dict(state)
@@ -239,6 +243,7 @@ def test_a_degenerate_schedule_stops_with_the_remedy_but_never_a_resume(tmp_path
 
 REFUSALS = [
     ("no source", {}, "needs refined_from.*gradient_norms.jsonl"),
+    ("a number for a source", {"refined_from": 5}, "refined_from is 5, which is no run to refine from; pass"),
     ("no steps", {"refined_from": "x", "num_training_steps": None}, "num_training_steps is None"),
     ("zero steps", {"refined_from": "x", "num_training_steps": 0}, "num_training_steps is 0"),
     ("negative warm-up", {"refined_from": "x", "num_warmup_steps": -1}, "num_warmup_steps is -1"),
