@@ -390,7 +390,8 @@ class GradientNormRecorder:
         self._remove = []
 
     def _is_main_process(self) -> bool:
-        return self._optimizer.accelerator_state.is_main_process
+        state = getattr(self._optimizer, "accelerator_state", None)  # none where it was not prepared
+        return state is None or state.is_main_process
 
     def _fail(self, reason: str) -> None:
         self.abandon()

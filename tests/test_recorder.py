@@ -525,6 +525,17 @@ def test_an_optimizer_that_was_not_prepared_is_refused(tmp_path):
         loop(tmp_path, None, prepare=False)
 
 
+def test_an_optimizer_that_was_not_prepared_trains_on_without_a_record(tmp_path, caplog):
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    with GradientNormRecorder(optimizer, output_dir=tmp_path, on_failure="warn"):
+        weight.grad = torch.ones(3)
+        optimizer.step()
+    assert weight.tolist() == pytest.approx([-0.1] * 3)
+    assert caplog.text.count("must be one that Accelerator.prepare returned") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_gradients_used_up_before_the_step_are_refused(tmp_path):
     accelerator = Accelerator(cpu=True)
     optimizer = accelerator.prepare(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1))
