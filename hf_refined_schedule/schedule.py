@@ -203,9 +203,9 @@ class RefinedLR(LambdaLR):
         self._grid = schedule.multipliers if schedule else np.zeros(2)
         self._min_lr_ratio = min_lr_ratio
         super().__init__(optimizer, self._multiplier, last_epoch)
-        hooks = getattr(unwrap_optimizer(optimizer), "register_step_pre_hook", None)
-        if look_again is not None and hooks is not None:
-            hooks(lambda *_: self._take_latest())
+        before_step = getattr(unwrap_optimizer(optimizer), "register_step_pre_hook", None)
+        if look_again is not None and before_step is not None:
+            before_step(lambda *_: self._take_latest())
 
     def _take_latest(self) -> None:
         """Have the schedule of the main process, also where the first answer was that of a preview it had made alone."""
@@ -214,7 +214,7 @@ class RefinedLR(LambdaLR):
         if latest is None or latest.fingerprint == self.fingerprint:
             return
         self._grid, self.fingerprint, self.error = latest.multipliers, latest.fingerprint, None
-        self._last_lr = self.get_lr()
+        self._last_lr = [base * self._multiplier(self.last_epoch) for base in self.base_lrs]
         for group, learning_rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             if isinstance(group["lr"], torch.Tensor):
                 group["lr"].fill_(learning_rate)

@@ -284,6 +284,33 @@ def test_a_full_disk(tmp_path, one_page, caplog):
     assert warnings_of(caplog) == []
 
 
+@pytest.mark.parametrize("when", ["before the run", "during the run", "before the resume"])
+def test_a_disk_that_is_read_only(tmp_path, one_page, caplog, when):
+    """One warning, and the file as it was."""
+
+    def read_only(control=None):
+        assert run_command("mount", "-o", "remount,ro", one_page).returncode == 0
+
+    file, text = one_page / NAME, None
+    if when == "before the run":
+        read_only()
+    at_seven = [At(7, read_only)] if when == "during the run" else []
+    trainer = run(tmp_path, callbacks=[GradientNormCallback(file), *at_seven], max_steps=20, save_steps=5)
+    if when == "before the resume":
+        text = file.read_text()
+        read_only()
+        trainer = run(tmp_path, 5, callbacks=[GradientNormCallback(file)], max_steps=20)
+        assert file.read_text() == text
+    elif when == "during the run":
+        assert steps_of(file) == [1, 2, 3, 4, 5]
+    else:
+        assert not file.exists()
+    assert trainer.state.global_step == 20
+    assert list(logged(trainer, "grad_norm_l1")) == list(range(1, 21))
+    assert len(warnings_of(caplog)) == 1
+    assert "Read-only file system" in warnings_of(caplog)[0]
+
+
 def test_a_main_process_that_cannot_write_leaves_nobody_waiting(two_ranks):
     """The norm of a sharded gradient takes all ranks, also after the file of one of them has failed."""
     report, printed = two_ranks
