@@ -210,6 +210,8 @@ class GradientNormRecorder:
         """Why the gradients of this update could not be measured."""
         self._max_grad_norm: float | None = None
         self._stepping = False
+        self._steps_in_backward = False
+        """Whether an engine has made its step, and cleared the gradients, by the time the loop clips."""
         self._by_engine = False
         """Whether an engine tells its norm instead of showing gradients."""
         self._remove: list[Any] = []
@@ -316,7 +318,7 @@ class GradientNormRecorder:
             return True
         if {id(parameter) for parameter in parameters}.isdisjoint(map(id, self._parameters())):
             return False
-        if self._norms is None or not self._is_measured():
+        if self._norms is None or not (self._steps_in_backward or self._is_measured()):
             self._measure(loss_scale(self._optimizer))
         self._fail_if_not_measured()
         return self.recording
@@ -357,6 +359,7 @@ class GradientNormRecorder:
                 f"{engine} keeps the gradients to itself or in pieces; use DDP or FSDP2 to record them"
             )
         if distributed_type == DistributedType.DEEPSPEED:
+            self._steps_in_backward = True
             self._by_engine = not isinstance(self._optimizer.optimizer, torch.optim.Optimizer)
             if self._by_engine and self._is_main_process():
                 logger.warning(
