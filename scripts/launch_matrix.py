@@ -7,7 +7,7 @@ Each cell trains a tiny model for 12 updates with a refined schedule that is kno
 recorded. What the ranks report (see launch_matrix_worker.py) is compared with one process that runs the same batches without a
 recorder, and measures every gradient in float64 as soon as it is there. A cell that this machine cannot run says why.
 
-The table is printed, and goes to OUTPUT_DIR/launch_matrix.md. All cells take 12 to 15 minutes on two cores. Exit status 1 if
+The table is printed, and goes to OUTPUT_DIR/launch_matrix.md. All cells take 9 to 15 minutes on two cores. Exit status 1 if
 a cell fails.
 """
 
