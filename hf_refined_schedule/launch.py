@@ -37,8 +37,8 @@ def launch(
     """Run a script as `python SCRIPT ARGUMENTS` would, with `refined` registered and gradient norms recorded.
 
     Every `Trainer` in it records. A raw Accelerate loop is recorded if `gradient_norms_file` is given; after
-    `Accelerator.load_state` the file goes on from the checkpoint. `sys.argv`, `__main__`, imports beside the script, its exit code and its tracebacks are
-    the script's own.
+    `Accelerator.load_state` the file goes on from the checkpoint. `sys.argv`, `__main__`, imports beside the script, its
+    exit code and its tracebacks are the script's own.
 
     Args:
         script: the script's path.
@@ -120,11 +120,12 @@ class _RawLoopRecording:
                 recorder.load_state_dict(state)
             elif recorder.recording:
                 recorder.abandon()
-                logger.warning(
-                    "Gradient norms are not recorded: %s was saved without the launcher's recording, and does not say how "
-                    "many updates it is of.",
-                    input_dir,
-                )
+                if accelerator.is_main_process:
+                    logger.warning(
+                        "Gradient norms are not recorded: %s was saved without the launcher's recording, and does not say "
+                        "how many updates it is of.",
+                        input_dir,
+                    )
 
         accelerator.register_save_state_pre_hook(save)
         accelerator.register_load_state_pre_hook(load)

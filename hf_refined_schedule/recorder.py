@@ -447,15 +447,16 @@ class GradientNormRecorder:
 
     def _mark_as_measured(self) -> None:
         gradient = self._first_gradient()
-        self._measured = None if gradient is None else (weakref.ref(gradient), gradient._version)
+        counts = gradient is not None and not gradient.is_inference()  # a tensor that counts its changes
+        self._measured = (weakref.ref(gradient), gradient._version) if counts else None
 
     def _is_measured(self) -> bool:
         """Whether nothing but watched clips has changed the gradient since it was measured; a backward pass would have."""
-        gradient = self._first_gradient()
-        if gradient is None or self._measured is None:
+        if self._measured is None:
             return False
         measured, version = self._measured
-        return measured() is gradient and gradient._version == version
+        gradient = self._first_gradient()
+        return gradient is not None and measured() is gradient and gradient._version == version
 
     def _forget_update(self) -> None:
         self._norms = self._clip_factor = self._learning_rate = self._failure = self._measured = None
