@@ -37,6 +37,7 @@ def test_a_main_process_that_asks_alone_leaves_nobody_waiting(tmp_path):
     assert ranks[0]["replaced"] == pytest.approx(expected(others))
     assert ranks[0]["replaced after a preview"] == pytest.approx(expected(third))
     assert len(set(ranks[0]["two at once"])) == 1
+    assert ranks[0]["checkpoint"] == "checkpoint-20"
     assert preview == ranks[0]["after the preview"] == ranks[0]["once more"] == ranks[0]["replaced"]
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from hf_refined_schedule import get_refined_schedule, main_process
+from hf_refined_schedule.checkpoints import last_complete_checkpoint
 
 
 def rates(source, **options):
@@ -36,6 +37,14 @@ def trained_rates(source, before_asking):
         optimizer.step()
         scheduler.step()
     return seen
+
+
+def write_checkpoint(output_dir, step):
+    """As much of one as makes it complete."""
+    folder = output_dir / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
 
 
 def main():
@@ -75,6 +84,12 @@ def main():
     time.sleep(rank)
     both = [get_refined_schedule(one, 0, 20, refined_from=options.source, allow_degenerate=True) for one in pairs]
     seen["two at once"] = [one.fingerprint for one in both]
+    # Nodes without a shared disk, the second a checkpoint behind.
+    for step in (10, 20) if rank == 0 else (10,):
+        write_checkpoint(options.report / f"node{rank}" / "out", step)
+    found = Path(last_complete_checkpoint(options.report / f"node{rank}" / "out"))
+    seen["checkpoint"] = found.name
+    assert found.parent.parent.name == f"node{rank}"
     options.report.joinpath(f"rank{rank}.json").write_text(json.dumps(seen))
     dist.barrier()
     dist.destroy_process_group()
