@@ -107,9 +107,9 @@ class _RawLoopRecording:
         self._stack.enter_context(recorder)
 
         def save(models: Any, weights: Any, output_dir: str) -> None:
-            recorder.flush()
+            state = recorder.state_dict()
             if accelerator.is_main_process:
-                (Path(output_dir) / STEP_FILE_NAME).write_text(json.dumps(recorder.state_dict()))
+                (Path(output_dir) / STEP_FILE_NAME).write_text(json.dumps(state))
 
         def load(models: Any, input_dir: str) -> None:
             file = Path(input_dir) / STEP_FILE_NAME

@@ -481,7 +481,7 @@ class GradientNormRecorder:
 
     def _around_zero_grad(self, zero_grad: Callable[[], Any]) -> Any:
         """What was measured is gone: of a batch that is skipped after its clip, or of one before a closure makes another."""
-        if self.recording and self._optimizer.gradient_state.sync_gradients and not self._by_engine:
+        if self.recording and self._optimizer.gradient_state.sync_gradients and not self._steps_in_backward:
             self._norms = self._clip_factor = self._measured = None
         return zero_grad()
 

@@ -17,7 +17,7 @@ from .main_process import Outcome, is_main_process, latest_answer, on_main_proce
 from .norms_file import GradientNorms, UnfinishedRunError
 from .refinement import NormKind, RisingNorms, multiplier_at
 from .schedule_file import OptimizerFamily, RefinedSchedule
-from .sources import WHAT_TO_PASS, MissingSourceError, Source, load_schedule
+from .sources import WHAT_TO_PASS, MissingSourceError, Source, listed_sources, load_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def get_refined_schedule(
         refined_from = os.environ.get(REFINED_FROM_VARIABLE)
     if refined_from is None:
         raise ValueError(f"The schedule 'refined' needs refined_from, the run to refine it from: {WHAT_TO_PASS}.")
-    _check_source(refined_from)
+    sources = listed_sources(refined_from)
     if num_training_steps is None or num_training_steps < 1:
         raise ValueError(
             f"num_training_steps is {num_training_steps!r}, but the schedule 'refined' needs the number of training steps; "
@@ -106,13 +106,13 @@ def get_refined_schedule(
     }
 
     def load() -> RefinedSchedule:
-        return load_schedule(refined_from, family, **making)
+        return load_schedule(sources, family, **making)
 
     look_again = None
-    if _in_memory(refined_from):
+    if _in_memory(sources):
         loaded = Outcome(load(), None)
     else:
-        words = _in_words(refined_from, family, making)
+        words = _in_words(sources, family, making)
         loaded = on_main_process(load, words)
         look_again = None if is_main_process() else functools.partial(latest_answer, words)
         if loaded.error is not None and not isinstance(loaded.error, _WAITING):
@@ -317,23 +317,13 @@ def _refined_lr_lambda(
     return multiplier
 
 
-def _check_source(source: Any) -> None:
-    several = isinstance(source, Sequence) and not isinstance(source, str)
-    for one in source if several else [source]:
-        if not isinstance(one, (str, os.PathLike, GradientNorms)):
-            raise ValueError(f"refined_from is {source!r:.80}, which is no run to refine from; {WHAT_TO_PASS}.")
-
-
-def _in_memory(source: Source | Sequence[Source]) -> bool:
+def _in_memory(sources: Sequence[Source]) -> bool:
     """Whether every process holds the norms themselves, so that no message is needed."""
-    if isinstance(source, (str, os.PathLike)):
-        return False
-    return isinstance(source, GradientNorms) or all(isinstance(one, GradientNorms) for one in source)
+    return all(isinstance(one, GradientNorms) for one in sources)
 
 
-def _in_words(source: Source | Sequence[Source], family: OptimizerFamily, making: Mapping[str, Any]) -> str:
+def _in_words(sources: Sequence[Source], family: OptimizerFamily, making: Mapping[str, Any]) -> str:
     """A schedule in words that are the same on every process."""
-    sources = [source] if isinstance(source, (str, os.PathLike, GradientNorms)) else source
     names = [one.source if isinstance(one, GradientNorms) else os.fspath(one) for one in sources]
     given = [f"{name}={value!r}" for name, value in making.items() if value]
     return f"the schedule refined from {', '.join(names)} for {family}{' with ' if given else ''}{', '.join(given)}"

@@ -76,6 +76,26 @@ Source = str | os.PathLike[str] | GradientNorms
 """What a schedule is refined from: where norms lie, or norms themselves."""
 
 
+def listed_sources(source: Source | Sequence[Source]) -> list[Source]:
+    """One source or several, as a list.
+
+    Args:
+        source: what `load_schedule` takes.
+
+    Returns:
+        The sources.
+
+    Raises:
+        ValueError: if one of them is of another type.
+    """
+    several = isinstance(source, Sequence) and not isinstance(source, str)
+    sources = list(source) if several else [source]
+    for one in sources:
+        if not isinstance(one, (str, os.PathLike, GradientNorms)):
+            raise ValueError(f"refined_from is {source!r:.80}, which is no run to refine from; {WHAT_TO_PASS}.")
+    return sources
+
+
 def load_schedule(
     source: Source | Sequence[Source],
     optimizer: OptimizerFamily,
@@ -109,8 +129,7 @@ def load_schedule(
         MissingSourceError: if there is nothing at `source`.
     """
     making = {"norm": norm, "power": power, "smoothing": smoothing, "rising_norms": rising_norms}
-    sources = [source] if isinstance(source, (str, os.PathLike, GradientNorms)) else list(source)
-    located = [one if isinstance(one, GradientNorms) else find_source_file(one) for one in sources]
+    located = [one if isinstance(one, GradientNorms) else find_source_file(one) for one in listed_sources(source)]
     files = [one for one in located if not isinstance(one, GradientNorms) and is_schedule_file(one)]
     if files and len(located) > 1:
         raise ValueError(f"{files[0]} is a schedule file, and stands alone; pass the runs that are to be averaged.")
