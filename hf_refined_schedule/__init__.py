@@ -9,22 +9,22 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "GradientNormCallback": "callback",
-    "GradientNormRecorder": "recorder",
-    "GradientNorms": "norms_file",
-    "RefinedScheduleArguments": "training_args",
-    "RefinedScheduleMixin": "trainer",
-    "RefinedScheduleTrainer": "trainer",
-    "get_refined_schedule": "schedule",
-    "last_iterate_bound": "bounds",
-    "optimize_schedule": "bounds",
-    "rank_schedules": "bounds",
-    "linear_decay": "refinement",
-    "load_norms": "sources",
-    "refine_schedule": "refinement",
-    "register": "registration",
-    "register_scheduler": "registration",
-    "smooth_norms": "refinement",
+    "GradientNormCallback": "training.callback",
+    "GradientNormRecorder": "recording.recorder",
+    "GradientNorms": "norms.gradient_norms",
+    "RefinedScheduleArguments": "training.training_args",
+    "RefinedScheduleMixin": "training.trainer",
+    "RefinedScheduleTrainer": "training.trainer",
+    "get_refined_schedule": "training.scheduler",
+    "last_iterate_bound": "theory.bounds",
+    "optimize_schedule": "theory.bounds",
+    "rank_schedules": "theory.bounds",
+    "linear_decay": "theory.refinement",
+    "load_norms": "norms.sources",
+    "refine_schedule": "theory.refinement",
+    "register": "training.registration",
+    "register_scheduler": "training.registration",
+    "smooth_norms": "theory.refinement",
 }
 
 __all__ = sorted(_HOMES)

@@ -10,13 +10,15 @@ from dataclasses import replace
 import numpy as np
 
 from . import __version__
-from .bounds import rank_schedules
-from .classical import POWERS, WARMUP, classical_schedules, closest_polynomial, closest_wsd
-from .health import check_health
-from .norms_file import GradientNorms
-from .refinement import peak_place, smooth_norms
-from .schedule_file import RefinedSchedule, is_schedule_file, optimized, read_schedule, squared_norms, write_schedule
-from .sources import find_source_file, load_norms, load_schedule
+from .norms.gradient_norms import GradientNorms
+from .norms.sources import find_source_file, is_schedule_file, load_norms
+from .schedules.health import check_health
+from .schedules.refined_schedule import RefinedSchedule, optimized, squared_norms
+from .schedules.refining import load_schedule
+from .schedules.schedule_file import read_schedule, write_schedule
+from .theory.bounds import rank_schedules
+from .theory.classical import POWERS, WARMUP, classical_schedules, closest_polynomial, closest_wsd
+from .theory.refinement import peak_place, smooth_norms
 
 SOURCE_HELP = (
     "the run: its output_dir or gradient_norms.jsonl, a trainer_state.json or the checkpoint that holds one, TensorBoard "
@@ -326,7 +328,7 @@ def _as_first_part(run: GradientNorms, options: argparse.Namespace) -> GradientN
 
 
 def _launch(options: argparse.Namespace) -> None:
-    from .launch import launch
+    from .training.launch import launch
 
     launch(
         options.script,

@@ -35,7 +35,8 @@ from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_refined_schedule import GradientNormRecorder, GradientNorms, get_refined_schedule, refine_schedule
-from hf_refined_schedule.recorder import FLUSH_EVERY, measure_gradient_norms
+from hf_refined_schedule.recording.measuring import measure_gradient_norms
+from hf_refined_schedule.recording.recorder import FLUSH_EVERY
 
 MODELS = {"1M": (128, 4, 1_000), "10M": (320, 7, 4_000), "124M": (768, 12, 50_257)}
 """Width, layers and vocabulary of GPT-2-shaped models with about so many parameters."""
@@ -51,7 +52,7 @@ GOALS = {512: 1.03, 1024: 1.01}
 MIN_PAIRS, MAX_PAIRS = 9, 199
 """Of steps, with recording and without."""
 
-MATHS = "hf_refined_schedule.refinement"
+MATHS = "hf_refined_schedule.theory.refinement"
 
 
 def small_gpt2(name: str, dtype: torch.dtype, device: torch.device) -> GPT2LMHeadModel:

@@ -39,6 +39,17 @@ import torch
 import transformers
 from accelerate import PartialState
 from datasets import Dataset, load_from_disk
+from experiments.language_modeling import (
+    DataArguments,
+    ModelArguments,
+    default_block_size,
+    group_into_blocks,
+    load_model,
+    load_text,
+    load_tokenizer,
+    split_blocks,
+    text_column,
+)
 from tqdm import tqdm
 from transformers import (
     AutoConfig,
@@ -55,19 +66,9 @@ from hf_refined_schedule import (
     load_norms,
     smooth_norms,
 )
-from hf_refined_schedule.language_modeling import (
-    DataArguments,
-    ModelArguments,
-    default_block_size,
-    group_into_blocks,
-    load_model,
-    load_text,
-    load_tokenizer,
-    split_blocks,
-    text_column,
-)
-from hf_refined_schedule.norms_file import GradientNorms
-from hf_refined_schedule.schedule_file import RefinedSchedule, write_schedule
+from hf_refined_schedule.norms.gradient_norms import GradientNorms
+from hf_refined_schedule.schedules.refined_schedule import RefinedSchedule
+from hf_refined_schedule.schedules.schedule_file import write_schedule
 
 WARMUP = 0.05
 """The share of the run that "+warmup" warms up for."""

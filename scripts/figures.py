@@ -20,11 +20,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from hf_refined_schedule import GradientNorms, load_norms, smooth_norms
-from hf_refined_schedule.classical import closest_polynomial, closest_wsd, polynomial
 from hf_refined_schedule.cli import LONGEST_NAME
 from hf_refined_schedule.plots import COLORS, plot_norms
-from hf_refined_schedule.refinement import peak_place
-from hf_refined_schedule.schedule_file import OptimizerFamily, RefinedSchedule
+from hf_refined_schedule.schedules.refined_schedule import OptimizerFamily, RefinedSchedule
+from hf_refined_schedule.theory.classical import closest_polynomial, closest_wsd, polynomial
+from hf_refined_schedule.theory.refinement import peak_place
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 

@@ -45,8 +45,8 @@ from tqdm import tqdm
 from transformers import get_scheduler
 
 from hf_refined_schedule import GradientNormRecorder, register
-from hf_refined_schedule.norms_file import NORMS_FILE_NAME
-from hf_refined_schedule.sources import load_schedule
+from hf_refined_schedule.norms.norms_file import NORMS_FILE_NAME
+from hf_refined_schedule.schedules.refining import load_schedule
 
 WARMUP = 0.05
 """The share of the run that "+warmup" and inverse_sqrt warm up for."""

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from compare_finetuning import Cell, ComparisonArguments, Setting, account, prepare, run_cell
+from experiments.language_modeling import ModelArguments
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -33,13 +34,13 @@ from report_comparison import NONE, aligned, how_it_was_made
 from tqdm import tqdm
 
 from hf_refined_schedule import load_norms
-from hf_refined_schedule.classical import rmse
-from hf_refined_schedule.health import check_health
-from hf_refined_schedule.language_modeling import ModelArguments
-from hf_refined_schedule.norms_file import NORMS_FILE_NAME, GradientNorms
+from hf_refined_schedule.norms.gradient_norms import GradientNorms
+from hf_refined_schedule.norms.norms_file import NORMS_FILE_NAME
 from hf_refined_schedule.plots import COLORS, RUN_COLORS
-from hf_refined_schedule.refinement import RisingNorms, linear_decay, peak_place
-from hf_refined_schedule.schedule_file import RefinedSchedule
+from hf_refined_schedule.schedules.health import check_health
+from hf_refined_schedule.schedules.refined_schedule import RefinedSchedule
+from hf_refined_schedule.theory.classical import rmse
+from hf_refined_schedule.theory.refinement import RisingNorms, linear_decay, peak_place
 
 PEAKS = {"finetune": 5e-3, "scratch": 2e-3}
 """The peak learning rate of a regime: linear decay's best in results/finetune.md and results/scratch.md."""

@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from hf_refined_schedule import load_norms, smooth_norms
-from hf_refined_schedule.bounds import rank_schedules
 from hf_refined_schedule.plots import COLORS
+from hf_refined_schedule.theory.bounds import rank_schedules
 
 LANGUAGE_MODELS = ("finetune", "lora", "scratch")
 REFINED = ("refined", "refined+warmup", "refined_ignore_rising", "refined_ignore_rising+warmup")

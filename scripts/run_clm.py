@@ -17,11 +17,7 @@ import sys
 
 import datasets
 import transformers
-from transformers import HfArgumentParser, default_data_collator, set_seed
-
-from hf_refined_schedule import RefinedScheduleArguments, RefinedScheduleTrainer
-from hf_refined_schedule.checkpoints import last_complete_checkpoint
-from hf_refined_schedule.language_modeling import (
+from experiments.language_modeling import (
     DataArguments,
     ModelArguments,
     default_block_size,
@@ -32,6 +28,10 @@ from hf_refined_schedule.language_modeling import (
     split_blocks,
     text_column,
 )
+from transformers import HfArgumentParser, default_data_collator, set_seed
+
+from hf_refined_schedule import RefinedScheduleArguments, RefinedScheduleTrainer
+from hf_refined_schedule.training.checkpoints import last_complete_checkpoint
 
 logger = logging.getLogger(__name__)
 

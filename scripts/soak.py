@@ -39,8 +39,8 @@ from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_refined_schedule import RefinedScheduleArguments, RefinedScheduleTrainer
-from hf_refined_schedule.checkpoints import last_complete_checkpoint
-from hf_refined_schedule.norms_file import FORMAT, NORMS_FILE_NAME, VERSION, NormsFileWriter
+from hf_refined_schedule.norms.norms_file import FORMAT, NORMS_FILE_NAME, VERSION, NormsFileWriter
+from hf_refined_schedule.training.checkpoints import last_complete_checkpoint
 
 STEPS, SAVE_STEPS = 40, 4
 

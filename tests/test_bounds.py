@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from hf_refined_schedule.bounds import LastIterateBound, last_iterate_bound, optimize_schedule, rank_schedules
-from hf_refined_schedule.refinement import refined_grid
+from hf_refined_schedule.theory.bounds import LastIterateBound, last_iterate_bound, optimize_schedule, rank_schedules
+from hf_refined_schedule.theory.refinement import refined_grid
 
 from . import reference
 from .refusals import refuses

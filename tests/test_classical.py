@@ -8,7 +8,7 @@ import torch
 from transformers import get_scheduler
 
 from hf_refined_schedule import rank_schedules
-from hf_refined_schedule.classical import classical_schedules
+from hf_refined_schedule.theory.classical import classical_schedules
 
 from .tolerances import EXACT_ROUNDING
 

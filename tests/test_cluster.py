@@ -24,14 +24,14 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataP
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from datasets import Dataset, DatasetDict
+from experiments.builtin_text import builtin_documents
+from experiments.language_modeling import DataArguments, ModelArguments
 from tokenizers import ByteLevelBPETokenizer
 from transformers import HfArgumentParser, PreTrainedTokenizerFast, TrainingArguments
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from hf_refined_schedule import RefinedScheduleArguments
-from hf_refined_schedule.builtin_text import builtin_documents
 from hf_refined_schedule.cli import _parser
-from hf_refined_schedule.language_modeling import DataArguments, ModelArguments
 
 from .tiny import BIN, REPOSITORY, SCRIPTS, free_port, read_rows, run_command, tiny_model
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hf_refined_schedule import GradientNorms
-from hf_refined_schedule.health import check_health, check_shape
-from hf_refined_schedule.schedule_file import RefinedSchedule
+from hf_refined_schedule.schedules.health import check_health, check_shape
+from hf_refined_schedule.schedules.refined_schedule import RefinedSchedule
 
 STEPS = 1000
 PROGRESS = np.arange(STEPS) / STEPS

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,38 +14,15 @@ import hf_refined_schedule
 
 PACKAGE = Path(hf_refined_schedule.__file__).parent
 
-# A module may import only modules above it.
-ORDER = [
-    # numpy and scipy
-    "refinement",
-    "bounds",
-    "classical",
-    "norms_file",
-    "schedule_file",
-    "health",
-    "run_logs",
-    "sources",
-    # torch and accelerate
-    "compatibility",
-    "main_process",
-    "checkpoints",
-    "schedule",
-    "recorder",
-    # transformers
-    "registration",
-    "callback",
-    "training_args",
-    "trainer",
-    # the edge
-    "builtin_text",
-    "language_modeling",
-    "plots",
-    "launch",
-    "cli",
-    "__main__",
-]
-MATHEMATICS_AND_FILES = ORDER[: ORDER.index("compatibility")]
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+LAYERS = ["theory", "norms", "schedules", "compatibility", "recording", "training", "plots", "cli", "__main__"]
+"""Folders, and modules that are a layer of their own. A layer may import only layers before it, and modules of its own."""
+
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py"
+)
+WITHOUT_TORCH = [module for module in MODULES if module.split(".")[0] in ("theory", "norms", "schedules")]
 
 
 def run_python(code, *arguments):
@@ -56,8 +34,9 @@ def run_python(code, *arguments):
     return done.stdout.strip()
 
 
-def modules_imported(source, package="hf_refined_schedule"):
-    """The package's modules that a module's source imports, also inside functions."""
+def modules_imported(source, module="module"):
+    """The package's modules that the source of `module` imports, also inside functions, by their path in the package."""
+    folders = module.split(".")[:-1]
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -65,14 +44,23 @@ def modules_imported(source, package="hf_refined_schedule"):
         elif isinstance(node, ast.ImportFrom):
             home = node.module or ""
             if node.level:
-                home = f"{package}.{home}".rstrip(".")
-            names = [f"{home}.{alias.name}" for alias in node.names] if home == package else [home]
+                parents = ["hf_refined_schedule", *folders[: len(folders) - node.level + 1]]
+                home = ".".join([*parents, home]).rstrip(".")
+            names = [f"{home}.{alias.name}" for alias in node.names]
         else:
             continue
-        for name in names:
-            if name == package or name.startswith(f"{package}."):
-                found.add(name.removeprefix(package).removeprefix(".").split(".")[0])
-    return found - {"", "__version__"}
+        found |= {
+            name.removeprefix("hf_refined_schedule.") for name in names if name.startswith("hf_refined_schedule.")
+        }
+    return {_module_of(name) for name in found} - {"__version__"}
+
+
+def _module_of(name):
+    """A module's path, without the name that is imported from it."""
+    words = name.split(".")
+    while len(words) > 1 and ".".join(words) not in MODULES:
+        words.pop()
+    return ".".join(words)
 
 
 def foreign_imports(source):
@@ -90,45 +78,56 @@ def foreign_imports(source):
 
 
 @pytest.mark.parametrize(
-    ("source", "expected"),
+    ("module", "source", "expected"),
     [
-        pytest.param("import numpy, json", set(), id="others' packages"),
-        pytest.param("from .bounds import last_iterate_bound as bound", {"bounds"}, id="relative"),
-        pytest.param("from . import bounds, sources", {"bounds", "sources"}, id="modules of the package"),
-        pytest.param("from . import __version__", set(), id="the version"),
+        pytest.param("cli", "import numpy, json", set(), id="other packages"),
         pytest.param(
-            "from . import load_norms", {"load_norms"}, id="a lazy name hides its module: no module, it fails"
+            "theory.classical", "from .bounds import last_iterate_bound", {"theory.bounds"}, id="the same folder"
         ),
-        pytest.param("import hf_refined_schedule.bounds", {"bounds"}, id="absolute"),
-        pytest.param("from hf_refined_schedule.bounds import f", {"bounds"}, id="absolute from"),
-        pytest.param("from hf_refined_schedule import bounds", {"bounds"}, id="absolute from the package"),
-        pytest.param("def f():\n    from .bounds import g", {"bounds"}, id="inside a function"),
-        pytest.param("import hf_refined_schedule_extra", set(), id="a name that begins alike"),
+        pytest.param(
+            "norms.sources", "from ..theory.bounds import rank_schedules", {"theory.bounds"}, id="another folder"
+        ),
+        pytest.param("norms.sources", "from ..theory import bounds as b", {"theory.bounds"}, id="a module of a folder"),
+        pytest.param(
+            "cli", "from .norms import sources, run_logs", {"norms.sources", "norms.run_logs"}, id="two modules"
+        ),
+        pytest.param("cli", "from . import __version__", set(), id="the version"),
+        pytest.param("cli", "from . import load_norms", {"load_norms"}, id="a lazy name hides its module, so it fails"),
+        pytest.param("cli", "import hf_refined_schedule.theory.bounds", {"theory.bounds"}, id="absolute"),
+        pytest.param("cli", "from hf_refined_schedule.theory.bounds import f", {"theory.bounds"}, id="absolute from"),
+        pytest.param("cli", "def f():\n    from .theory.bounds import g", {"theory.bounds"}, id="inside a function"),
+        pytest.param("cli", "import hf_refined_schedule_extra", set(), id="a name that begins alike"),
     ],
 )
-def test_the_walker_finds_imports(source, expected):
-    assert modules_imported(source) == expected
+def test_the_walker_finds_imports(module, source, expected):
+    assert modules_imported(source, module) == expected
 
 
-def test_every_module_has_its_place():
-    assert set(MODULES) - {"__init__"} <= set(ORDER)
-    assert len(ORDER) == len(set(ORDER))
+def test_every_module_belongs_to_a_layer():
+    assert {module.split(".")[0] for module in MODULES} == set(LAYERS)
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module != "__init__"])
-def test_imports_point_upwards(module):
-    above = ORDER[: ORDER.index(module)]
-    imported = modules_imported((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
-    assert imported <= set(above)
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module):
+    layer = module.split(".")[0]
+    allowed = LAYERS[: LAYERS.index(layer) + 1]
+    source = (PACKAGE / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
+    assert {imported.split(".")[0] for imported in modules_imported(source, module)} <= set(allowed)
+
+
+def test_no_modules_import_each_other():
+    sources = {module: (PACKAGE / module.replace(".", "/")).with_suffix(".py").read_text() for module in MODULES}
+    TopologicalSorter({module: modules_imported(source, module) for module, source in sources.items()}).prepare()
 
 
 def test_the_package_itself_imports_none_of_its_modules():
     assert modules_imported((PACKAGE / "__init__.py").read_text(encoding="utf-8")) == set()
 
 
-@pytest.mark.parametrize("module", ["refinement", "bounds"])
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("theory.")])
 def test_the_mathematics_imports_numpy_and_scipy_only(module):
-    assert foreign_imports((PACKAGE / f"{module}.py").read_text(encoding="utf-8")) <= {"numpy", "scipy"}
+    source = (PACKAGE / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
+    assert foreign_imports(source) <= {"numpy", "scipy"}
 
 
 # --- the weight of imports ---
@@ -140,11 +139,12 @@ def test_the_mathematics_imports_numpy_and_scipy_only(module):
         pytest.param("", ["numpy", "scipy", "torch", "transformers", "accelerate", "matplotlib"], id="the package"),
         *[
             pytest.param(f".{module}", ["torch", "transformers", "accelerate", "matplotlib"], id=module)
-            for module in MATHEMATICS_AND_FILES
-            if module in MODULES
+            for module in WITHOUT_TORCH
         ],
         pytest.param(
-            ".schedule, hf_refined_schedule.recorder", ["transformers", "matplotlib"], id="schedule and recorder"
+            ".training.scheduler, hf_refined_schedule.recording.recorder",
+            ["transformers", "matplotlib"],
+            id="scheduler and recorder",
         ),
     ],
 )
@@ -186,7 +186,7 @@ for module in sparing:
     importlib.import_module(f"{package}.{module}")
 facts["changed by modules that only define"] = known() != before
 
-registration = importlib.import_module(f"{package}.registration")
+registration = importlib.import_module(f"{package}.training.registration")
 register, calls = registration.register, []
 registration.register = lambda: calls.append(module)
 for module in registering:
@@ -207,9 +207,8 @@ print(json.dumps(facts))
 
 @pytest.fixture(scope="module")
 def facts():
-    sparing = [*MATHEMATICS_AND_FILES, "schedule", "compatibility", "recorder", "registration"]
-    sparing = [module for module in sparing if module in MODULES]
-    registering = ["callback", "training_args", "trainer"]
+    registering = ["training.callback", "training.training_args", "training.trainer"]
+    sparing = [*WITHOUT_TORCH, "compatibility", "recording.recorder", "training.scheduler", "training.registration"]
     return json.loads(run_python(IMPORT_EVERYTHING, json.dumps(["hf_refined_schedule", sparing, registering])))
 
 
@@ -222,7 +221,7 @@ def test_importing_up_to_registration_changes_nothing_in_transformers(facts):
 
 
 def test_importing_what_users_train_with_registers_and_does_nothing_else(facts):
-    assert facts["called register"] == ["callback", "training_args", "trainer"]
+    assert facts["called register"] == ["training.callback", "training.training_args", "training.trainer"]
     assert not facts["changed by anything else"]
 
 

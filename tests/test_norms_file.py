@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from hf_refined_schedule.norms_file import NORMS_FILE_NAME, GradientNorms, NormsFileWriter, read_norms_file
+from hf_refined_schedule.norms.gradient_norms import GradientNorms
+from hf_refined_schedule.norms.norms_file import NORMS_FILE_NAME, NormsFileWriter, read_norms_file
 
 from .refusals import refuses
 from .tolerances import EXACT_ROUNDING

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hf_refined_schedule import load_norms
-from hf_refined_schedule.norms_file import GradientNorms
+from hf_refined_schedule.norms.gradient_norms import GradientNorms
 
 from .tiny import BIN, REPOSITORY, read_rows, run_command
 from .tolerances import EXACT_ROUNDING

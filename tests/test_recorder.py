@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from transformers import Adafactor
 
 from hf_refined_schedule.compatibility import sums_at_once
-from hf_refined_schedule.recorder import GradientNormRecorder, RecordingError, measure_gradient_norms
+from hf_refined_schedule.recording.measuring import measure_gradient_norms
+from hf_refined_schedule.recording.recorder import GradientNormRecorder, RecordingError
 
 from .tiny import BIN, SCRIPTS, accelerate_launch, read_rows, run_command
 from .tolerances import FLOAT32_GRADIENTS, MEASURING

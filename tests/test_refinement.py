@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from hf_refined_schedule.refinement import (
+from hf_refined_schedule.theory.refinement import (
     averaged_norms,
     linear_decay,
     multiplier_at,

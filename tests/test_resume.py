@@ -9,9 +9,9 @@ import pytest
 from transformers import Trainer, TrainerCallback
 
 from hf_refined_schedule import GradientNormCallback, RefinedScheduleTrainer, load_norms
-from hf_refined_schedule.checkpoints import last_complete_checkpoint
-from hf_refined_schedule.norms_file import read_norms_file
-from hf_refined_schedule.schedule_file import RefinedSchedule
+from hf_refined_schedule.norms.norms_file import read_norms_file
+from hf_refined_schedule.schedules.refined_schedule import RefinedSchedule
+from hf_refined_schedule.training.checkpoints import last_complete_checkpoint
 
 from .tiny import (
     CAN_RESUME_ON_CPUS,

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 from datasets import Dataset, DatasetDict
+from experiments.builtin_text import builtin_documents
 
-from hf_refined_schedule.builtin_text import builtin_documents
-from hf_refined_schedule.checkpoints import last_complete_checkpoint
+from hf_refined_schedule.training.checkpoints import last_complete_checkpoint
 
 from .tiny import BIN, REPOSITORY, accelerate_launch, read_rows, run_command
 

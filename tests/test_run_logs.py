@@ -13,7 +13,7 @@ from torch.optim import AdamW
 from transformers import Trainer
 
 from hf_refined_schedule import get_refined_schedule, load_norms, register
-from hf_refined_schedule.sources import load_schedule
+from hf_refined_schedule.schedules.refining import load_schedule
 
 from .refusals import refuses
 from .tiny import BIN, rates, run_command, tiny_arguments, tiny_data, tiny_model
@@ -375,7 +375,7 @@ def test_the_memory_of_a_table_grows_by_tens_of_bytes_a_row(tmp_path):
     path.write_text("step,grad_norm\n" + "".join(f"{step},1.5\n" for step in range(1, 500_001)))
     code = (
         "import resource, sys\nfrom hf_refined_schedule import load_norms, linear_decay\n"
-        "from hf_refined_schedule import run_logs\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "from hf_refined_schedule.norms import run_logs\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "load_norms(sys.argv[1])\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     done = run_command(BIN / "python", "-c", code, path)

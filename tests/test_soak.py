@@ -21,7 +21,7 @@ def test_a_few_trials(tmp_path):
 def test_a_difference_is_seen(tmp_path):
     """A run that forgets a row of its norms file, as a wrong resume would."""
     code = (
-        "import sys, runpy\nfrom hf_refined_schedule.norms_file import NormsFileWriter\n"
+        "import sys, runpy\nfrom hf_refined_schedule.norms.norms_file import NormsFileWriter\n"
         "replace = NormsFileWriter._replace\n"
         "def forgetful(self, header, lines):\n"
         "    lines = list(lines)\n"

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from hf_refined_schedule import get_refined_schedule, main_process
-from hf_refined_schedule.checkpoints import last_complete_checkpoint
+from hf_refined_schedule import get_refined_schedule
+from hf_refined_schedule.training import rank_zero
+from hf_refined_schedule.training.checkpoints import last_complete_checkpoint
 
 
 def rates(source, **options):
@@ -58,7 +59,7 @@ def main():
     rank = dist.get_rank()
     logging.basicConfig(level=logging.WARNING)
     if options.second_rank_alone:
-        main_process.SILENT_WAIT = timedelta(seconds=1)
+        rank_zero.SILENT_WAIT = timedelta(seconds=1)
         if rank == 1:
             rates(options.source)
         return

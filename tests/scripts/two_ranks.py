@@ -14,8 +14,8 @@ from torch.distributed.tensor.debug import CommDebugMode
 from transformers import Trainer
 
 from hf_refined_schedule import GradientNormCallback, GradientNormRecorder
-from hf_refined_schedule.checkpoints import last_complete_checkpoint
-from hf_refined_schedule.recorder import measure_gradient_norms
+from hf_refined_schedule.recording.measuring import measure_gradient_norms
+from hf_refined_schedule.training.checkpoints import last_complete_checkpoint
 from tests.tiny import rates, tiny_arguments, tiny_data, tiny_model
 
 

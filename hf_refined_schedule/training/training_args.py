@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from ..norms.sources import WHAT_TO_PASS
 from .registration import register
-from .schedule import REFINED_FROM_VARIABLE
-from .sources import WHAT_TO_PASS
+from .scheduler import REFINED_FROM_VARIABLE
 
 register()
 

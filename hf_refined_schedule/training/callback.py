@@ -5,10 +5,10 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .compatibility import contribute_to_logs, stop_contributing_to_logs
-from .recorder import GradientNormRecorder
+from ..compatibility import contribute_to_logs, stop_contributing_to_logs
+from ..recording.recorder import GradientNormRecorder
 from .registration import register
-from .schedule import RefinedLR
+from .scheduler import RefinedLR
 
 register()
 

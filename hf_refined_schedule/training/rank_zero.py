@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch.distributed as dist
 
-from .compatibility import process_group_store
+from ..compatibility import process_group_store
 
 logger = logging.getLogger(__name__)
 

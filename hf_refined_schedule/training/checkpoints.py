@@ -6,7 +6,7 @@ import re
 import zipfile
 from pathlib import Path
 
-from .main_process import on_main_process
+from .rank_zero import on_main_process
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:

@@ -14,12 +14,12 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
+from ..compatibility import add_default_callback, is_prepared_by, prepared_optimizers, widened_choices
+from ..recording.recorder import GradientNormRecorder
 from .callback import GradientNormCallback
-from .compatibility import add_default_callback, is_prepared_by, prepared_optimizers, widened_choices
-from .main_process import on_main_process
-from .recorder import GradientNormRecorder
+from .rank_zero import on_main_process
 from .registration import register
-from .schedule import REFINED_FROM_VARIABLE
+from .scheduler import REFINED_FROM_VARIABLE
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Any
 from transformers import get_linear_schedule_with_warmup
 from transformers.trainer_utils import SchedulerType
 
-from .compatibility import add_scheduler_type, scheduler_function
-from .schedule import get_refined_schedule
+from ..compatibility import add_scheduler_type, scheduler_function
+from .scheduler import get_refined_schedule
 
 
 def register() -> None:

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from transformers import get_linear_schedule_with_warmup, get_scheduler
 
 from hf_refined_schedule import GradientNorms, get_refined_schedule, register
-from hf_refined_schedule.schedule_file import RefinedSchedule, write_schedule
+from hf_refined_schedule.schedules.refined_schedule import RefinedSchedule
+from hf_refined_schedule.schedules.schedule_file import write_schedule
 
 from .tolerances import EXACT_ROUNDING
 

@@ -6,11 +6,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .bounds import last_iterate_bound
-from .classical import classical_schedules, rmse
-from .norms_file import GradientNorms
-from .refinement import averaged_norms, grid_from, peak_place
-from .schedule_file import RefinedSchedule, squared_norms
+from ..norms.gradient_norms import GradientNorms
+from ..theory.bounds import last_iterate_bound
+from ..theory.classical import classical_schedules, rmse
+from ..theory.refinement import averaged_norms, grid_from, peak_place
+from .refined_schedule import RefinedSchedule, squared_norms
 
 Verdict = Literal["worth a refined run", "linear will do", "doubtful", "degenerate"]
 

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from .health import DegenerateScheduleError
-from .main_process import Outcome, is_main_process, latest_answer, on_main_process
-from .norms_file import GradientNorms, UnfinishedRunError
-from .refinement import NormKind, RisingNorms, multiplier_at
-from .schedule_file import OptimizerFamily, RefinedSchedule
-from .sources import WHAT_TO_PASS, MissingSourceError, Source, listed_sources, load_schedule
+from ..norms.gradient_norms import GradientNorms, UnfinishedRunError
+from ..norms.sources import WHAT_TO_PASS, MissingSourceError
+from ..recording.optimizers import optimizer_family, unwrap_optimizer
+from ..schedules.health import DegenerateScheduleError
+from ..schedules.refined_schedule import OptimizerFamily, RefinedSchedule
+from ..schedules.refining import Source, listed_sources, load_schedule
+from ..theory.refinement import NormKind, RisingNorms, multiplier_at
+from .rank_zero import Outcome, is_main_process, latest_answer, on_main_process
 
 logger = logging.getLogger(__name__)
 
@@ -136,32 +138,6 @@ def get_refined_schedule(
         error=loaded.error,
         look_again=look_again,
     )
-
-
-def optimizer_family(optimizer: Any) -> OptimizerFamily:
-    """Which weights an optimizer asks for.
-
-    Args:
-        optimizer: an optimizer, also wrapped by Accelerate or DeepSpeed.
-
-    Returns:
-        `"sgd"` for `torch.optim.SGD` and its subclasses, `"adam"` for all others.
-    """
-    return "sgd" if isinstance(unwrap_optimizer(optimizer), torch.optim.SGD) else "adam"
-
-
-def unwrap_optimizer(optimizer: Any) -> Any:
-    """The optimizer inside Accelerate's and DeepSpeed's wrappers, which call it `optimizer`.
-
-    Args:
-        optimizer: an optimizer, wrapped or not.
-
-    Returns:
-        The innermost optimizer.
-    """
-    while getattr(optimizer, "optimizer", None) is not None:
-        optimizer = optimizer.optimizer
-    return optimizer
 
 
 class RefinedLR(LambdaLR):

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .norms_file import MAX_STEPS, GradientNorms, is_step_number
-from .refinement import NormKind
+from ..theory.refinement import NormKind
+from .gradient_norms import MAX_STEPS, GradientNorms, is_step_number
 
 MIN_LOGGED_NORMS = 20
 """A log with fewer norms says too little about a run: at 20, the default window is a single value."""

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from hf_refined_schedule import refinement
-from hf_refined_schedule.main_process import on_main_process
+from hf_refined_schedule.theory import refinement
+from hf_refined_schedule.training.rank_zero import on_main_process
 
 from .test_cli import write_run
 from .tiny import BIN, SCRIPTS, free_port, run_command, torchrun

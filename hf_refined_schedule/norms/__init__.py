@@ -1,0 +1,1 @@
+"""What a run recorded, and every file that holds it."""

@@ -1,0 +1,1 @@
+"""From gradients to recorded norms. Imports torch and accelerate, never transformers."""

@@ -1,0 +1,1 @@
+"""The refined schedule and its recording inside transformers: scheduler, arguments, trainers, launcher."""
