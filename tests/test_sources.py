@@ -7,16 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hf_refined_schedule.norms.gradient_norms import GradientNorms
-from hf_refined_schedule.norms.sources import MissingSourceError, load_norms
+from hf_refined_schedule.norms.gradient_norms import GradientNorms, UnfinishedRunError
+from hf_refined_schedule.norms.sources import MissingSourceError, is_schedule_file, load_norms
 from hf_refined_schedule.schedules.refined_schedule import RefinedSchedule
 from hf_refined_schedule.schedules.refining import load_schedule
-from hf_refined_schedule.schedules.schedule_file import (
-    UnfinishedRunError,
-    is_schedule_file,
-    read_schedule,
-    write_schedule,
-)
+from hf_refined_schedule.schedules.schedule_file import read_schedule, write_schedule
 
 from . import reference
 from .refusals import refuses
