@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hf_refined_schedule.theory.bounds import LastIterateBound, last_iterate_bound, optimize_schedule, rank_schedules
-from hf_refined_schedule.theory.refinement import refined_grid
+from hf_refined_schedule.theory.refinement import refine_schedule
 
 from . import reference
 from .refusals import refuses
@@ -256,7 +256,7 @@ OPTIMIZED = {
 def test_the_numerical_bound_is_below_the_closed_forms(shape, steps, norm):
     norms = OPTIMIZED[shape](np.arange(steps) / steps, np.random.default_rng(0))
     multipliers = optimize_schedule(norms, norm=norm)
-    closed_form = refined_grid(norms, norm=norm, smoothing=0)[:-1]
+    closed_form = refine_schedule([*norms, norms[-1]], norm=norm, smoothing=0)[:-1]
     assert multipliers.shape == (steps,)
     assert multipliers.max() == 1
     assert multipliers.min() >= 0
