@@ -1,12 +1,15 @@
 """What a run recorded: its gradient norms and what is known about the run."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..theory.refinement import NormKind
+
+OptimizerFamily = Literal["adam", "sgd"]
+"""Optimizers by their steps: coordinate-wise, as Adam's, or along the gradient, as SGD's."""
 
 MAX_STEPS = 5 * 10**7
 """More updates than a run makes. A file with a larger step number is damaged, and would fill the memory."""
@@ -39,7 +42,7 @@ class GradientNorms:
     l1: NDArray[np.float64] | None = None
     l2: NDArray[np.float64] | None = None
     num_training_steps: int | None = None
-    optimizer: str | None = None
+    optimizer: OptimizerFamily | None = None
     source: str = "norms in memory"
     num_not_finite: int = 0
     origin: str = "norms in memory"

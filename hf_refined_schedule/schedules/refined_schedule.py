@@ -3,12 +3,12 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..norms.gradient_norms import GradientNorms, UnfinishedRunError
+from ..norms.gradient_norms import GradientNorms, OptimizerFamily, UnfinishedRunError
 from ..theory.bounds import bound_from_squared_norms, optimize_for_squared_norms, squared_norms
 from ..theory.refinement import (
     DEFAULT_POWER,
@@ -21,8 +21,6 @@ from ..theory.refinement import (
     weight_power,
 )
 from .refinement_options import RefinementOptions
-
-OptimizerFamily = Literal["adam", "sgd"]
 
 FAMILY_POWER: dict[str, float] = {"adam": DEFAULT_POWER["l1"], "sgd": DEFAULT_POWER["l2"]}
 """The exponent follows the optimizer: Adam already divides by sqrt(v), which grows with the gradients."""

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..norms.gradient_norms import GradientNorms
+from ..norms.gradient_norms import GradientNorms, OptimizerFamily
 from ..norms.sources import EXPECTED_SOURCE, find_source, read_norms
 from .health import DegenerateScheduleError, Health, check_health, check_shape
-from .refined_schedule import OptimizerFamily, RefinedSchedule
+from .refined_schedule import RefinedSchedule
 from .refinement_options import RefinementOptions
 from .schedule_file import read_schedule
 

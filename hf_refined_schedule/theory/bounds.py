@@ -108,7 +108,8 @@ def squared_norms(effective_norms: NDArray[np.float64], power: float) -> NDArray
         Squared norms, shape (T,), with maximum 1.
     """
     with np.errstate(under="ignore"):  # a norm this far below the maximum adds nothing to the bound
-        return (effective_norms / effective_norms.max()) ** -power
+        squared: NDArray[np.float64] = (effective_norms / effective_norms.max()) ** -power
+    return squared
 
 
 class RankedSchedule(NamedTuple):
@@ -240,7 +241,8 @@ def optimize_for_squared_norms(squared_norms: NDArray[np.float64]) -> NDArray[np
         options={"maxiter": 5_000, "maxfun": 10_000, "ftol": 1e-13, "gtol": 1e-9, "maxcor": 20},
     ).x
     best = min(closed_form, minimum, key=lambda eta: bound_from_squared_norms(eta, squared_norms).value)
-    return best / best.max()
+    multipliers: NDArray[np.float64] = best / best.max()
+    return multipliers
 
 
 def _log_bound(eta: NDArray[np.float64], squared_norms: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..norms.gradient_norms import GradientNorms, UnfinishedRunError
+from ..norms.gradient_norms import GradientNorms, OptimizerFamily, UnfinishedRunError
 from ..norms.sources import EXPECTED_SOURCE, MissingSourceError
 from ..recording.optimizers import optimizer_family, unwrap_optimizer
 from ..schedules.health import DegenerateScheduleError
-from ..schedules.refined_schedule import OptimizerFamily, RefinedSchedule
+from ..schedules.refined_schedule import RefinedSchedule
 from ..schedules.refinement_options import RefinementOptions
 from ..schedules.refining import Source, listed_sources, refine_sources
 from ..theory.refinement import multiplier_at
