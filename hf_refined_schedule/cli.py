@@ -5,14 +5,15 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from . import __version__
-from .norms.gradient_norms import GradientNorms
+from .norms.gradient_norms import GradientNorms, UnfinishedRunError
 from .norms.sources import find_source
+from .schedules.advice import advise
 from .schedules.health import Health
 from .schedules.refined_schedule import RefinedSchedule, minimize_bound
 from .schedules.refinement_options import RefinementOptions
@@ -184,6 +185,16 @@ def _refined_runs(options: argparse.Namespace, remedy: str) -> tuple[RefinedSche
     return schedule, runs, health
 
 
+def _answer(sources: Sequence[str], options: argparse.Namespace) -> tuple[Refinement, RefinementOptions]:
+    """The refinement of a run, and its options: an unfinished run is taken as a pilot."""
+    refinement_options = _refinement_options(options)
+    try:
+        return refine_sources(sources, options.optimizer, refinement_options), refinement_options
+    except UnfinishedRunError:
+        pilot = replace(refinement_options, pilot=True)
+        return refine_sources(sources, options.optimizer, pilot), pilot
+
+
 def _refine(options: argparse.Namespace) -> None:
     schedule, runs, _ = _refined_runs(options, " already; pass the run that it should be made from.")
     if options.method == "numerical":
@@ -228,16 +239,24 @@ def _print_fits(schedule: RefinedSchedule) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    schedule, runs, health = _refined_runs(options, "; pass the run that it was made from.")
+    refinement, refinement_options = _answer(options.sources, options)
+    schedule, runs, health = refinement
+    if health is None:
+        raise ValueError(f"{options.sources[0]} is a schedule file; pass the run that it was made from.")
+    advice = advise(refinement, options.sources, refinement_options)
     if options.json:
         findings = [finding._asdict() for finding in health.findings]
-        print(json.dumps({"source": schedule.source, "verdict": health.verdict, "findings": findings}, indent=1))
+        report = {"source": schedule.source, "verdict": health.verdict, "next_run": advice}
+        print(json.dumps({**report, "notes": schedule.notes, "findings": findings}, indent=1))
         return
     for run in runs:
         print(run.description)
     print(f"verdict: {health.verdict}")
     for finding in health.findings:
         print(f"{'   ' if finding.ok else ' ! '}{finding.name}: {finding.value:.3g} ({finding.limit})")
+    for note in schedule.notes:
+        print(f"note: {note}")
+    print(f"next run: {advice}")
 
 
 def _rank(options: argparse.Namespace) -> None:
@@ -265,15 +284,14 @@ def _plot(options: argparse.Namespace) -> None:
 
     if not (options.output or options.text):
         raise ValueError("Where should the picture go? Pass --output FILE, or --text to draw it here.")
-    refinement_options = _refinement_options(options)
-    refinements = [refine_sources(source, options.optimizer, refinement_options) for source in options.sources]
+    refinements = [_answer([source], options)[0] for source in options.sources]
     titles = [_title(refinement, refinement.schedule.source) for refinement in refinements]
     grids = [refinement.schedule.grid for refinement in refinements]
     several = len(refinements) > 1
     headline, average = titles[0], None
     if several and all(refinement.runs for refinement in refinements):
         runs = [run for refinement in refinements for run in refinement.runs]
-        together = refine_sources(runs, options.optimizer, refinement_options)
+        together = refine_sources(runs, options.optimizer, replace(_refinement_options(options), pilot=True))
         headline = _title(together, f"{len(runs)} runs", "their average: ")
         average = together.schedule.grid
         titles.append(headline)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -62,17 +63,46 @@ def test_rank(run, tmp_path, capsys):
 
 def test_check(run, tmp_path, capsys):
     assert main(["check", str(run)]) == 0
-    source, verdict, *figures = capsys.readouterr().out.splitlines()
+    source, verdict, *figures, next_run = capsys.readouterr().out.splitlines()
     assert source.startswith(f"{run}/gradient_norms.jsonl (a recorded file): 100 L1 and L2 norms")
     assert verdict == "verdict: worth a refined run"
     assert len(figures) == 15
     assert not any(line.startswith(" ! ") for line in figures)
+    words = shlex.split(next_run)
+    assert words[:5] == ["next", "run:", "--lr_scheduler_type", "refined", "--lr_scheduler_kwargs"]
+    assert json.loads(words[5].removesuffix(",")) == {"refined_from": str(run)}
     write_norms(tmp_path / "rising" / "gradient_norms.jsonl", list(np.linspace(1, 3, 100)))
     assert main(["check", str(tmp_path / "rising"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["verdict"] == "doubtful"
     (bad,) = [finding for finding in report["findings"] if not finding["ok"] and "smallest norm" in finding["name"]]
     assert bad["value"] == pytest.approx(2.9, abs=0.05)  # the median of the last tenth is 2.9, the least norm about 1
+
+
+@pytest.mark.parametrize(
+    ("norms", "planned", "expected"),
+    [
+        pytest.param(np.ones(100), 100, "--lr_scheduler_type linear, without warm-up", id="flat"),
+        pytest.param(1 + 5 * np.exp(-50 * np.arange(1000) / 1000), 1000, "--lr_scheduler_type linear --warmup_steps 0.1", id="a spike"),
+        pytest.param(0.5 + np.arange(100) / 100, 100, '"rising_norms": "ignore"}', id="rising: they are ignored"),
+        pytest.param(np.linspace(3, 1, 40), 100, '"pilot": true}', id="unfinished: a pilot"),
+    ],
+)  # fmt: skip
+def test_the_verdict_ends_with_the_flags_of_the_next_run(tmp_path, capsys, norms, planned, expected):
+    write_norms(tmp_path / "gradient_norms.jsonl", list(norms), planned=planned)
+    assert main(["check", str(tmp_path)]) == 0
+    next_run = capsys.readouterr().out.splitlines()[-1]
+    assert next_run.startswith("next run: ")
+    assert expected in next_run
+
+
+def test_check_and_plot_answer_for_an_unfinished_run(tmp_path, capsys):
+    write_norms(tmp_path / "gradient_norms.jsonl", list(np.linspace(3, 1, 40)), planned=100)
+    assert main(["check", str(tmp_path)]) == 0
+    assert "note: A pilot: norms cover 40% of the run" in capsys.readouterr().out
+    assert main(["plot", str(tmp_path), "--text"]) == 0
+    assert "worth a refined run" in capsys.readouterr().out
+    assert "--pilot" in refused(capsys, "refine", tmp_path, "-o", tmp_path / "schedule.json")
 
 
 def test_a_reader_that_has_seen_enough(run):

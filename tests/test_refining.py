@@ -162,3 +162,17 @@ def test_options_from_the_environment_belong_to_its_source(tmp_path, monkeypatch
     assert multipliers() == pytest.approx([0.21875, 0.75, 1, 0.125])
     assert multipliers(power=-1) == pytest.approx([0.625, 1, 1, 0.25])
     assert multipliers(refined_from=path, smoothing=0) == pytest.approx([0.625, 1, 1, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("norms", "sentence"),
+    [
+        pytest.param(np.linspace(1.001, 1, 1000), "Linear decay will do: the gain promised by the bound", id="flat"),
+        pytest.param(0.5 + np.arange(100) / 100, "It is doubtful: late norm over the smallest norm", id="rising"),
+        pytest.param(np.linspace(3, 1, 100), None, id="worth a refined run"),
+    ],
+)
+def test_a_schedule_for_training_carries_the_verdict_in_its_notes(tmp_path, norms, sentence):
+    notes = load_schedule(write_norms(tmp_path / "gradient_norms.jsonl", list(norms))).notes
+    assert [note.startswith(sentence or "") for note in notes] == ([True] if sentence else [])
+    assert not any("doubtful" in note and "promised" in note for note in notes)

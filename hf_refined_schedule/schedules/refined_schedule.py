@@ -31,8 +31,11 @@ MIN_COVERAGE = 0.95
 MAX_OPTIMIZED_STEPS = 2_000
 """Minimising the bound for this many steps takes half a second, and ten times longer for three times as many."""
 
-SMALLEST_SMOOTHED_RUN = 20
-"""With fewer updates the default window is a single value: nothing is smoothed."""
+SMALLEST_WINDOW = 5
+"""Norms in a smoothing window; a median of three still follows single noisy norms."""
+
+COVERED_BY_WARMUP = 0.02
+"""If the first norms are missing for less than this fraction of the run, an explicit warm-up of 5 % covers that part."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,14 +114,23 @@ class RefinedSchedule:
             raise ValueError("There is no run to refine from; pass at least one.")
         norm = _choose_norm(runs, optimizer, options.norm)
         power = weight_power(norm, FAMILY_POWER[optimizer] if options.power is None else options.power)
-        smoothing = DEFAULT_SMOOTHING if options.smoothing is None else options.smoothing
+        smoothing = max(DEFAULT_SMOOTHING, smallest_smoothing(runs)) if options.smoothing is None else options.smoothing
         rising_norms = options.rising_norms or "keep"
         notes = []
         if norm == "l2" and optimizer == "adam" and options.norm is None:
             notes.append("There are no L1 norms in the source, so L2 ** -1 stands in for L1 ** -1.")
+        if options.smoothing is None and smoothing > DEFAULT_SMOOTHING:
+            notes.append(
+                f"The smoothing is widened from {DEFAULT_SMOOTHING} to {smoothing:.3g}, because {min(len(run.steps) for run in runs)} "
+                f"norms are few: a window holds {SMALLEST_WINDOW} of them."
+            )
         for run in runs:
             prefix = f"{run.source}: " if len(runs) > 1 else ""
             notes += [f"{prefix}{note}" for note in _coverage_notes(run, options.pilot)]
+            if window_in_norms(run, smoothing) == 1:
+                notes.append(
+                    f"{prefix}A window of the smoothing holds one norm; the schedule follows single noisy norms."
+                )
         if rising_norms == "ignore":
             notes.append("Rising norms are ignored: weights come from the running minimum.")
         source = runs[0].source if len(runs) == 1 else f"{len(runs)} runs ({', '.join(run.source for run in runs)})"
@@ -197,24 +209,53 @@ def _choose_norm(runs: Sequence[GradientNorms], optimizer: OptimizerFamily, norm
     return norm
 
 
+def window_in_norms(run: GradientNorms, smoothing: float) -> int:
+    """The number of recorded norms in a smoothing window.
+
+    Args:
+        run: the norms of a run, of every update or fewer.
+        smoothing: tau.
+
+    Returns:
+        An odd number.
+    """
+    return 2 * (int(smoothing * len(run.steps)) // 2) + 1
+
+
+def smallest_smoothing(runs: Sequence[GradientNorms]) -> float:
+    """The smallest smoothing with which a window holds `SMALLEST_WINDOW` recorded norms of every run.
+
+    Args:
+        runs: the norms of each run.
+
+    Returns:
+        tau, at most 1.
+    """
+    return min(1.0, (SMALLEST_WINDOW - 1) / min(len(run.steps) for run in runs))
+
+
 def _coverage_notes(run: GradientNorms, pilot: bool) -> list[str]:
     """What a user should know about the norms that a run lacks; refuses a run that covers too little."""
     last, total = int(run.steps[-1]), run.total_steps
     if last < MIN_COVERAGE * total and not pilot:
         raise UnfinishedRunError(
-            f"{run.source} covers {last} of {total} planned updates ({last / total:.0%}); finish that run, or use it "
-            "as a pilot: 'hf-refined-schedule refine SOURCE --pilot -o schedule.json'."
+            f"{run.source} covers {last} of {total} planned updates ({last / total:.0%}); finish that run, or pass --pilot "
+            '(in lr_scheduler_kwargs "pilot": true) to repeat its last norm to the end.'
         )
     notes = []
     if last < total and pilot:
         notes.append(f"A pilot: norms cover {last / total:.0%} of the run, and the last smoothed norm is repeated.")
     if run.num_not_finite:
         notes.append(f"{run.num_not_finite} logged norms are not finite and were interpolated over.")
-    if run.steps[0] > 1:
+    missing = int(run.steps[0]) - 1
+    if missing and missing < COVERED_BY_WARMUP * total:
         notes.append(
-            f"The norms of the first {run.steps[0] - 1} updates are missing, and the first norm shapes the start; "
+            f"The norms of the first {missing} updates are missing; that is {missing / total:.1%} of the run, which an explicit "
+            "warm-up of 5 % covers (logging_first_step=True logs the first)."
+        )
+    elif missing:
+        notes.append(
+            f"The norms of the first {missing} updates are missing, and the first norm shapes the start; "
             "log it with logging_first_step=True, or record gradient_norms.jsonl."
         )
-    if min(last, total) < SMALLEST_SMOOTHED_RUN:
-        notes.append(f"{min(last, total)} updates are too few to smooth; the schedule follows single noisy norms.")
     return notes

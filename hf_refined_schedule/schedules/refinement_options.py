@@ -122,4 +122,4 @@ def keyword_of(option: Field[Any]) -> str:
     Returns:
         The name.
     """
-    return option.metadata.get("keyword", option.name)
+    return str(option.metadata.get("keyword", option.name))

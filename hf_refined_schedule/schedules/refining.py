@@ -45,10 +45,13 @@ class Refinement(NamedTuple):
                 f"The schedule from {schedule.source} is degenerate: {'; '.join(degenerate)}. Use linear decay, a larger "
                 "smoothing, or allow_degenerate=True."
             )
+        notes = [*schedule.notes]
         doubts = [*degenerate, *(self.health.doubts if self.health else ())]
-        if not doubts:
-            return schedule
-        return replace(schedule, notes=(*schedule.notes, f"It is doubtful: {'; '.join(doubts)}."))
+        if doubts:
+            notes.append(f"It is doubtful: {'; '.join(doubts)}.")
+        elif self.health is not None and self.health.verdict == "linear will do":
+            notes.append(f"Linear decay will do: the {'; '.join(self.health.reasons)}.")
+        return replace(schedule, notes=tuple(notes))
 
 
 def refine_sources(

@@ -212,13 +212,14 @@ def refine_schedule(
     with np.errstate(over="ignore"):  # a ratio beyond float64 has weight 0
         weights = (smoothed / smoothed.min()) ** power
     tail_sums = np.append(np.cumsum(weights[:0:-1])[::-1], 0.0)
-    multipliers = weights * tail_sums
+    multipliers: NDArray[np.float64] = weights * tail_sums
     if not multipliers.max() > 0:
         raise ValueError(
             f"The smoothed gradient norms range from {smoothed.min():.3g} to {smoothed.max():.3g}, too far apart for "
             "a schedule. Leave out the part of the run where they vanish or explode."
         )
-    return multipliers / multipliers.max()
+    multipliers /= multipliers.max()
+    return multipliers
 
 
 def multiplier_at(grid: NDArray[np.float64], progress: float) -> float:
