@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ..theory.refinement import NormKind
+from .checkpoint_folders import checkpoint_folders
 from .gradient_norms import GradientNorms
 from .norms_file import FORMAT, NORMS_FILE_NAME, read_norms_file
 from .run_logs import read_csv, read_json_lines, read_tensorboard, read_trainer_state
@@ -89,10 +90,8 @@ def find_source_file(source: str | os.PathLike[str]) -> Path:
         return path
     if not path.is_dir():
         raise MissingSourceError(f"There is no file or folder {str(source)!r}; {WHAT_TO_PASS}.")
-    checkpoints = [entry for entry in path.iterdir() if re.fullmatch(r"checkpoint-\d+", entry.name)]
-    checkpoints.sort(key=lambda entry: int(entry.name.split("-")[1]), reverse=True)
     candidates = [path / NORMS_FILE_NAME, path / TRAINER_STATE_NAME]
-    candidates += [checkpoint / TRAINER_STATE_NAME for checkpoint in checkpoints]
+    candidates += [checkpoint / TRAINER_STATE_NAME for checkpoint in checkpoint_folders(path).values()]
     candidates += _event_files(path)
     for candidate in candidates:
         if candidate.is_file():
