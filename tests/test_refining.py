@@ -158,7 +158,7 @@ def test_options_from_the_environment_belong_to_its_source(tmp_path, monkeypatch
 
     def multipliers(**keywords):
         scheduler = get_refined_schedule(optimizer(), 0, 4, **keywords)
-        return [scheduler._grid[step] for step in range(4)]
+        return scheduler.refined_schedule["grid"][:4].tolist()
 
     # norms 4 2 1 2 2: one over the square makes products 7/64 3/8 1/2 1/16 0, one over the norm 5/8 1 1 1/4 0
     assert multipliers() == pytest.approx([0.21875, 0.75, 1, 0.125])

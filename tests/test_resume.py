@@ -344,10 +344,17 @@ def halve(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def write_header(folder, header, tensors=b""):
+    """A model file of a given header, whose length is right."""
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + tensors)
+
+
 DAMAGES = {
     "no state": lambda folder: (folder / "trainer_state.json").unlink(),
     "half a state": lambda folder: halve(folder / "trainer_state.json"),
     "an empty state": lambda folder: (folder / "trainer_state.json").write_text(""),
+    "a state that is nested too deeply": lambda folder: (folder / "trainer_state.json").write_text("[" * 100_000),
+    "a state that is not text": lambda folder: (folder / "trainer_state.json").write_bytes(b"\xff\xfe\xff"),
     "a state of another update": lambda folder: shutil.copy(
         folder.parent / "checkpoint-10" / "trainer_state.json", folder
     ),
@@ -361,6 +368,20 @@ DAMAGES = {
     ),
     "an empty model": lambda folder: (folder / "model.safetensors").write_bytes(b""),
     "a model of zeros": lambda folder: (folder / "model.safetensors").write_bytes(bytes(5000)),
+    "a model without its last byte": lambda folder: (folder / "model.safetensors").write_bytes(
+        (folder / "model.safetensors").read_bytes()[:-1]
+    ),
+    "a model whose header is nested too deeply": lambda folder: write_header(folder, b'{"a":' * 100_000),
+    "a model whose header is a list": lambda folder: write_header(folder, b"[1]"),
+    "a model whose tensors have no offsets": lambda folder: write_header(
+        folder, b'{"a": {"dtype": "F32", "shape": [1]}}'
+    ),
+    "a model whose tensors overlap": lambda folder: write_header(
+        folder,
+        b'{"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]},'
+        b' "b": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}',
+        b"1234",
+    ),
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),
     "one rank's random state of several": lambda folder: (folder / "rng_state.pth").rename(folder / "rng_state_0.pth"),
     "a rank's random state left out": lambda folder: [

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..theory.refinement import NormKind
+from .checkpoint_folders import checkpoint_folders
 from .gradient_norms import GradientNorms
 from .norms_file import FORMAT as NORMS_FORMAT
 from .norms_file import NORMS_FILE_NAME, read_norms_file
@@ -142,10 +143,8 @@ def _resolved(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise MissingSourceError(f"There is no file or folder {str(path)!r}; {EXPECTED_SOURCE}.")
-    checkpoints = [entry for entry in path.iterdir() if re.fullmatch(r"checkpoint-\d+", entry.name)]
-    checkpoints.sort(key=lambda entry: int(entry.name.split("-")[1]), reverse=True)
     candidates = [path / NORMS_FILE_NAME, path / TRAINER_STATE_NAME]
-    candidates += [checkpoint / TRAINER_STATE_NAME for checkpoint in checkpoints]
+    candidates += [checkpoint / TRAINER_STATE_NAME for checkpoint in checkpoint_folders(path).values()]
     candidates += _event_files(path)
     for candidate in candidates:
         if candidate.is_file():
