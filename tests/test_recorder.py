@@ -11,8 +11,7 @@ import torch
 from accelerate import Accelerator
 from transformers import Adafactor
 
-from hf_refined_schedule.compatibility import sums_at_once
-from hf_refined_schedule.recording.measuring import measure_gradient_norms
+from hf_refined_schedule.recording.measuring import measure_gradient_norms, sums_on_accelerator
 from hf_refined_schedule.recording.recorder import GradientNormRecorder, RecordingError
 
 from .tiny import BIN, SCRIPTS, accelerate_launch, read_rows, run_command
@@ -44,7 +43,7 @@ def test_sums_of_many_tensors_at_once(dtype):
         torch.full((100,), 1000.0, dtype=dtype),
         torch.ones(257, dtype=dtype),
     ]
-    assert sums_at_once(tensors).tolist() == [7 + 1e5 + 257, pytest.approx(25 + 1e8 + 257)]
+    assert sums_on_accelerator(tensors, with_squares=True).tolist() == [7 + 1e5 + 257, pytest.approx(25 + 1e8 + 257)]
 
 
 def test_no_gradient_is_not_zero():
