@@ -117,6 +117,27 @@ def test_a_gradient_that_is_clipped_twice_is_measured_before_the_first_clip(tmp_
 
 
 @pytest.mark.usefixtures("l2_source")
+@pytest.mark.parametrize("clear", [False, True])
+def test_a_gradient_that_changes_after_a_clip_is_measured_again(tmp_path, clear):
+    """By another backward pass, which adds to it, or to a cleared one."""
+
+    def clip_change_clip(accelerator, first, second, update):
+        accelerator.clip_grad_norm_([first, second], 6.5)  # leaves (1.5, -2) and (6, 0)
+        if clear:
+            first.grad = second.grad = None
+        for share in (3.0, 6.0):
+            accelerator.backward((first * torch.tensor([share, -2 * share])).sum() * update)
+        accelerator.clip_grad_norm_([first, second], 10.0)
+
+    def expected(n):
+        values = [9.0 * n, 18.0 * n] if clear else [1.5 + 9.0 * n, 2.0 + 18.0 * n, 6.0]
+        l1, l2 = sum(values), math.hypot(*values)
+        return pytest.approx((l1, l2, 10 / l2), rel=FLOAT32_GRADIENTS)
+
+    assert clipped_loop(tmp_path, clip_change_clip) == [expected(n) for n in (1, 2, 3)]
+
+
+@pytest.mark.usefixtures("l2_source")
 def test_groups_that_are_clipped_apart_are_measured_together(tmp_path):
     def apart(accelerator, first, second, update):
         accelerator.clip_grad_norm_([first], 2.5)
@@ -231,18 +252,24 @@ def test_on_a_cpu_l2_is_measured(tmp_path, doubled_norm, monkeypatch):
     assert [row[:2] for row in clipped_loop(tmp_path, whole)] == [(19.0 * n, 13.0 * n) for n in (1, 2, 3)]
 
 
-def test_a_clip_that_fails_leaves_half_a_measurement_to_nobody(tmp_path, monkeypatch):
-    """The loop catches the error and goes on without clipping: both norms are then measured before the step."""
+@pytest.mark.parametrize("clip_a_part", [False, True])
+def test_a_clip_that_fails_leaves_half_a_measurement_to_nobody(tmp_path, monkeypatch, clip_a_part):
+    """The loop catches the error, and steps or clips a part alone: either way both norms are measured again."""
     monkeypatch.setattr(measuring, "DEVICES_WITH_INEXACT_NORM", frozenset())
+    clip = Accelerator.clip_grad_norm_
 
-    def fail(self, parameters, max_norm, norm_type=2):
-        raise RuntimeError("not today")
+    def fail_for_all(self, parameters, max_norm, norm_type=2):
+        if len(parameters) > 1:
+            raise RuntimeError("not today")
+        return clip(self, parameters, max_norm, norm_type)
 
-    monkeypatch.setattr(Accelerator, "clip_grad_norm_", fail)
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", fail_for_all)
 
     def go_on(accelerator, first, second, update):
         with pytest.raises(RuntimeError, match="not today"):
             accelerator.clip_grad_norm_([first, second], 1.0)
+        if clip_a_part:
+            accelerator.clip_grad_norm_([first], 1e3)
 
     assert clipped_loop(tmp_path, go_on) == [(19.0 * n, 13.0 * n, 1.0) for n in (1, 2, 3)]
 
@@ -293,7 +320,8 @@ def test_a_gradient_that_a_closure_makes(tmp_path, make, clip):
         for _ in range(3):
             optimizer.step(closure)
     if clip:
-        assert [row["l2"] for row in read_rows(tmp_path / "gradient_norms.jsonl")[1]] == [3.0, 6.0, 9.0]
+        rows = read_rows(tmp_path / "gradient_norms.jsonl")[1]
+        assert [(row["l2"], row["learning_rate"]) for row in rows] == [(3.0, 0.1), (6.0, 0.1), (9.0, 0.1)]
 
 
 def test_an_optimizer_that_sets_its_own_rate(tmp_path):

@@ -85,11 +85,11 @@ def clip_returns_l2(
     return (
         float(norm_type) == 2
         and bool(wanted)
-        and sorted(used) == sorted(wanted)  # as lists: a parameter that is passed twice counts twice
         and all(
             gradient.dtype == torch.float32 and gradient.device.type not in DEVICES_WITH_INEXACT_NORM
             for gradient in wanted.values()
         )
+        and sorted(used) == sorted(wanted)  # as lists: a parameter that is passed twice counts twice
     )
 
 
