@@ -1,6 +1,6 @@
 """Where the norms of an update come from: the gradients that torch holds, or DeepSpeed's engine, which hides them.
 
-`choose_norm_source` decides once, when recording starts. The recorder then calls the same four methods either way.
+`choose_norm_source` decides once, when recording starts. The recorder then calls the same methods either way.
 """
 
 import logging
@@ -40,7 +40,7 @@ class GradientMark:
         self._changes = None if gradient is None else change_count(gradient)
 
     def matches(self, gradient: torch.Tensor | None) -> bool:
-        """Compare with the gradient of now.
+        """Compare with the current gradient.
 
         Args:
             gradient: the gradient of the first parameter that has one; None if there is none.
@@ -61,7 +61,7 @@ class OpenUpdate:
         norms: the norms before clipping; None until they are known.
         clip_factor: the product of the factors that clips have applied; None if there was no clip.
         l1_before_clip: the L1 norm, measured before a clip that will return the L2 norm.
-        mark: of the gradient that was measured.
+        mark: recognizes the gradient that was measured.
         learning_rate: the learning rate of the first parameter group; None if it is not known.
         failure: why the gradient could not be measured.
     """
@@ -208,7 +208,7 @@ class DeepSpeedEngine:
         self._optimizer = optimizer
 
     def before_clip(self, update: OpenUpdate, parameters: list[torch.nn.Parameter], norm_type: float) -> bool:
-        """Take every clip for one of this optimizer: the engine has no other."""
+        """Accept every clip: the engine has one optimizer, and this is it."""
         return True
 
     def after_clip(self, update: OpenUpdate, max_norm: float, total_norm: torch.Tensor | None) -> float | None:
