@@ -36,7 +36,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_refined_schedule import GradientNormRecorder, GradientNorms, get_refined_schedule, refine_schedule
 from hf_refined_schedule.recording.measuring import measure_gradient_norms
-from hf_refined_schedule.recording.recorder import FLUSH_EVERY
+from hf_refined_schedule.recording.norms_log import FLUSH_EVERY
 
 MODELS = {"1M": (128, 4, 1_000), "10M": (320, 7, 4_000), "124M": (768, 12, 50_257)}
 """Width, layers and vocabulary of GPT-2-shaped models with about so many parameters."""
@@ -141,9 +141,9 @@ class TimedRecorder(GradientNormRecorder):
         yield
         self.spent += sign * (time.perf_counter() - started)
 
-    def before_clip(self, parameters: list[torch.nn.Parameter]) -> bool:
+    def before_clip(self, parameters: list[torch.nn.Parameter], norm_type: float = 2.0) -> bool:
         with self._at_work():
-            return super().before_clip(parameters)
+            return super().before_clip(parameters, norm_type)
 
     def after_clip(self, max_norm: float, total_norm: torch.Tensor | float | None) -> None:
         with self._at_work():
@@ -153,13 +153,13 @@ class TimedRecorder(GradientNormRecorder):
         with self._at_work():
             super()._before_taken_step(optimizer, args, kwargs)
 
-    def _around_step(self, step: Callable[[], object]) -> object:
-        def step_at_rest() -> object:
+    def _around_step(self, step: Callable[..., object], optimizer: object, *args: object, **kwargs: object) -> object:
+        def step_at_rest(*args: object, **kwargs: object) -> object:
             with self._at_work(-1):
-                return step()
+                return step(*args, **kwargs)
 
         with self._at_work():
-            return super()._around_step(step_at_rest)
+            return super()._around_step(step_at_rest, optimizer, *args, **kwargs)
 
 
 def step_time(
@@ -238,7 +238,7 @@ def never_waits(file: Path) -> str:
         try:
             recorder.before_clip(parameters)
             recorder.after_clip(1.0, torch.ones((), device=loop.device))
-            recorder._around_step(lambda: None)
+            recorder._around_step(lambda: None, loop.optimizer)
         except RuntimeError as error:
             return f"no: {error}"
         finally:

@@ -216,7 +216,7 @@ DDP = ("DistributedDataParallel",)
 FSDP = {"fsdp": "full_shard auto_wrap"}
 BLOCKS = {"transformer_layer_cls_to_wrap": "GPT2Block"}
 RAW = {"loop": "raw", "optimizer": "AdamW"}
-ENGINE = "DeepSpeed tells the L2 norm of the gradient alone"
+ENGINE = "DeepSpeed reports only the L2 norm of the gradient"
 REFUSED = "Gradient norms are not recorded from update 1 on: "
 
 
@@ -342,7 +342,7 @@ CELLS = [
         launch="accelerate",
         options=RAW,
         training={"max_grad_norm": 0},
-        warnings=(ENGINE, REFUSED + "DeepSpeed tells its norm where accelerator.clip_grad_norm_ is called"),
+        warnings=(ENGINE, REFUSED + "DeepSpeed reports its norm only through accelerator.clip_grad_norm_"),
         refused=True,
     ),
     Cell("DDP, bf16 autocast", training={"bf16": True}, facts=(*DDP, "bf16 autocast"), tolerance=BFLOAT16),

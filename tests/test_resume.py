@@ -323,6 +323,15 @@ def test_a_main_process_that_cannot_write_leaves_nobody_waiting(two_ranks):
     assert ranks[0]["reductions"] == 1  # of the sharded ones together; what every rank has whole needs none
 
 
+def test_the_norm_that_a_clip_of_sharded_gradients_returns_is_that_of_all_ranks(two_ranks):
+    """Two parameters with the gradient (1, -2, 2), each sharded over two ranks: L1 is 10, and L2 the root of 18, which this clip doubles."""
+    report, printed = two_ranks
+    assert (report / "clipped1.json").exists(), printed
+    for rank in range(2):
+        seen = json.loads((report / f"clipped{rank}.json").read_text())
+        assert seen == {"l1": 10.0, "l2": pytest.approx(2 * 18**0.5, rel=FLOAT32_GRADIENTS)}
+
+
 def test_a_callback_that_decides_to_save_after_the_recorder(tmp_path):
     lengths = {}
 
