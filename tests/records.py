@@ -46,7 +46,7 @@ def norms_of(l1=None, l2=None, steps=None, planned=None, **fields):
     )
 
 
-def refined(norms, optimizer="adam", **options):
+def schedule_of(norms, optimizer="adam", **options):
     """The schedule of norms in memory."""
     return RefinedSchedule.from_norms(norms, optimizer, RefinementOptions(**options))
 

@@ -14,7 +14,7 @@ from hf_refined_schedule.schedules import refining
 from hf_refined_schedule.schedules.refinement_options import RefinementOptions
 from hf_refined_schedule.schedules.schedule_file import write_schedule
 
-from .records import load_schedule, norms_of, refined, write_norms
+from .records import load_schedule, norms_of, schedule_of, write_norms
 from .refusals import refuses
 
 FALLING = list(np.linspace(3, 1, 40))
@@ -116,7 +116,7 @@ def test_an_unknown_keyword_names_the_nearest(keyword, words):
 
 
 def test_a_keyword_of_none_is_not_given(tmp_path):
-    write_schedule(refined(norms_of(FALLING)), tmp_path / "schedule.json")
+    write_schedule(schedule_of(norms_of(FALLING)), tmp_path / "schedule.json")
     get_refined_schedule(optimizer(), 0, 40, refined_from=tmp_path / "schedule.json", smoothing=None, norm=None)
 
 

@@ -12,7 +12,7 @@ from transformers import get_linear_schedule_with_warmup, get_scheduler
 from hf_refined_schedule import GradientNorms, get_refined_schedule, register
 from hf_refined_schedule.schedules.schedule_file import write_schedule
 
-from .records import refined, write_norms
+from .records import schedule_of, write_norms
 from .tolerances import EXACT_ROUNDING
 
 register()
@@ -337,7 +337,7 @@ def test_a_file_of_something_else_says_what_to_pass(tmp_path, content):
 
 def test_a_schedule_file_is_used_as_it_is(tmp_path):
     path = tmp_path / "schedule.json"
-    write_schedule(refined(norms(FALLING), "adam", smoothing=0), path)
+    write_schedule(schedule_of(norms(FALLING), "adam", smoothing=0), path)
     scheduler = get_refined_schedule(optimizer_of(), 0, 4, refined_from=path)
     assert rates_of(scheduler, 5) == [0.875, 0.75, 1.0, 0.5, 0.0]
     with pytest.raises(ValueError, match="--optimizer sgd"):
@@ -359,7 +359,7 @@ DAMAGE = {
     "no text": lambda path: path.write_bytes(b"\x00" * 1000),
     "of another version": lambda path: path.write_text(path.read_text().replace('"version": 1', '"version": 2', 1)),
     "too short": lambda path: write_norms(path, [2.0], planned=40),
-    "a schedule for SGD": lambda path: write_schedule(refined(norms(None, FALLING), "sgd"), path),
+    "a schedule for SGD": lambda path: write_schedule(schedule_of(norms(None, FALLING), "sgd"), path),
 }
 
 
@@ -375,5 +375,7 @@ def test_a_damaged_source_stops_a_new_run_and_never_a_resumed_one(tmp_path, capl
     resumed = get_refined_schedule(optimizer_of(), 0, 20, refined_from=path)
     resumed.load_state_dict(state)
     assert resumed.get_last_lr() == pytest.approx([whole[5]], abs=EXACT_ROUNDING)
-    assert rates_of(resumed, 15)[1:] == pytest.approx(whole[6:], abs=EXACT_ROUNDING)  # the optimizer's state has the first
+    assert rates_of(resumed, 15)[1:] == pytest.approx(
+        whole[6:], abs=EXACT_ROUNDING
+    )  # the optimizer's state has the first
     assert [record.message.count("continues the refined schedule it began with") for record in caplog.records] == [1]

@@ -12,7 +12,7 @@ from hf_refined_schedule.norms.sources import MissingSourceError, find_source, l
 from hf_refined_schedule.schedules.schedule_file import read_schedule, write_schedule
 
 from . import reference
-from .records import entries, entry, load_schedule, norms_of, refined, write_norms, write_state
+from .records import entries, entry, load_schedule, norms_of, schedule_of, write_norms, write_state
 from .refusals import refuses
 from .tolerances import EXACT_ROUNDING, SPARSE_LOG_RMSE
 
@@ -248,7 +248,7 @@ def test_a_file_of_something_else_is_refused(tmp_path, content):
 
 def test_a_schedule_file_holds_no_norms(tmp_path):
     path = tmp_path / "schedule.json"
-    write_schedule(refined(GradientNorms(np.arange(1, 101), l1=np.ones(100)), "adam"), path)
+    write_schedule(schedule_of(GradientNorms(np.arange(1, 101), l1=np.ones(100)), "adam"), path)
     with refuses(str(path), "is a schedule file", "the run that it was made from"):
         load_norms(path)
 
@@ -276,7 +276,7 @@ SHAPE, OTHER = [4.0, 2.0, 1.0, 2.0], [8.0, 8.0, 8.0, 8.0]
     ],
 )
 def test_the_weights_follow_the_optimizer(norms, optimizer, options, expected, norm, power):
-    schedule = refined(norms, optimizer, smoothing=0, **options)
+    schedule = schedule_of(norms, optimizer, smoothing=0, **options)
     assert_equal_up_to_rounding(schedule.grid, expected)
     assert (schedule.optimizer, schedule.norm, schedule.power) == (optimizer, norm, power)
     assert (schedule.smoothing, schedule.source) == (0.0, "the run")
@@ -285,7 +285,7 @@ def test_the_weights_follow_the_optimizer(norms, optimizer, options, expected, n
 @pytest.mark.parametrize("options", [{}, {"smoothing": 0.1}], ids=["unless said", "said"])
 def test_a_tenth_of_the_run_is_smoothed(options):
     norms = np.random.default_rng(0).lognormal(size=60)
-    schedule = refined(norms_of(norms), "adam", **options)
+    schedule = schedule_of(norms_of(norms), "adam", **options)
     assert_equal_up_to_rounding(schedule.grid, reference.refined_grid(norms, -1, 0.1))
     assert schedule.smoothing == 0.1
 
@@ -341,16 +341,16 @@ def test_several_runs_are_as_good_as_the_worst_of_them(tmp_path):
 
 
 def test_updates_without_a_norm_are_interpolated():
-    schedule = refined(norms_of([4.0, 2.0, 2.0], steps=[1, 2, 4]), "adam", smoothing=0)
+    schedule = schedule_of(norms_of([4.0, 2.0, 2.0], steps=[1, 2, 4]), "adam", smoothing=0)
     assert_equal_up_to_rounding(schedule.grid, reference.refined_grid([4, 2, 2, 2], -1, 0))
-    schedule = refined(norms_of([4.0, 2.0], steps=[1, 3]), "adam", smoothing=0)
+    schedule = schedule_of(norms_of([4.0, 2.0], steps=[1, 3]), "adam", smoothing=0)
     assert_equal_up_to_rounding(schedule.grid, reference.refined_grid([4, 3, 2], -1, 0))
 
 
 @pytest.mark.parametrize("options", [{}, {"power": -2}])
 def test_sgd_with_l1_norms_alone_is_refused(options):
     with refuses("the run", "L1", "L2", "norm"):
-        refined(norms_of([1.0] * 30), "sgd", **options)
+        schedule_of(norms_of([1.0] * 30), "sgd", **options)
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_sgd_with_l1_norms_alone_is_refused(options):
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_a_norm_that_is_not_there_is_refused(norms, norm, words, optimizer):
     with refuses("the run", *words):
-        refined(norms, optimizer, norm=norm)
+        schedule_of(norms, optimizer, norm=norm)
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_a_norm_that_is_not_there_is_refused(norms, norm, words, optimizer):
 )
 def test_arguments_out_of_range_are_refused(optimizer, options, words):
     with refuses(*words):
-        refined(norms_of([1.0] * 30, [1.0] * 30), optimizer, **options)
+        schedule_of(norms_of([1.0] * 30, [1.0] * 30), optimizer, **options)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_arguments_out_of_range_are_refused(optimizer, options, words):
 )
 def test_norms_that_make_no_schedule_are_refused_with_their_source(values, words):
     with refuses("the run", *words):
-        refined(norms_of(values), "adam")
+        schedule_of(norms_of(values), "adam")
 
 
 # --- how much of the run is covered ---
@@ -431,19 +431,19 @@ def test_an_unfinished_run_is_not_silently_a_whole_one(tmp_path, made, planned, 
 )
 def test_a_pilot_goes_on_with_its_last_smoothed_norm(values, planned, smoothing, expected):
     norms = norms_of(values, planned=planned)
-    schedule = refined(norms, "adam", smoothing=smoothing, pilot=True)
+    schedule = schedule_of(norms, "adam", smoothing=smoothing, pilot=True)
     assert_equal_up_to_rounding(schedule.grid, expected)
     assert any("pilot" in note for note in schedule.notes)
 
 
 def test_a_finished_run_may_be_called_a_pilot():
-    schedule = refined(norms_of([1.0] * 40, planned=40), "adam", pilot=True)
+    schedule = schedule_of(norms_of([1.0] * 40, planned=40), "adam", pilot=True)
     assert schedule.notes == ()
     assert len(schedule.grid) == 41
 
 
 def test_a_run_of_unknown_length_is_as_long_as_its_norms():
-    assert len(refined(norms_of([1.0] * 30), "adam").grid) == 31
+    assert len(schedule_of(norms_of([1.0] * 30), "adam").grid) == 31
 
 
 # --- what the user is told ---
@@ -469,7 +469,7 @@ def test_a_run_of_unknown_length_is_as_long_as_its_norms():
     ],
 )
 def test_notes(norms, optimizer, words):
-    notes = refined(norms, optimizer).notes
+    notes = schedule_of(norms, optimizer).notes
     if words is None:
         assert notes == ()
         return
@@ -498,7 +498,7 @@ def test_notes(norms, optimizer, words):
     ],
 )
 def test_best_peak_ratio_worked_out_by_hand(norms, optimizer, expected):
-    schedule = refined(norms, optimizer, smoothing=0)
+    schedule = schedule_of(norms, optimizer, smoothing=0)
     assert schedule.best_peak_ratio == pytest.approx(expected, rel=EXACT_ROUNDING)
 
 
@@ -510,7 +510,7 @@ def test_best_peak_ratio_equals_its_twin(optimizer, power):
     for multipliers in (reference.refined_grid(values, power, 0.1)[:-1], [1 - t / 50 for t in range(50)]):
         first, second, third = reference.bound_terms(multipliers, squares)
         peaks.append(math.sqrt(first / (second + third)))
-    schedule = refined(norms_of(values, values), optimizer)
+    schedule = schedule_of(norms_of(values, values), optimizer)
     assert schedule.best_peak_ratio == pytest.approx(peaks[0] / peaks[1], rel=EXACT_ROUNDING)
 
 
@@ -551,7 +551,7 @@ def test_a_log_without_the_first_norm_says_so(tmp_path):
 def schedule():
     values = np.random.default_rng(7).lognormal(size=60)
     norms = norms_of(values, values**2, steps=range(3, 63), planned=64)
-    return refined(norms, "adam", smoothing=0.2, rising_norms="ignore")
+    return schedule_of(norms, "adam", smoothing=0.2, rising_norms="ignore")
 
 
 @pytest.fixture

@@ -281,7 +281,9 @@ def test_a_refined_run_uses_the_baselines_norms(tmp_path, source):
         "trainer_state": folder / "checkpoint-30" / "trainer_state.json",
         "checkpoint": folder / "checkpoint-30",
     }[source]
-    refined = stock_run(tmp_path / "refined", **REFINED, lr_scheduler_kwargs={"refined_from": str(path)})
+    refined = stock_run(
+        tmp_path / "refined", **REFINED, lr_scheduler_kwargs={"refined_from": str(path), "smoothing": 0.1}
+    )
     # The formula on norms extended by one, on paper: the window of 30 updates is 3 wide, the last value repeated.
     smoothed = [
         sorted(window)[1] for window in zip([norms[0], *norms[:-1]], norms, [*norms[1:], norms[-2]], strict=True)
