@@ -12,6 +12,7 @@ from hf_refined_schedule import GradientNormCallback, RefinedScheduleTrainer, lo
 from hf_refined_schedule.norms.norms_file import read_norms_file
 from hf_refined_schedule.training.checkpoints import last_complete_checkpoint
 
+from .records import schedule_of
 from .tiny import (
     CAN_RESUME_ON_CPUS,
     SCRIPTS,
@@ -142,11 +143,11 @@ def test_a_checkpoint_from_before_the_recording(tmp_path, caplog):
     assert "lacks 10 updates from before this run was resumed" in warnings_of(caplog)[0]
     norms = load_norms(tmp_path)
     assert (norms.steps[0], norms.steps[-1], norms.num_training_steps) == (11, 30, 30)
-    assert any("first 10 updates are missing" in note for note in refined(norms, "adam").notes)
+    assert any("first 10 updates are missing" in note for note in schedule_of(norms, "adam").notes)
     file = tmp_path / NAME
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:15]))
     with pytest.raises(ValueError, match="covers 24 of 30"):
-        refined(load_norms(tmp_path), "adam")
+        schedule_of(load_norms(tmp_path), "adam")
 
 
 # --- something happened to the file ---
