@@ -36,9 +36,9 @@ def free_port() -> int:
 class ProcessTree:
     """Processes and their descendants, which are killed when the `with` block ends.
 
-        with ProcessTree() as tree:
-            process = tree.start(["torchrun", "train.py"], environment=os.environ, folder=folder, output=log)
-            in_time = tree.wait(60.0)
+    with ProcessTree() as tree:
+        process = tree.start(["torchrun", "train.py"], environment=os.environ, folder=folder, output=log)
+        in_time = tree.wait(60.0)
     """
 
     def __init__(self) -> None:
