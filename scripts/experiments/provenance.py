@@ -5,7 +5,6 @@ A script that runs once calls `collect_provenance` when it ends. A script whose 
 last section of a report.
 """
 
-import json
 import os
 import platform
 import shlex
@@ -16,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from .json_file import read_json, write_json
 
 FILE_NAME = "grid.json"
 
@@ -114,20 +115,27 @@ class ProvenanceFile:
         self, folder: str | Path, script: str, *, packages: Iterable[str] = PACKAGES, **details: object
     ) -> None:
         self.path = Path(folder) / FILE_NAME
-        self.previous: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.previous = read_json(self.path)
         self._script = script
         self._packages = tuple(packages)
         self._details = details
         self._started = time.monotonic()
 
-    def write(self) -> dict[str, Any]:
-        """Replace the file with the earlier commands, this one, and the total time up to now; returns its contents."""
-        seconds = self.previous.get("seconds", 0.0) + time.monotonic() - self._started
+    def write(self, seconds: float | None = None) -> dict[str, Any]:
+        """Replace the file.
+
+        Args:
+            seconds: the total time of all runs, where the results hold it. By default, the time in the earlier file plus
+                the time since this object was created.
+
+        Returns:
+            The contents of the file: the earlier commands and this one, the machine, the versions and the time.
+        """
+        if seconds is None:
+            seconds = self.previous.get("seconds", 0.0) + time.monotonic() - self._started
         record = collect_provenance(self._script, seconds, packages=self._packages, **self._details)
         record["commands"] = list(dict.fromkeys([*self.previous.get("commands", []), *record["commands"]]))
-        unfinished = self.path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(record, indent=1) + "\n")
-        unfinished.replace(self.path)
+        write_json(self.path, record, indent=1)
         return record
 
     def __enter__(self) -> Self:
