@@ -8,7 +8,7 @@ recorded. The reports of its ranks are compared with one process that trains on 
 measures each gradient in float64 as soon as it is accumulated. The report says why this machine cannot run a cell.
 
 The report is printed and written to OUTPUT_DIR/launch_matrix.md. All cells take 9 to 15 minutes on two cores. The exit status
-is 1 if a cell fails. It needs psutil.
+is 1 if a cell fails.
 """
 
 import argparse
@@ -57,8 +57,8 @@ def render_report(cells: Sequence[Cell], outcomes: Sequence[Outcome], seconds: S
 {sum(outcome.ran for outcome in outcomes)} of {len(cells)} cells ran on this machine, and {sum(outcome.failed for outcome in outcomes)} failed. Each trains a tiny model for {UPDATES} updates of {BATCH} sequences with a refined
 schedule that is known in closed form.
 
-- distributed type, processes: as Accelerate reports them. Each rank also checked that its model was wrapped, sharded and configured as
-  the name of the cell says. The FSDP cells ran on CPUs, which pass for GPUs while Accelerate is built. fp16 on a CPU is torch's autocast
+- distributed type, processes: as Accelerate reports them. The model of each rank also had to be wrapped, sharded and configured as the
+  name of the cell says. The FSDP cells ran on CPUs, which pass for GPUs while Accelerate is built. fp16 on a CPU is torch's autocast
   and loss scale, switched on without Accelerate, which refuses fp16 there.
 - L1, L2: the largest relative difference between the recorded norms and those of one process on the same batches, which measures them
   in float64 without the recorder; first over {STRICT_UPDATES} updates, then over all. The tolerances over {STRICT_UPDATES} updates are {FLOAT32:g} in float32 (sums in another

@@ -15,12 +15,10 @@ from typing import NamedTuple
 
 from .launch_cells import LEARNING_RATE, UPDATES, Cell, TrainingRun, write_known_norms
 from .launch_outcomes import Outcome, judge
-from .processes import ProcessTree, free_port
+from .processes import PYTHONPATH, ProcessTree, free_port
 from .rank_reports import RankReport, report_path
 
 LIBRARY = Path(__file__).parent
-SCRIPTS = LIBRARY.parent
-REPOSITORY = SCRIPTS.parent
 
 LAUNCH_LIMIT = 75.0
 """Seconds for a launch."""
@@ -255,7 +253,7 @@ class CellRunner:
     def _environment(self, cuda: bool, node: Node) -> dict[str, str]:
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(SCRIPTS)]),
+            "PYTHONPATH": PYTHONPATH,
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",

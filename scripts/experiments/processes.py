@@ -13,6 +13,10 @@ from typing import IO, Any, Self
 
 import psutil
 
+SCRIPTS = Path(__file__).parent.parent
+PYTHONPATH = os.pathsep.join([str(SCRIPTS.parent), str(SCRIPTS)])
+"""The environment variable with which a process imports this repository's package and `experiments`."""
+
 MARK = "HF_REFINED_SCHEDULE_PROCESS_TREES"
 """An environment variable: the ids of the process trees that a process belongs to.
 

@@ -19,7 +19,9 @@ def random_gpt2(seed: int = 0, **config: Any) -> GPT2LMHeadModel:
         **config: entries of `GPT2Config`.
     """
     torch.manual_seed(seed)
-    return GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, loss_type="ForCausalLM", **config))
+    model = GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **config))
+    model.loss_type = "ForCausalLM"  # transformers infers it from other class names, and warns for this one
+    return model
 
 
 def tiny_model(seed: int = 0, **config: Any) -> GPT2LMHeadModel:
