@@ -1,4 +1,4 @@
-"""Every patch and private name of transformers, accelerate and torch, with its reason and the condition for its removal.
+"""Every patch and private name of transformers, accelerate and torch, each with its reason, versions and end.
 
 transformers is imported inside the functions, so that a plain Accelerate loop never loads it.
 """
@@ -8,7 +8,7 @@ import functools
 import math
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -18,144 +18,132 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
 
-class _MethodWrap:
-    """`around(method, self, ...)` in place of a class's method, while it is installed.
+class MethodWrap:
+    """Calls `around` in place of a method of a class, or of one object, while it is installed.
 
-    Others may wrap the method meanwhile, and keep ours beneath theirs: each installation goes on to the method that it has
-    found, and of several in one call the outermost alone calls `around`.
+        around(call, instance, *args, **kwargs)
+
+    `call` is the method as it was, bound to the instance. All wraps of this package are made here. They get along with
+    other tools, which may wrap the same method before or after:
+
+    - Another tool may hold our wrapper under its own when it is to be removed. It then stays and passes calls through. If
+      the wrap is installed again, one call meets two wrappers of ours, and only the outer one calls `around`.
+    - PyTorch's schedulers mark the `step` of an optimizer as theirs. The wrapper keeps the marks, and on an object it is a
+      bound method, because they expect one.
+    - An object that was copied while it was wrapped takes the wrapper along. It then calls the method of its class.
 
     Args:
-        name: the method's name.
-        around: called with the method and its arguments.
+        name: the name of the method.
+        around: called in its place; it returns the result.
     """
 
     def __init__(self, name: str, around: Callable[..., Any]) -> None:
         self._name = name
         self._around = around
-        self._found: Callable[..., Any] | None = None
-        self._wrapper: Callable[..., Any] | None = None
+        self._owner: Any = None
+        self._replaced: Any = None
+        self._wrapper: Any = None
+        self._was_own_attribute = False
         self._inside: set[int] = set()
 
-    def install(self, owner: type) -> None:
+    def install(self, owner: Any) -> None:
+        """Wrap the method, above the wrappers of other tools. A wrapper of ours that is on top already stays.
+
+        Args:
+            owner: the class, whose instances are all wrapped, or one object.
+        """
         method = getattr(owner, self._name)
         if method is self._wrapper:
+            self._owner = owner
             return
+        is_class = isinstance(owner, type)
 
         @functools.wraps(method)
         def wrapper(instance: Any, *args: Any, **kwargs: Any) -> Any:
-            if id(instance) in self._inside:
-                return method(instance, *args, **kwargs)
+            if not is_class and instance is not owner:  # a copy
+                return getattr(type(instance), self._name)(instance, *args, **kwargs)
+            call = functools.partial(method, instance) if is_class else method
+            if self._owner is None or id(instance) in self._inside:
+                return call(*args, **kwargs)
             self._inside.add(id(instance))
             try:
-                return self._around(method, instance, *args, **kwargs)
+                return self._around(call, instance, *args, **kwargs)
             finally:
                 self._inside.discard(id(instance))
 
-        self._found, self._wrapper = method, wrapper
-        setattr(owner, self._name, wrapper)
+        self._owner, self._replaced = owner, method
+        self._was_own_attribute = self._name in vars(owner)
+        self._wrapper = wrapper if is_class else types.MethodType(wrapper, owner)
+        setattr(owner, self._name, self._wrapper)
 
-    def remove(self, owner: type) -> None:
-        if getattr(owner, self._name) is self._wrapper:
-            setattr(owner, self._name, self._found)
-            self._found = self._wrapper = None
+    def remove(self) -> None:
+        """Stop calling `around`, and put the method back unless another tool has wrapped the wrapper."""
+        owner, self._owner = self._owner, None
+        if owner is None or vars(owner).get(self._name) is not self._wrapper:
+            return
+        if self._was_own_attribute:
+            setattr(owner, self._name, self._replaced)
+        else:
+            delattr(owner, self._name)
+        self._replaced = self._wrapper = None
 
+    @contextmanager
+    def installed(self, owner: Any) -> Iterator[None]:
+        """Wrap the method while a `with` block runs.
 
-class ClippingWatcher(Protocol):
-    """What `watch_clipping` calls."""
+        Args:
+            owner: the class or the object.
 
-    def before_clip(self, parameters: list[torch.nn.Parameter]) -> bool:
-        """Called with the parameters about to be clipped; True to be told the outcome."""
-
-    def after_clip(self, max_norm: float, total_norm: torch.Tensor | float | None) -> None:
-        """Called with the arguments and the result of the clip."""
-
-
-_clipping_watchers: weakref.WeakSet[ClippingWatcher] = weakref.WeakSet()
-
-
-def watch_clipping(watcher: ClippingWatcher) -> None:
-    """Tell `watcher` of every `Accelerator.clip_grad_norm_` until `unwatch_clipping`.
-
-    A wrap of a public method (accelerate 1.1 to 1.15). Trainer clips before any callback is called and a callback is not
-    given the accelerator, so gradients before clipping are to be seen nowhere else. It can go when transformers has an
-    event before the clip. Watchers are held weakly: one whose training died does not outlive it.
-
-    Args:
-        watcher: told before and after each clip.
-    """
-    _clipping_watchers.add(watcher)
-    _clipping.install(Accelerator)
+        Yields:
+            None.
+        """
+        self.install(owner)
+        try:
+            yield
+        finally:
+            self.remove()
 
 
-def unwatch_clipping(watcher: ClippingWatcher) -> None:
-    """End `watch_clipping`, and put the method back after the last watcher.
-
-    Args:
-        watcher: what was given to `watch_clipping`.
-    """
-    _clipping_watchers.discard(watcher)
-    if not _clipping_watchers:
-        _clipping.remove(Accelerator)
+# --- torch: gradients ---
 
 
-def _watched_clip(
-    clip_grad_norm_: Callable[..., Any], self: Accelerator, parameters: Any, max_norm: float, norm_type: float = 2
-) -> Any:
-    parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-    concerned = [watcher for watcher in list(_clipping_watchers) if watcher.before_clip(parameters)]
-    total_norm = clip_grad_norm_(self, parameters, max_norm, norm_type=norm_type)
-    for watcher in concerned:
-        watcher.after_clip(max_norm, total_norm)
-    return total_norm
+def norm_of_each(tensors: Sequence[torch.Tensor], order: float) -> torch.Tensor:
+    """Compute the norm of each tensor in float32, in a few kernel launches instead of one for each tensor.
 
-
-_clipping = _MethodWrap("clip_grad_norm_", _watched_clip)
-
-
-def wrap_optimizer_method(
-    optimizer: AcceleratedOptimizer, name: str, around: Callable[[Callable[[], Any]], Any]
-) -> Callable[[], None]:
-    """Run `around(call)` in place of a method of the optimizer, `step` or `zero_grad`, on this object alone.
-
-    torch's own step hooks are not called for an update that GradScaler skips, and those updates count too; for `zero_grad`
-    it has none. The wrapper keeps the marks that PyTorch's schedulers leave on `step`, and is a bound method because they
-    look for one. It can go when accelerate has hooks around the methods of `AcceleratedOptimizer`.
+    `torch._foreach_norm` (torch 2.6 to 2.13), on which `torch.nn.utils.clip_grad_norm_` is built. The public
+    `get_total_norm` returns norms in the type of the gradients, which has 8 bits for bfloat16. It can go when
+    `get_total_norm` takes a dtype.
 
     Args:
-        optimizer: the prepared optimizer.
-        name: of the method.
-        around: given a function that makes the call; returns what it returns.
+        tensors: tensors of any shapes and types, on one device.
+        order: 1 or 2.
 
     Returns:
-        A function that takes the wrapper off.
+        The norms, in float32, shape (len(tensors),).
     """
-    method = getattr(optimizer, name)
-    was_set = name in vars(optimizer)
+    return torch.stack(torch._foreach_norm(list(tensors), order, dtype=torch.float32))
 
-    @functools.wraps(method)
-    def watched(self: AcceleratedOptimizer, *args: Any, **kwargs: Any) -> Any:
-        if self is not optimizer:  # a copy, made while this one was watched
-            return getattr(type(self), name)(self, *args, **kwargs)
-        return around(functools.partial(method, *args, **kwargs))
 
-    bound = types.MethodType(watched, optimizer)
-    setattr(optimizer, name, bound)
+def change_count(tensor: torch.Tensor) -> int | None:
+    """Count how often a tensor was changed in place.
 
-    def remove() -> None:
-        if vars(optimizer).get(name) is not bound:
-            return  # a scheduler has wrapped the wrapper since; `around` is a plain call by now
-        if was_set:
-            setattr(optimizer, name, method)
-        else:
-            delattr(optimizer, name)
+    `torch.Tensor._version` (torch 2.6 to 2.13), by which autograd finds tensors that changed since the forward pass. It can
+    go when torch publishes the counter.
 
-    return remove
+    Args:
+        tensor: any tensor.
+
+    Returns:
+        The count, or None for an inference tensor, which has no counter.
+    """
+    return None if tensor.is_inference() else tensor._version
 
 
 def loss_scale(optimizer: AcceleratedOptimizer) -> torch.Tensor | None:
-    """The factor that fp16 training multiplies gradients by, as a tensor: `GradScaler.get_scale` would synchronise.
+    """Get the factor by which fp16 training multiplies gradients, without waiting for the device.
 
-    `GradScaler._scale` (torch 2.6 to 2.13). It can go when torch gives the scale without a synchronisation.
+    `GradScaler._scale` (torch 2.6 to 2.13). The public `GradScaler.get_scale` copies it to the host. It can go when torch
+    returns the scale as a tensor.
 
     Args:
         optimizer: the prepared optimizer.
@@ -167,11 +155,99 @@ def loss_scale(optimizer: AcceleratedOptimizer) -> torch.Tensor | None:
     return scaler._scale if scaler is not None and scaler.is_enabled() else None
 
 
+def loss_scale_of_step(optimizer: torch.optim.Optimizer) -> torch.Tensor | None:
+    """Get the factor that an optimizer will divide gradients by inside its own step.
+
+    `grad_scale` (torch 2.6 to 2.13), which GradScaler sets on a fused optimizer during a step. Gradients of other optimizers
+    are unscaled before the step. It can go when torch documents the attribute.
+
+    Args:
+        optimizer: the innermost optimizer, in a hook before its step.
+
+    Returns:
+        The scale, or None where the gradients are not scaled at this moment.
+    """
+    return getattr(optimizer, "grad_scale", None)
+
+
+def process_group_store() -> dist.Store:
+    """Get the key-value store through which the processes of the default group have met.
+
+    `torch.distributed.distributed_c10d._get_default_store` (torch 2.6 to 2.13). It can go when the store has a public name.
+
+    Returns:
+        The store, which every process of the group can reach.
+    """
+    return dist.distributed_c10d._get_default_store()
+
+
+# --- accelerate and DeepSpeed ---
+
+
+class ClippingWatcher(Protocol):
+    """An object that `watch_clipping` calls before and after each clip."""
+
+    def before_clip(self, parameters: list[torch.nn.Parameter], norm_type: float) -> bool:
+        """See the parameters about to be clipped and the order of the norm; True to have `after_clip` called."""
+
+    def after_clip(self, max_norm: float, total_norm: torch.Tensor | float | None) -> None:
+        """See the limit that the clip was called with, and the norm that it has returned."""
+
+
+_clipping_watchers: weakref.WeakSet[ClippingWatcher] = weakref.WeakSet()
+
+
+def watch_clipping(watcher: ClippingWatcher) -> None:
+    """Have `watcher` called around every `Accelerator.clip_grad_norm_` until `unwatch_clipping`.
+
+    A wrap of a public method (accelerate 1.1 to 1.15). Trainer clips before it calls any callback, and callbacks do not get
+    the accelerator, so gradients before clipping cannot be seen anywhere else. It can go when transformers has an event
+    before the clip. Watchers are held weakly, so that one whose training has died does not outlive it.
+
+    Args:
+        watcher: called before and after each clip.
+    """
+    _clipping_watchers.add(watcher)
+    _clipping.install(Accelerator)
+
+
+def unwatch_clipping(watcher: ClippingWatcher) -> None:
+    """End `watch_clipping`, and put the method back after the last watcher.
+
+    Args:
+        watcher: the watcher that was passed to `watch_clipping`.
+    """
+    _clipping_watchers.discard(watcher)
+    if not _clipping_watchers:
+        _clipping.remove()
+
+
+def _watched_clip(
+    clip_grad_norm_: Callable[..., Any],
+    accelerator: Accelerator,
+    parameters: Any,
+    max_norm: float,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    # A list, because an iterator can be used only once.
+    parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+    norm_type = args[0] if args else kwargs.get("norm_type", 2.0)
+    concerned = [watcher for watcher in list(_clipping_watchers) if watcher.before_clip(parameters, norm_type)]
+    total_norm = clip_grad_norm_(parameters, max_norm, *args, **kwargs)
+    for watcher in concerned:
+        watcher.after_clip(max_norm, total_norm)
+    return total_norm
+
+
+_clipping = MethodWrap("clip_grad_norm_", _watched_clip)
+
+
 def engine_clip_limit(optimizer: AcceleratedOptimizer) -> float:
-    """The norm that DeepSpeed's ZeRO clips to: that of its config, whatever `Accelerator.clip_grad_norm_` is asked for.
+    """Get the limit that DeepSpeed's ZeRO clips to. It comes from its config; `Accelerator.clip_grad_norm_` ignores its own.
 
     `clip_grad` of ZeRO's optimizers (deepspeed 0.19), which is 0 where they do not clip. It can go when accelerate passes
-    on the limit that it is given.
+    the limit on.
 
     Args:
         optimizer: the prepared optimizer.
@@ -182,50 +258,66 @@ def engine_clip_limit(optimizer: AcceleratedOptimizer) -> float:
     return optimizer.optimizer.clip_grad or math.inf
 
 
-def process_group_store() -> dist.Store:
-    """The key-value store of the default process group.
+@contextmanager
+def prepared_optimizers(notify: Callable[[Accelerator, Any], None]) -> Iterator[None]:
+    """Call `notify` for every optimizer that an Accelerator prepares in the `with` block.
 
-    `torch.distributed.distributed_c10d._get_default_store` (torch 2.6 to 2.13): the store through which the processes met
-    has no public name. It can go when it has one.
-
-    Returns:
-        The store, which every process of the group reaches.
-    """
-    return dist.distributed_c10d._get_default_store()
-
-
-def sums_at_once(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """The sums of all absolute values and of all squares, in a few launches on an accelerator instead of two a tensor.
-
-    `torch._foreach_norm` (torch 2.6 to 2.13), which `torch.nn.utils.clip_grad_norm_` is made of: the public
-    `get_total_norm` returns norms in the gradients' own type, 8 bits of a bfloat16 one. It can go when that takes a dtype.
+    A wrap of the public `Accelerator.prepare_optimizer` (accelerate 1.1 to 1.15), for raw loops in scripts that do not
+    import this package. It can go when accelerate has callbacks.
 
     Args:
-        tensors: of any shapes and types, on one device.
+        notify: called with the Accelerator and the prepared optimizer.
+
+    Yields:
+        None.
+    """
+
+    def prepare_and_notify(
+        prepare_optimizer: Callable[..., Any], accelerator: Accelerator, *args: Any, **kwargs: Any
+    ) -> Any:
+        prepared = prepare_optimizer(*args, **kwargs)
+        notify(accelerator, prepared)
+        return prepared
+
+    with MethodWrap("prepare_optimizer", prepare_and_notify).installed(Accelerator):
+        yield
+
+
+def is_prepared_by(accelerator: Accelerator, optimizer: AcceleratedOptimizer) -> bool:
+    """Decide whether an Accelerator still holds an optimizer that it has prepared. `free_memory` lets go of them.
+
+    `Accelerator._optimizers` (accelerate 1.1 to 1.15). It can go when accelerate lists them publicly.
+
+    Args:
+        accelerator: the Accelerator.
+        optimizer: the prepared optimizer.
 
     Returns:
-        (sum |x|, sum x^2), in float32, shape (2,).
+        True if the Accelerator holds it.
     """
-    l1, l2 = (torch.stack(torch._foreach_norm(tensors, order, dtype=torch.float32)) for order in (1, 2))
-    return torch.stack((l1.sum(), l2.square().sum()))
+    return any(held is optimizer for held in accelerator._optimizers)
+
+
+# --- transformers ---
 
 
 class LogContributor(Protocol):
-    """A callback whose values join the log entries of its trainer."""
+    """A callback that adds values to the log entries of its trainer."""
 
     def add_to_logs(self, logs: dict[str, float]) -> None:
-        """Called with the entries of one `Trainer.log`, to add to."""
+        """Add to the values of one `Trainer.log`."""
 
 
 _log_contributors: list[weakref.ref[LogContributor]] = []
-"""References, not a set: a callback that is a dataclass has no hash."""
+"""A list, because a callback that is a dataclass has no hash, so that it cannot be in a `WeakSet`."""
 
 
 def contribute_to_logs(contributor: LogContributor) -> None:
     """Let a callback add to what its trainer logs, until `stop_contributing_to_logs`.
 
-    A wrap of the public `Trainer.log` (transformers 5.3 to 5.23): a key added in `on_log` comes after `log_history` and
-    the trackers have taken theirs. It can go when callbacks are asked for entries before that.
+    A wrap of the public `Trainer.log` (transformers 5.3 to 5.23). A key that is added in `on_log` comes too late for
+    `log_history` and for trackers that were added before. It can go when transformers asks callbacks for values before it
+    logs.
 
     Args:
         contributor: a callback of the trainer.
@@ -240,31 +332,31 @@ def stop_contributing_to_logs(contributor: LogContributor) -> None:
     """End `contribute_to_logs`, and put the method back after the last contributor.
 
     Args:
-        contributor: what was given to `contribute_to_logs`.
+        contributor: the callback that was passed to `contribute_to_logs`.
     """
-    from transformers import Trainer
-
     _log_contributors[:] = [other for other in _log_contributors if other() is not None and other() is not contributor]
     if not _log_contributors:
-        _logging.remove(Trainer)
+        _logging.remove()
 
 
-def _contributed_log(log: Callable[..., None], self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-    for callback in self.callback_handler.callbacks:
+def _log_with_contributions(
+    log: Callable[..., None], trainer: Any, logs: dict[str, float], *args: Any, **kwargs: Any
+) -> None:
+    for callback in trainer.callback_handler.callbacks:
         if any(callback is contributor() for contributor in _log_contributors):
             callback.add_to_logs(logs)
-    log(self, logs, *args, **kwargs)
+    log(logs, *args, **kwargs)
 
 
-_logging = _MethodWrap("log", _contributed_log)
+_logging = MethodWrap("log", _log_with_contributions)
 
 
 def add_scheduler_type(name: str, function: Callable[..., Any]) -> None:
     """Make `name` a member of transformers' `SchedulerType` that `get_scheduler` builds with `function`.
 
-    `TYPE_TO_SCHEDULER_FUNCTION` and the inside of `enum` (transformers 5.3 to 5.23, Python 3.11 to 3.13): the enum is the
-    type of `TrainingArguments.lr_scheduler_type` and of the command line's choices, and it is closed. It can go when
-    transformers has a registry of schedulers.
+    `TYPE_TO_SCHEDULER_FUNCTION` and the internals of `enum` (transformers 5.3 to 5.23, Python 3.11 to 3.13). The enum is
+    the type of `TrainingArguments.lr_scheduler_type` and of the choices on the command line, and enums are closed. It can
+    go when transformers has a registry of schedulers.
 
     Args:
         name: the value on the command line.
@@ -275,7 +367,7 @@ def add_scheduler_type(name: str, function: Callable[..., Any]) -> None:
 
     if name not in SchedulerType._value2member_map_:
         member_name = name.upper()
-        member = str.__new__(SchedulerType, name)
+        member: Any = str.__new__(SchedulerType, name)
         member._name_, member._value_, member.__objclass__ = member_name, name, SchedulerType
         member._sort_order_ = len(SchedulerType._member_names_)
         type.__setattr__(SchedulerType, member_name, member)
@@ -286,41 +378,46 @@ def add_scheduler_type(name: str, function: Callable[..., Any]) -> None:
 
 
 def scheduler_function(name: str) -> Callable[..., Any] | None:
-    """The function that `get_scheduler` builds a schedule with.
+    """Get the function that `get_scheduler` builds a schedule with.
 
-    `TYPE_TO_SCHEDULER_FUNCTION`, as above.
+    `TYPE_TO_SCHEDULER_FUNCTION`, as in `add_scheduler_type`.
 
     Args:
-        name: the schedule.
+        name: the name of the schedule.
 
     Returns:
-        The function, or None where transformers does not know the name.
+        The function, or None if transformers does not know the name.
     """
     from transformers import optimization
 
-    return optimization.TYPE_TO_SCHEDULER_FUNCTION.get(name)
+    functions: Mapping[Any, Any] = optimization.TYPE_TO_SCHEDULER_FUNCTION
+    return functions.get(name)
 
 
 def add_default_callback(callback: type) -> None:
-    """Give every Trainer made from now on a callback.
+    """Give a callback to every Trainer that is created from now on.
 
-    `transformers.trainer.DEFAULT_CALLBACKS` (transformers 5.3 to 5.23), for scripts that have never heard of us. It can
+    `transformers.trainer.DEFAULT_CALLBACKS` (transformers 5.3 to 5.23), for scripts that do not import this package. It can
     go when transformers has a public way to add default callbacks.
 
     Args:
-        callback: a `TrainerCallback` class, made anew for each trainer.
+        callback: a class of `TrainerCallback`. Each Trainer creates its own.
     """
     from transformers import trainer
 
-    trainer.DEFAULT_CALLBACKS.append(callback)
+    callbacks: list[Any] = trainer.DEFAULT_CALLBACKS
+    callbacks.append(callback)
+
+
+# --- scripts ---
 
 
 @contextmanager
 def widened_choices(names: list[str]) -> Iterator[None]:
-    """Let argparse options that offer transformers' schedules by a literal list offer `names` too.
+    """Add `names` to argparse options whose literal list of choices has transformers' schedules.
 
-    A wrap of `argparse`'s `add_argument`, while a script runs: the `*_no_trainer.py` examples list their `choices`. It can
-    go when they take them from `SchedulerType`.
+    A wrap of `argparse`'s `add_argument` (Python 3.11 to 3.13) while a script runs: the `*_no_trainer.py` examples list
+    their choices. It can go when they take them from `SchedulerType`.
 
     Args:
         names: the schedules to offer.
@@ -328,61 +425,14 @@ def widened_choices(names: list[str]) -> Iterator[None]:
     Yields:
         None.
     """
-    add_argument = argparse._ActionsContainer.add_argument
 
-    def widened_add_argument(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def widen(add_argument: Callable[..., Any], parser: Any, *args: Any, **kwargs: Any) -> Any:
         choices = kwargs.get("choices")
-        if isinstance(choices, (list, tuple)) and {"linear", "cosine"} <= {
-            str(getattr(c, "value", c)) for c in choices
-        }:
-            kwargs["choices"] = [*choices, *(name for name in names if name not in choices)]
-        return add_argument(self, *args, **kwargs)
+        if isinstance(choices, (list, tuple)):
+            values = {str(getattr(choice, "value", choice)) for choice in choices}
+            if {"linear", "cosine"} <= values:
+                kwargs["choices"] = [*choices, *(name for name in names if name not in choices)]
+        return add_argument(*args, **kwargs)
 
-    argparse._ActionsContainer.add_argument = widened_add_argument
-    try:
+    with MethodWrap("add_argument", widen).installed(argparse._ActionsContainer):
         yield
-    finally:
-        argparse._ActionsContainer.add_argument = add_argument
-
-
-@contextmanager
-def prepared_optimizers(notify: Callable[[Accelerator, Any], None]) -> Iterator[None]:
-    """Be told of every optimizer that an Accelerator prepares.
-
-    A wrap of the public `Accelerator.prepare_optimizer` (accelerate 1.1 to 1.15), for raw loops in scripts that have never
-    heard of us. It can go when accelerate has callbacks.
-
-    Args:
-        notify: called with the Accelerator and the prepared optimizer.
-
-    Yields:
-        None.
-    """
-    prepare_optimizer = Accelerator.prepare_optimizer
-
-    @functools.wraps(prepare_optimizer)
-    def watched_prepare_optimizer(self: Accelerator, *args: Any, **kwargs: Any) -> Any:
-        prepared = prepare_optimizer(self, *args, **kwargs)
-        notify(self, prepared)
-        return prepared
-
-    Accelerator.prepare_optimizer = watched_prepare_optimizer
-    try:
-        yield
-    finally:
-        Accelerator.prepare_optimizer = prepare_optimizer
-
-
-def is_prepared_by(accelerator: Accelerator, optimizer: AcceleratedOptimizer) -> bool:
-    """Whether an Accelerator still holds an optimizer that it has prepared, or has let go of it (`free_memory`).
-
-    `Accelerator._optimizers` (accelerate 1.1 to 1.15). It can go when accelerate has a public list of them.
-
-    Args:
-        accelerator: the Accelerator.
-        optimizer: the prepared optimizer.
-
-    Returns:
-        True if it holds it.
-    """
-    return any(one is optimizer for one in accelerator._optimizers)

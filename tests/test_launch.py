@@ -173,7 +173,7 @@ def test_a_raw_loop_that_resumes_goes_on_with_the_file(tmp_path):
     before = norms.read_text()
     done = launch(*words, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("does not say how many updates it is of") == 1
+    assert done.stderr.count("has no valid gradient_norms_step.json") == 1
     assert norms.read_text() == before
 
 

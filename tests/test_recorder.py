@@ -1,102 +1,27 @@
-"""Which norm, of what, when: against autograd by hand, whole processes, and a stock Trainer's own logs."""
+"""Which norm, of what, and when: raw loops with known gradients, alone and as whole processes."""
 
 import copy
 import json
 import math
 from contextlib import nullcontext
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from transformers import Adafactor
 
-from hf_refined_schedule.compatibility import sums_at_once
-from hf_refined_schedule.recording.measuring import measure_gradient_norms
+from hf_refined_schedule.recording import measuring
 from hf_refined_schedule.recording.recorder import GradientNormRecorder, RecordingError
 
 from .tiny import BIN, SCRIPTS, accelerate_launch, read_rows, run_command
-from .tolerances import FLOAT32_GRADIENTS, MEASURING
+from .tolerances import FLOAT32_GRADIENTS
 
 
-def parameter_with_gradient(gradient: torch.Tensor) -> torch.nn.Parameter:
-    parameter = torch.nn.Parameter(torch.zeros(gradient.shape, dtype=gradient.dtype))
-    parameter.grad = gradient
-    return parameter
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_hand_typed_norms(dtype):
-    parameters = [
-        parameter_with_gradient(torch.tensor([[3.0, -4.0]], dtype=dtype)),
-        parameter_with_gradient(torch.tensor([12.0], dtype=dtype)),
-        torch.nn.Parameter(torch.ones(5)),  # no gradient: left out
-    ]
-    l1, l2 = measure_gradient_norms(parameters)
-    assert (float(l1), float(l2)) == (19.0, 13.0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_sums_of_many_tensors_at_once(dtype):
-    """As on an accelerator; float32 sums: 100,000 is beyond the largest fp16 number, 257 beyond bfloat16's 8 bits."""
-    tensors = [
-        torch.tensor([[3.0, -4.0]], dtype=dtype),
-        torch.full((100,), 1000.0, dtype=dtype),
-        torch.ones(257, dtype=dtype),
-    ]
-    assert sums_at_once(tensors).tolist() == [7 + 1e5 + 257, pytest.approx(25 + 1e8 + 257)]
-
-
-def test_no_gradient_is_not_zero():
-    assert measure_gradient_norms([torch.nn.Parameter(torch.ones(3))]) is None
-
-
-def test_within_1e_5_of_float64_for_1e8_elements():
-    gradient = torch.randn(10**8, generator=torch.Generator().manual_seed(0))
-    l1, l2 = measure_gradient_norms([parameter_with_gradient(gradient)])
-    exact = gradient.numpy()
-    exact_l1 = sum(np.abs(part.astype(np.float64)).sum() for part in np.array_split(exact, 100))
-    exact_l2 = math.sqrt(sum(np.square(part.astype(np.float64)).sum() for part in np.array_split(exact, 100)))
-    assert float(l1) == pytest.approx(exact_l1, rel=MEASURING)
-    assert float(l2) == pytest.approx(exact_l2, rel=MEASURING)
-
-
-def test_fp16_norm_beyond_the_largest_fp16_number():
-    l1, _ = measure_gradient_norms([parameter_with_gradient(torch.full((1000,), 1000.0, dtype=torch.float16))])
-    assert float(l1) == 1e6
-
-
-def test_sparse_gradient_counts_repeated_rows_once():
-    embedding = torch.nn.Embedding(4, 2, sparse=True)
-    embedding(torch.tensor([1, 1, 3])).sum().backward()
-    l1, l2 = measure_gradient_norms(embedding.parameters())
-    assert (float(l1), float(l2)) == (pytest.approx(6.0), pytest.approx(math.sqrt(10.0)))  # rows of 2, 2 and 1, 1
-
-
-def test_complex_gradients_count_by_their_absolute_value():
-    parameters = [
-        parameter_with_gradient(torch.tensor([3 + 4j, -5j])),
-        parameter_with_gradient(torch.tensor([2.0])),
-    ]
-    l1, l2 = measure_gradient_norms(parameters)
-    assert (float(l1), float(l2)) == (pytest.approx(12.0), pytest.approx(math.sqrt(54.0)))
-
-
-def test_sums_are_in_float32_whatever_the_default_is():
-    torch.set_default_dtype(torch.float16)
-    try:
-        l1, l2 = measure_gradient_norms([parameter_with_gradient(torch.full((100,), 1e4, dtype=torch.float32))])
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert (float(l1), float(l2)) == (1e6, 1e5)
-
-
-def test_measuring_changes_nothing():
-    gradient = torch.randn(1000)
-    parameter = parameter_with_gradient(gradient.clone())
-    measure_gradient_norms([parameter])
-    assert torch.equal(parameter.grad, gradient)
-    assert torch.equal(parameter, torch.zeros(1000))
+@pytest.fixture(params=["measured before the clip", "taken from the clip"])
+def l2_source(request, monkeypatch):
+    """A test with this fixture runs twice: as on a CPU, and as where the clip's own L2 norm is exact, on an accelerator."""
+    if request.param == "taken from the clip":
+        monkeypatch.setattr(measuring, "DEVICES_WITH_INEXACT_NORM", frozenset())
 
 
 def loop(tmp_path, max_grad_norm, updates=10, prepare=True, planned=None, sgd_lr=0.1):
@@ -116,6 +41,7 @@ def loop(tmp_path, max_grad_norm, updates=10, prepare=True, planned=None, sgd_lr
     return recorder
 
 
+@pytest.mark.usefixtures("l2_source")
 @pytest.mark.parametrize(
     ("max_grad_norm", "factors"),
     [
@@ -170,6 +96,7 @@ def clipped_loop(tmp_path, clips, updates=3):
     return [(row["l1"], row["l2"], row["clip_factor"]) for row in rows]
 
 
+@pytest.mark.usefixtures("l2_source")
 def test_a_batch_that_is_skipped_after_the_clip_leaves_no_norm(tmp_path):
     def skip_the_second(accelerator, first, second, update):
         accelerator.clip_grad_norm_([first, second], 6.5)
@@ -179,6 +106,7 @@ def test_a_batch_that_is_skipped_after_the_clip_leaves_no_norm(tmp_path):
     assert rows == [(19.0, 13.0, pytest.approx(0.5)), (57.0, 39.0, pytest.approx(1 / 6))]
 
 
+@pytest.mark.usefixtures("l2_source")
 def test_a_gradient_that_is_clipped_twice_is_measured_before_the_first_clip(tmp_path):
     def twice(accelerator, first, second, update):
         for max_norm in (6.5, 1.3):
@@ -188,6 +116,28 @@ def test_a_gradient_that_is_clipped_twice_is_measured_before_the_first_clip(tmp_
     assert rows == [(19.0 * n, 13.0 * n, pytest.approx(0.1 / n, rel=1e-5)) for n in (1, 2, 3)]
 
 
+@pytest.mark.usefixtures("l2_source")
+@pytest.mark.parametrize("clear", [False, True])
+def test_a_gradient_that_changes_after_a_clip_is_measured_again(tmp_path, clear):
+    """By another backward pass, which adds to it, or to a cleared one."""
+
+    def clip_change_clip(accelerator, first, second, update):
+        accelerator.clip_grad_norm_([first, second], 6.5)  # leaves (1.5, -2) and (6, 0)
+        if clear:
+            first.grad = second.grad = None
+        for share in (3.0, 6.0):
+            accelerator.backward((first * torch.tensor([share, -2 * share])).sum() * update)
+        accelerator.clip_grad_norm_([first, second], 10.0)
+
+    def expected(n):
+        values = [9.0 * n, 18.0 * n] if clear else [1.5 + 9.0 * n, 2.0 + 18.0 * n, 6.0]
+        l1, l2 = sum(values), math.hypot(*values)
+        return pytest.approx((l1, l2, 10 / l2), rel=FLOAT32_GRADIENTS)
+
+    assert clipped_loop(tmp_path, clip_change_clip) == [expected(n) for n in (1, 2, 3)]
+
+
+@pytest.mark.usefixtures("l2_source")
 def test_groups_that_are_clipped_apart_are_measured_together(tmp_path):
     def apart(accelerator, first, second, update):
         accelerator.clip_grad_norm_([first], 2.5)
@@ -197,6 +147,7 @@ def test_groups_that_are_clipped_apart_are_measured_together(tmp_path):
     assert rows == [(19.0 * n, 13.0 * n, pytest.approx(0.5 / n, rel=1e-5)) for n in (1, 2, 3)]
 
 
+@pytest.mark.usefixtures("l2_source")
 @pytest.mark.parametrize(
     "clips",
     [
@@ -212,6 +163,7 @@ def test_a_part_of_the_gradient_that_is_clipped_by_itself_too(tmp_path, clips):
     assert [row[:2] for row in rows] == [(19.0 * n, 13.0 * n) for n in (1, 2, 3)]
 
 
+@pytest.mark.usefixtures("l2_source")
 def test_a_batch_that_is_skipped_leaves_no_norm_to_one_that_is_not_clipped(tmp_path):
     def clip_and_skip_the_second(accelerator, first, second, update):
         if update == 2:
@@ -221,6 +173,7 @@ def test_a_batch_that_is_skipped_leaves_no_norm_to_one_that_is_not_clipped(tmp_p
     assert clipped_loop(tmp_path, clip_and_skip_the_second) == [(19.0, 13.0, 1.0), (57.0, 39.0, 1.0)]
 
 
+@pytest.mark.usefixtures("l2_source")
 def test_a_norm_that_is_asked_for_after_the_step_is_not_the_next_ones(tmp_path):
     accelerator = Accelerator(cpu=True)
     weight = torch.nn.Parameter(torch.zeros(3))
@@ -234,6 +187,118 @@ def test_a_norm_that_is_asked_for_after_the_step_is_not_the_next_ones(tmp_path):
     assert [row["l2"] for row in read_rows(tmp_path / "gradient_norms.jsonl")[1]] == [3.0, 6.0, 9.0]
 
 
+# --- the L2 norm that a clip has computed ---
+
+
+@pytest.fixture
+def doubled_norm(monkeypatch):
+    """An accelerator whose clip returns twice the norm, so that a norm taken from the clip can be told from one measured."""
+    monkeypatch.setattr(measuring, "DEVICES_WITH_INEXACT_NORM", frozenset())
+    clip = Accelerator.clip_grad_norm_
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", lambda self, *args, **kwargs: 2 * clip(self, *args, **kwargs))
+
+
+def whole(accelerator, first, second, update):
+    accelerator.clip_grad_norm_([first, second], 1e3)
+
+
+def by_another_norm(accelerator, first, second, update):
+    accelerator.clip_grad_norm_([first, second], 1e3, norm_type=1)
+
+
+def by_another_norm_without_its_name(accelerator, first, second, update):
+    accelerator.clip_grad_norm_([first, second], 1e3, math.inf)
+
+
+def a_part(accelerator, first, second, update):
+    accelerator.clip_grad_norm_([first], 1e3)
+
+
+def a_part_first(accelerator, first, second, update):
+    accelerator.clip_grad_norm_([first], 1e3)
+    accelerator.clip_grad_norm_([first, second], 1e3)
+
+
+def more_than_the_optimizer_has(accelerator, first, second, update):
+    other = torch.nn.Parameter(torch.zeros(1))
+    other.grad = torch.tensor([84.0])
+    accelerator.clip_grad_norm_([first, second, other], 1e3)
+
+
+def a_parameter_twice(accelerator, first, second, update):
+    accelerator.clip_grad_norm_([first, second, second], 1e3)
+
+
+@pytest.mark.usefixtures("doubled_norm")
+@pytest.mark.parametrize(
+    ("clips", "l2"),
+    [
+        (whole, 26.0),
+        (by_another_norm, 13.0),
+        (by_another_norm_without_its_name, 13.0),
+        (a_part, 13.0),
+        (a_part_first, 13.0),
+        (more_than_the_optimizer_has, 13.0),
+        (a_parameter_twice, 13.0),
+    ],
+)
+def test_l2_is_taken_from_a_clip_of_the_whole_gradient_alone(tmp_path, clips, l2):
+    rows = clipped_loop(tmp_path, clips)
+    assert [row[:2] for row in rows] == [(19.0 * n, pytest.approx(l2 * n)) for n in (1, 2, 3)]
+
+
+def test_on_a_cpu_l2_is_measured(tmp_path, doubled_norm, monkeypatch):
+    monkeypatch.setattr(measuring, "DEVICES_WITH_INEXACT_NORM", frozenset({"cpu"}))
+    assert [row[:2] for row in clipped_loop(tmp_path, whole)] == [(19.0 * n, 13.0 * n) for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("clip_a_part", [False, True])
+def test_a_clip_that_fails_leaves_half_a_measurement_to_nobody(tmp_path, monkeypatch, clip_a_part):
+    """The loop catches the error, and steps or clips a part alone: either way both norms are measured again."""
+    monkeypatch.setattr(measuring, "DEVICES_WITH_INEXACT_NORM", frozenset())
+    clip = Accelerator.clip_grad_norm_
+
+    def fail_for_all(self, parameters, max_norm, norm_type=2):
+        if len(parameters) > 1:
+            raise RuntimeError("not today")
+        return clip(self, parameters, max_norm, norm_type)
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", fail_for_all)
+
+    def go_on(accelerator, first, second, update):
+        with pytest.raises(RuntimeError, match="not today"):
+            accelerator.clip_grad_norm_([first, second], 1.0)
+        if clip_a_part:
+            accelerator.clip_grad_norm_([first], 1e3)
+
+    assert clipped_loop(tmp_path, go_on) == [(19.0 * n, 13.0 * n, 1.0) for n in (1, 2, 3)]
+
+
+def test_a_clip_that_returns_nothing_is_one_clear_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "DEVICES_WITH_INEXACT_NORM", frozenset())
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", lambda self, parameters, max_norm, norm_type=2: None)
+    with pytest.raises(RecordingError, match="clip_grad_norm_ has returned no norm"):
+        clipped_loop(tmp_path, whole)
+
+
+def test_a_keyword_that_this_package_does_not_know_reaches_the_clip(tmp_path, monkeypatch):
+    clip, given = Accelerator.clip_grad_norm_, []
+
+    def newer_clip(self, parameters, max_norm, norm_type=2, error_if_nonfinite=False):
+        given.append((norm_type, error_if_nonfinite))
+        return clip(self, parameters, max_norm, norm_type=norm_type)
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", newer_clip)
+
+    def with_keywords(accelerator, first, second, update):
+        accelerator.clip_grad_norm_(parameters=iter([first, second]), max_norm=6.5, error_if_nonfinite=True)
+
+    rows = clipped_loop(tmp_path, with_keywords)
+    assert rows == [(19.0 * n, 13.0 * n, pytest.approx(0.5 / n, rel=1e-5)) for n in (1, 2, 3)]
+    assert given == [(2, True)] * 3
+
+
+@pytest.mark.usefixtures("l2_source")
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.LBFGS])
 @pytest.mark.parametrize("clip", [True, False])
 def test_a_gradient_that_a_closure_makes(tmp_path, make, clip):
@@ -255,7 +320,8 @@ def test_a_gradient_that_a_closure_makes(tmp_path, make, clip):
         for _ in range(3):
             optimizer.step(closure)
     if clip:
-        assert [row["l2"] for row in read_rows(tmp_path / "gradient_norms.jsonl")[1]] == [3.0, 6.0, 9.0]
+        rows = read_rows(tmp_path / "gradient_norms.jsonl")[1]
+        assert [(row["l2"], row["learning_rate"]) for row in rows] == [(3.0, 0.1), (6.0, 0.1), (9.0, 0.1)]
 
 
 def test_an_optimizer_that_sets_its_own_rate(tmp_path):
@@ -484,6 +550,7 @@ def fp16_on_cpu():
     accelerator.state._mixed_precision = precision
 
 
+@pytest.mark.usefixtures("l2_source")
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize(
     ("fused", "skips"),

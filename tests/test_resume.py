@@ -10,7 +10,6 @@ from transformers import Trainer, TrainerCallback
 
 from hf_refined_schedule import GradientNormCallback, RefinedScheduleTrainer, load_norms
 from hf_refined_schedule.norms.norms_file import read_norms_file
-from hf_refined_schedule.schedules.refined_schedule import RefinedSchedule
 from hf_refined_schedule.training.checkpoints import last_complete_checkpoint
 
 from .tiny import (
@@ -143,11 +142,11 @@ def test_a_checkpoint_from_before_the_recording(tmp_path, caplog):
     assert "lacks 10 updates from before this run was resumed" in warnings_of(caplog)[0]
     norms = load_norms(tmp_path)
     assert (norms.steps[0], norms.steps[-1], norms.num_training_steps) == (11, 30, 30)
-    assert any("first 10 updates are missing" in note for note in RefinedSchedule.from_norms(norms, "adam").notes)
+    assert any("first 10 updates are missing" in note for note in refined(norms, "adam").notes)
     file = tmp_path / NAME
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:15]))
     with pytest.raises(ValueError, match="covers 24 of 30"):
-        RefinedSchedule.from_norms(load_norms(tmp_path), "adam")
+        refined(load_norms(tmp_path), "adam")
 
 
 # --- something happened to the file ---
@@ -324,6 +323,15 @@ def test_a_main_process_that_cannot_write_leaves_nobody_waiting(two_ranks):
     assert ranks[0]["reductions"] == 1  # of the sharded ones together; what every rank has whole needs none
 
 
+def test_the_norm_that_a_clip_of_sharded_gradients_returns_is_that_of_all_ranks(two_ranks):
+    """Two parameters with the gradient (1, -2, 2), each sharded over two ranks: L1 is 10, and L2 the root of 18, which this clip doubles."""
+    report, printed = two_ranks
+    assert (report / "clipped1.json").exists(), printed
+    for rank in range(2):
+        seen = json.loads((report / f"clipped{rank}.json").read_text())
+        assert seen == {"l1": 10.0, "l2": pytest.approx(2 * 18**0.5, rel=FLOAT32_GRADIENTS)}
+
+
 def test_a_callback_that_decides_to_save_after_the_recorder(tmp_path):
     lengths = {}
 
@@ -345,10 +353,17 @@ def halve(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def write_header(folder, header, tensors=b""):
+    """A model file of a given header, whose length is right."""
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + tensors)
+
+
 DAMAGES = {
     "no state": lambda folder: (folder / "trainer_state.json").unlink(),
     "half a state": lambda folder: halve(folder / "trainer_state.json"),
     "an empty state": lambda folder: (folder / "trainer_state.json").write_text(""),
+    "a state that is nested too deeply": lambda folder: (folder / "trainer_state.json").write_text("[" * 100_000),
+    "a state that is not text": lambda folder: (folder / "trainer_state.json").write_bytes(b"\xff\xfe\xff"),
     "a state of another update": lambda folder: shutil.copy(
         folder.parent / "checkpoint-10" / "trainer_state.json", folder
     ),
@@ -362,6 +377,20 @@ DAMAGES = {
     ),
     "an empty model": lambda folder: (folder / "model.safetensors").write_bytes(b""),
     "a model of zeros": lambda folder: (folder / "model.safetensors").write_bytes(bytes(5000)),
+    "a model without its last byte": lambda folder: (folder / "model.safetensors").write_bytes(
+        (folder / "model.safetensors").read_bytes()[:-1]
+    ),
+    "a model whose header is nested too deeply": lambda folder: write_header(folder, b'{"a":' * 100_000),
+    "a model whose header is a list": lambda folder: write_header(folder, b"[1]"),
+    "a model whose tensors have no offsets": lambda folder: write_header(
+        folder, b'{"a": {"dtype": "F32", "shape": [1]}}'
+    ),
+    "a model whose tensors overlap": lambda folder: write_header(
+        folder,
+        b'{"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]},'
+        b' "b": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}',
+        b"1234",
+    ),
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),
     "one rank's random state of several": lambda folder: (folder / "rng_state.pth").rename(folder / "rng_state_0.pth"),
     "a rank's random state left out": lambda folder: [

@@ -1,7 +1,6 @@
 """The scheduler: hand-typed tables of learning rates, other horizons, and what a checkpoint holds."""
 
 import io
-import json
 import logging
 
 import numpy as np
@@ -11,9 +10,9 @@ from accelerate import Accelerator
 from transformers import get_linear_schedule_with_warmup, get_scheduler
 
 from hf_refined_schedule import GradientNorms, get_refined_schedule, register
-from hf_refined_schedule.schedules.refined_schedule import RefinedSchedule
 from hf_refined_schedule.schedules.schedule_file import write_schedule
 
+from .records import refined, write_norms
 from .tolerances import EXACT_ROUNDING
 
 register()
@@ -128,13 +127,6 @@ def saved_and_loaded(state):
     return torch.load(buffer, weights_only=True)
 
 
-def write_norms(path, l1):
-    header = {"format": "gradient_norms", "version": 1, "optimizer_family": "adam", "num_training_steps": len(l1)}
-    rows = [{"step": step, "l1": value, "l2": value} for step, value in enumerate(l1, start=1)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in [header, *rows]))
-    return path
-
-
 def interrupted_state(path, l1, horizon, at):
     write_norms(path, l1)
     scheduler = get_refined_schedule(optimizer_of(), 0, horizon, refined_from=path)
@@ -186,8 +178,48 @@ def test_resume_with_a_longer_horizon_and_another_warmup_takes_them_from_the_new
 def test_a_checkpoint_holds_the_schedule_not_the_horizon(tmp_path):
     state = interrupted_state(tmp_path / "gradient_norms.jsonl", RECORDED, 30, at=10)
     assert set(state["refined_schedule"]) == {"grid", "min_lr_ratio", "fingerprint"}
-    linear = get_linear_schedule_with_warmup(optimizer_of(), 0, 30).state_dict()
-    assert set(state) == {*linear, "refined_schedule"}
+    counters = {"base_lrs", "last_epoch", "_step_count", "_last_lr", "lr_lambdas"}
+    assert set(state) == {*counters, "refined_schedule"}
+    assert counters <= set(get_linear_schedule_with_warmup(optimizer_of(), 0, 30).state_dict())
+
+
+def test_a_checkpoint_with_every_attribute_of_pytorch_still_loads(tmp_path):
+    """As saved when a checkpoint held all of PyTorch's attributes; of the values here, some belong to another call."""
+    path = write_norms(tmp_path / "gradient_norms.jsonl", [1.0] * 40)
+    state = saved_and_loaded(
+        {
+            "base_lrs": [1.0],
+            "last_epoch": 5,
+            "_step_count": 6,
+            "_is_initial": False,
+            "_get_lr_called_within_step": True,
+            "_last_lr": [0.75],
+            "lr_lambdas": [{}],
+            "refined_schedule": {
+                "grid": torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64),
+                "min_lr_ratio": 0.0,
+                "fingerprint": "0123456789ab",
+            },
+        }
+    )
+    scheduler = get_refined_schedule(optimizer_of(), 0, 20, refined_from=path, min_lr_ratio=0.5)
+    scheduler.load_state_dict(state)
+    assert (scheduler.last_epoch, scheduler.fingerprint) == (5, "0123456789ab")
+    assert scheduler.get_last_lr() == [0.75]
+    rates_of(scheduler, 2)
+    assert scheduler.get_last_lr() == pytest.approx([1 - 7 / 20])
+    assert not scheduler._get_lr_called_within_step
+
+
+def test_a_checkpoint_of_a_scheduler_without_functions_sets_the_step(tmp_path):
+    path = write_norms(tmp_path / "gradient_norms.jsonl", [1.0] * 40)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer_of(), 20)
+    rates_of(cosine, 5)
+    refined = get_refined_schedule(optimizer_of(), 0, 20, refined_from=path)
+    refined.load_state_dict(saved_and_loaded(cosine.state_dict()))
+    rates_of(refined, 1)
+    assert refined.get_last_lr() == pytest.approx([1 - 6 / 20])
+    assert not hasattr(refined, "T_max")
 
 
 def test_checkpoints_of_other_schedules_load_both_ways(tmp_path):
@@ -204,13 +236,27 @@ def test_checkpoints_of_other_schedules_load_both_ways(tmp_path):
     assert back.get_last_lr() == pytest.approx([1 - 7 / 20])
 
 
-def test_a_missing_source_raises_at_the_first_step_and_nothing_has_moved(tmp_path):
+@pytest.mark.parametrize("min_lr_ratio", [0.0, 0.1])
+def test_a_missing_source_raises_at_the_first_step_and_nothing_has_moved(tmp_path, min_lr_ratio):
     optimizer = optimizer_of()
-    scheduler = get_refined_schedule(optimizer, 0, 10, refined_from=tmp_path / "nothing")
+    scheduler = get_refined_schedule(optimizer, 0, 10, refined_from=tmp_path / "nothing", min_lr_ratio=min_lr_ratio)
     assert optimizer.param_groups[0]["lr"] == 0.0
     optimizer.step()
     with pytest.raises(ValueError, match=r"no file or folder .*nothing.*; pass a gradient_norms\.jsonl"):
         scheduler.step()
+
+
+def test_a_state_without_a_schedule_loads_as_one_without(tmp_path):
+    without = get_refined_schedule(optimizer_of(), 0, 10, refined_from=tmp_path / "nothing")
+    path = write_norms(tmp_path / "gradient_norms.jsonl", [1.0] * 40)
+    scheduler = get_refined_schedule(optimizer_of(), 0, 10, refined_from=path)
+    scheduler.load_state_dict(saved_and_loaded(without.state_dict()))
+    rates_of(scheduler, 1)
+    assert scheduler.get_last_lr() == pytest.approx([0.9])
+    without.load_state_dict(saved_and_loaded(without.state_dict()))
+    without.optimizer.step()
+    with pytest.raises(ValueError, match="no file or folder"):
+        without.step()
 
 
 def test_an_unfinished_source_names_the_way_to_use_it(tmp_path):
@@ -229,13 +275,15 @@ def test_a_degenerate_schedule_stops_with_the_remedy_but_never_a_resume(tmp_path
     path = write_norms(tmp_path / "gradient_norms.jsonl", VANISHING)
     scheduler = get_refined_schedule(optimizer_of(), 0, 50, refined_from=path)
     scheduler.optimizer.step()
-    with pytest.raises(ValueError, match=r"degenerate: the peak's place in the run is .*allow_degenerate=True"):
+    with pytest.raises(
+        ValueError, match=r"degenerate: peak position \(fraction of the run\) is .*allow_degenerate=True"
+    ):
         scheduler.step()
     with pytest.raises(ValueError, match="degenerate"):
         get_refined_schedule(optimizer_of(), 0, 50, refined_from=norms(VANISHING))
     assert "doubtful" not in caplog.text
     allowed = get_refined_schedule(optimizer_of(), 0, 50, refined_from=path, allow_degenerate=True)
-    assert "It is doubtful: the peak's place" in caplog.text
+    assert "It is doubtful: peak position" in caplog.text
     rates_of(allowed, 10)
     scheduler.load_state_dict(saved_and_loaded(allowed.state_dict()))
     scheduler.step()
@@ -244,7 +292,7 @@ def test_a_degenerate_schedule_stops_with_the_remedy_but_never_a_resume(tmp_path
 
 REFUSALS = [
     ("no source", {}, "needs refined_from.*gradient_norms.jsonl"),
-    ("a number for a source", {"refined_from": 5}, "refined_from is 5, which is no run to refine from; pass"),
+    ("a number for a source", {"refined_from": 5}, "refined_from is 5, which is not a run to refine from; pass"),
     ("no steps", {"refined_from": "x", "num_training_steps": None}, "num_training_steps is None"),
     ("zero steps", {"refined_from": "x", "num_training_steps": 0}, "num_training_steps is 0"),
     ("negative warm-up", {"refined_from": "x", "num_warmup_steps": -1}, "num_warmup_steps is -1"),
@@ -281,23 +329,51 @@ def test_adam_without_l1_says_what_stands_in(caplog):
 def test_a_file_of_something_else_says_what_to_pass(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_text(content)
+    scheduler = get_refined_schedule(optimizer_of(), 0, 10, refined_from=path)
     with pytest.raises(ValueError, match=r"config\.json") as caught:
-        get_refined_schedule(optimizer_of(), 0, 10, refined_from=path)
+        scheduler.step()
     assert "\n" not in str(caught.value)
 
 
 def test_a_schedule_file_is_used_as_it_is(tmp_path):
     path = tmp_path / "schedule.json"
-    write_schedule(RefinedSchedule.from_norms(norms(FALLING), "adam", smoothing=0), path)
+    write_schedule(refined(norms(FALLING), "adam", smoothing=0), path)
     scheduler = get_refined_schedule(optimizer_of(), 0, 4, refined_from=path)
     assert rates_of(scheduler, 5) == [0.875, 0.75, 1.0, 0.5, 0.0]
     with pytest.raises(ValueError, match="--optimizer sgd"):
-        get_refined_schedule(optimizer_of(torch.optim.SGD), 0, 4, refined_from=path)
+        get_refined_schedule(optimizer_of(torch.optim.SGD), 0, 4, refined_from=path).step()
     with pytest.raises(ValueError, match="smoothing cannot be set beside it"):
-        get_refined_schedule(optimizer_of(), 0, 4, refined_from=path, smoothing=0.2)
+        get_refined_schedule(optimizer_of(), 0, 4, refined_from=path, smoothing=0.2).step()
 
 
 def test_environment_variable_stands_in(tmp_path, monkeypatch):
     path = write_norms(tmp_path / "gradient_norms.jsonl", [1.0] * 10)
     monkeypatch.setenv("HF_REFINED_SCHEDULE_FROM", str(path))
     assert rates_of(get_refined_schedule(optimizer_of(), 0, 2), 2) == [1.0, 0.5]
+
+
+DAMAGE = {
+    "lost": lambda path: path.unlink(),
+    "empty": lambda path: path.write_text(""),
+    "truncated": lambda path: path.write_text(path.read_text()[:150]),
+    "no text": lambda path: path.write_bytes(b"\x00" * 1000),
+    "of another version": lambda path: path.write_text(path.read_text().replace('"version": 1', '"version": 2', 1)),
+    "too short": lambda path: write_norms(path, [2.0], planned=40),
+    "a schedule for SGD": lambda path: write_schedule(refined(norms(None, FALLING), "sgd"), path),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_source_stops_a_new_run_and_never_a_resumed_one(tmp_path, caplog, damage):
+    path = tmp_path / "gradient_norms.jsonl"
+    state = interrupted_state(path, RECORDED, 20, at=5)
+    whole = rates_of(get_refined_schedule(optimizer_of(), 0, 20, refined_from=path), 20)
+    damage(path)
+    with pytest.raises((ValueError, OSError)):
+        get_refined_schedule(optimizer_of(), 0, 20, refined_from=path).step()
+    caplog.clear()
+    resumed = get_refined_schedule(optimizer_of(), 0, 20, refined_from=path)
+    resumed.load_state_dict(state)
+    assert resumed.get_last_lr() == pytest.approx([whole[5]], abs=EXACT_ROUNDING)
+    assert rates_of(resumed, 15)[1:] == pytest.approx(whole[6:], abs=EXACT_ROUNDING)  # the optimizer's state has the first
+    assert [record.message.count("continues the refined schedule it began with") for record in caplog.records] == [1]

@@ -20,6 +20,7 @@ from hf_refined_schedule import (
     load_norms,
     refine_schedule,
 )
+from hf_refined_schedule.recording import measuring
 
 from .tiny import REPOSITORY, rates, read_rows, tiny_arguments, tiny_data, tiny_model, tiny_options
 from .tolerances import BFLOAT16_LOG, FLOAT32_GRADIENTS
@@ -73,6 +74,14 @@ def test_stock_trainer_records_the_norm_it_logs(tmp_path, options, tolerance):
             assert sum(factor < 1 for factor in expected) > 15, "most updates should be clipped here"
     else:
         assert {row["clip_factor"] for row in rows} == {1.0}
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.1, 0.0])
+def test_where_the_clip_is_exact_the_norm_it_returns_is_recorded(tmp_path, monkeypatch, max_grad_norm):
+    """As on an accelerator. At max_grad_norm=0, Trainer calls the clip with an infinite limit to have a norm to log."""
+    monkeypatch.setattr(measuring, "DEVICES_WITH_INEXACT_NORM", frozenset())
+    trainer = stock_run(tmp_path, max_grad_norm=max_grad_norm, max_steps=5)
+    assert {row["step"]: row["l2"] for row in rows_of(trainer)} == logged(trainer, "grad_norm")
 
 
 def test_bfloat16_parameters(tmp_path):

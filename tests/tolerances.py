@@ -29,3 +29,6 @@ COMMAND_SECONDS = 240
 
 LAUNCH_SECONDS = 90
 """A launch of two gloo processes takes 20 s on a busy machine, and sometimes never ends."""
+
+BUILD_SECONDS = 120
+"""Building a wheel or making an environment takes 5 to 10 seconds; a busy machine takes longer."""

@@ -1,17 +1,17 @@
-"""What kind of optimizer a run uses, inside the wrappers of Accelerate and DeepSpeed."""
+"""What recording and scheduling ask of an optimizer, inside the wrappers of Accelerate and DeepSpeed."""
 
 from typing import Any
 
 import torch
 
-from ..schedules.refined_schedule import OptimizerFamily
+from ..norms.gradient_norms import OptimizerFamily
 
 
 def optimizer_family(optimizer: Any) -> OptimizerFamily:
-    """Which weights an optimizer asks for.
+    """Find which weights of the refined schedule suit an optimizer.
 
     Args:
-        optimizer: an optimizer, also wrapped by Accelerate or DeepSpeed.
+        optimizer: an optimizer, which Accelerate or DeepSpeed may have wrapped.
 
     Returns:
         `"sgd"` for `torch.optim.SGD` and its subclasses, `"adam"` for all others.
@@ -20,7 +20,7 @@ def optimizer_family(optimizer: Any) -> OptimizerFamily:
 
 
 def unwrap_optimizer(optimizer: Any) -> Any:
-    """The optimizer inside Accelerate's and DeepSpeed's wrappers, which call it `optimizer`.
+    """Take off the wrappers of Accelerate and DeepSpeed, which keep the optimizer as their attribute `optimizer`.
 
     Args:
         optimizer: an optimizer, wrapped or not.
@@ -31,3 +31,28 @@ def unwrap_optimizer(optimizer: Any) -> Any:
     while getattr(optimizer, "optimizer", None) is not None:
         optimizer = optimizer.optimizer
     return optimizer
+
+
+def parameters_of(optimizer: Any) -> list[torch.nn.Parameter]:
+    """List the parameters of an optimizer over all of its groups.
+
+    Args:
+        optimizer: an optimizer, wrapped or not.
+
+    Returns:
+        The parameters.
+    """
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def is_main_process(optimizer: Any) -> bool:
+    """Decide whether this process writes and warns for all.
+
+    Args:
+        optimizer: an optimizer; one that Accelerate has prepared knows the state of the processes.
+
+    Returns:
+        True on the main process, and where the optimizer was not prepared.
+    """
+    state = getattr(optimizer, "accelerator_state", None)
+    return state is None or state.is_main_process

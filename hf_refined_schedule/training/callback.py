@@ -18,12 +18,12 @@ class GradientNormCallback(TrainerCallback):
 
         trainer = Trainer(..., callbacks=[GradientNormCallback()])
 
-    It leaves `gradient_norms.jsonl` in `output_dir` and adds `grad_norm_l1` beside Trainer's own `grad_norm` (which is L2,
-    before clipping) in the logs. A resumed run goes on with the file of the interrupted one, cut back to the checkpoint.
-    Where gradients cannot be seen whole, recording turns itself off with one warning and training goes on.
+    It writes `gradient_norms.jsonl` to `output_dir` and adds `grad_norm_l1` to the log entries that have Trainer's own
+    `grad_norm` (L2, before clipping). A resumed run truncates the file to the checkpoint and appends to it. If the whole
+    gradient cannot be read, the callback warns once and stops recording, and training continues.
 
     Args:
-        path: the file, or the folder for it, instead of `gradient_norms.jsonl` in the Trainer's `output_dir`.
+        path: the file, or its folder, instead of `gradient_norms.jsonl` in the Trainer's `output_dir`.
 
     Reference: arXiv 2310.07831, section 3.
     """
@@ -33,10 +33,10 @@ class GradientNormCallback(TrainerCallback):
         self._recorder: GradientNormRecorder | None = None
 
     def add_to_logs(self, logs: dict[str, float]) -> None:
-        """Add `grad_norm_l1` to a log entry of the Trainer that has a `grad_norm`.
+        """Add `grad_norm_l1` to a log entry that has a `grad_norm`.
 
         Args:
-            logs: the entry.
+            logs: the log entry, changed in place.
         """
         l1 = self._recorder.last_l1() if self._recorder is not None and "grad_norm" in logs else None
         if l1 is not None:
@@ -45,7 +45,7 @@ class GradientNormCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begin a recording, also where the one before never ended (a failed trial, another batch size)."""
+        """Start a recording. The previous one is still open after a failed trial or a batch that was too large."""
         scheduler = kwargs.get("lr_scheduler")
         if isinstance(scheduler, RefinedLR):
             scheduler.raise_if_unavailable()
@@ -62,22 +62,22 @@ class GradientNormCallback(TrainerCallback):
         contribute_to_logs(self)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write before a checkpoint is, so that the file is never behind it."""
+        """Write the norms before a checkpoint, so that the file is never behind it."""
         self._flush_before_save(control)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """As at the end of a step."""
+        """Write the norms before a checkpoint, as at the end of a step."""
         self._flush_before_save(control)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write, since `save_strategy="best"` decides to save after this."""
+        """Write the norms, because `save_strategy="best"` decides to save after this event."""
         if self._recorder is not None:
             self._recorder.flush()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write, since a callback that comes after this one may have decided to save."""
+        """Write the norms, because a later callback may have decided to save."""
         if self._recorder is not None:
             self._recorder.flush()
 

@@ -1,4 +1,4 @@
-"""Runs a training script that has never heard of this package, with everything registered and recorded."""
+"""Run an unmodified training script with `refined` registered and gradient norms recorded."""
 
 import json
 import logging
@@ -6,25 +6,27 @@ import os
 import runpy
 import sys
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import broadcast_object_list
 
 from ..compatibility import add_default_callback, is_prepared_by, prepared_optimizers, widened_choices
 from ..recording.recorder import GradientNormRecorder
+from ..schedules.refinement_options import RefinementOptions
 from .callback import GradientNormCallback
-from .rank_zero import on_main_process
 from .registration import register
-from .scheduler import REFINED_FROM_VARIABLE
+from .scheduler import OPTIONS_VARIABLE, REFINED_FROM_VARIABLE
 
 logger = logging.getLogger(__name__)
 
 STEP_FILE_NAME = "gradient_norms_step.json"
-"""Beside what `Accelerator.save_state` writes: the updates that the norms file had by then."""
+"""Written beside the files of `Accelerator.save_state`. It holds the number of optimizer updates at that time."""
 
 
 def launch(
@@ -33,106 +35,136 @@ def launch(
     *,
     refined_from: str | None = None,
     gradient_norms_file: str | None = None,
+    options: RefinementOptions = RefinementOptions(),  # noqa: B008 - a frozen value
 ) -> None:
     """Run a script as `python SCRIPT ARGUMENTS` would, with `refined` registered and gradient norms recorded.
 
-    Every `Trainer` in it records. A raw Accelerate loop is recorded if `gradient_norms_file` is given; after
-    `Accelerator.load_state` the file goes on from the checkpoint. `sys.argv`, `__main__`, imports beside the script, its
-    exit code and its tracebacks are the script's own.
+    Every `Trainer` in the script records. A raw Accelerate loop records if `gradient_norms_file` is given, and
+    `Accelerator.load_state` continues the file from the checkpoint. `sys.argv`, `__main__`, imports from the script's folder,
+    the exit code and tracebacks are the same as without the launcher.
 
     Args:
-        script: the script's path.
-        arguments: its arguments.
-        refined_from: the run that `refined` is made from, unless the script's own options say.
-        gradient_norms_file: the file of norms, or the folder for it, instead of `gradient_norms.jsonl` in a Trainer's `output_dir`.
+        script: the path of the script.
+        arguments: the arguments of the script.
+        refined_from: the run to refine `refined` from, unless the script's own options name one.
+        gradient_norms_file: the file for the norms, or its folder, instead of `gradient_norms.jsonl` in a Trainer's
+            `output_dir`.
+        options: how to refine; they need `refined_from`.
 
     Raises:
-        ValueError: if there is no such script.
-        SystemExit: as the script does; with 1, after its traceback, if it raises anything else.
+        ValueError: if the script does not exist, or options are given without `refined_from`.
+        SystemExit: as the script raises it; with code 1, after the traceback, if the script raises any other exception.
     """
-    if not Path(script).is_file():
+    path = Path(script)
+    if not path.is_file():
         raise ValueError(f"There is no script {str(script)!r}; pass the path of a Python file, options before it.")
     register()
+    keywords = options.as_keywords()
     if refined_from is not None:
         os.environ[REFINED_FROM_VARIABLE] = refined_from
+        os.environ[OPTIONS_VARIABLE] = json.dumps(keywords)
+    elif keywords:
+        raise ValueError(f"{' and '.join(keywords)} need the run to refine from; pass --refined-from with them.")
+    _record_every_trainer(gradient_norms_file)
+    raw_loops = nullcontext() if gradient_norms_file is None else _RawLoopRecording(gradient_norms_file)
+    sys.argv = [str(script), *arguments]
+    sys.path[0] = str(path.resolve().parent)
+    try:
+        with widened_choices(["refined"]), raw_loops:
+            runpy.run_path(str(script), run_name="__main__")
+    except Exception as error:
+        _print_traceback(error, path)
+        sys.exit(1)
 
+
+def _record_every_trainer(gradient_norms_file: str | None) -> None:
     class RecordToFile(GradientNormCallback):
+        """transformers creates default callbacks without arguments."""
+
         def __init__(self) -> None:
             super().__init__(gradient_norms_file)
 
     add_default_callback(RecordToFile)
-    sys.argv = [str(script), *arguments]
-    sys.path[0] = str(Path(script).resolve().parent)
-    with ExitStack() as stack:
-        stack.enter_context(widened_choices(["refined"]))
-        if gradient_norms_file is not None:
-            stack.enter_context(prepared_optimizers(_RawLoopRecording(gradient_norms_file, stack).start))
-        try:
-            runpy.run_path(str(script), run_name="__main__")
-        except SystemExit as stopped:
-            if not stopped.code:
-                stack.close()  # the end of a good run
-            raise
-        except Exception as error:
-            stack.__exit__(type(error), error, error.__traceback__)
-            _print_traceback(error, Path(script))
-            sys.exit(1)
 
 
 class _RawLoopRecording:
-    """Records the first optimizer that the script prepares, and starts over when its Accelerator has let go of that.
+    """Records the first optimizer that the script prepares, until the script ends.
 
-    A Trainer's own callback takes it over.
+    It starts over once the script's Accelerator has released that optimizer. The callback of a Trainer takes over the
+    recording of the Trainer's optimizer.
+
+    Args:
+        path: the file for the norms, or its folder.
     """
 
-    def __init__(self, path: str, stack: ExitStack) -> None:
+    def __init__(self, path: str) -> None:
         self._path = path
-        self._stack = stack
         self._recorder: GradientNormRecorder | None = None
         self._optimizer: AcceleratedOptimizer | None = None
+        self._exits = ExitStack()
 
-    def start(self, accelerator: Accelerator, optimizer: Any) -> None:
+    def __enter__(self) -> None:
+        self._exits.enter_context(prepared_optimizers(self._start))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, SystemExit) and not error.code:  # a script that ends with sys.exit() has finished its run
+            kind = error = traceback = None
+        self._exits.__exit__(kind, error, traceback)
+
+    def _start(self, accelerator: Accelerator, optimizer: Any) -> None:
         if not isinstance(optimizer, AcceleratedOptimizer):
             return
+        if self._recorder is not None and is_prepared_by(accelerator, self._optimizer):
+            if self._recorder.recording:
+                logger.warning("The script prepares more than one optimizer; only the norms of the first are recorded.")
+            return
         if self._recorder is not None:
-            if is_prepared_by(accelerator, self._optimizer):
-                if self._recorder.recording:
-                    logger.warning(
-                        "The script prepares more than one optimizer; gradient norms of the first alone are recorded."
-                    )
-                return
             self._recorder.abandon()
-        self._optimizer = optimizer
-        recorder = self._recorder = GradientNormRecorder(optimizer, path=self._path, on_failure="warn")
-        self._stack.enter_context(recorder)
+        recorder = GradientNormRecorder(optimizer, path=self._path, on_failure="warn")
+        self._exits.enter_context(recorder)
+        accelerator.register_save_state_pre_hook(partial(_save_step, recorder, accelerator))
+        accelerator.register_load_state_pre_hook(partial(_load_step, recorder, accelerator))
+        self._recorder, self._optimizer = recorder, optimizer
 
-        def save(models: Any, weights: Any, output_dir: str) -> None:
-            state = recorder.state_dict()
-            if accelerator.is_main_process:
-                (Path(output_dir) / STEP_FILE_NAME).write_text(json.dumps(state))
 
-        def load(models: Any, input_dir: str) -> None:
-            file = Path(input_dir) / STEP_FILE_NAME
-            state = on_main_process(
-                lambda: json.loads(file.read_text()), f"the number of updates before {file.parent.name}"
-            ).value
-            if state is not None:
-                recorder.load_state_dict(state)
-            elif recorder.recording:
-                recorder.abandon()
-                if accelerator.is_main_process:
-                    logger.warning(
-                        "Gradient norms are not recorded: %s was saved without the launcher's recording, and does not say "
-                        "how many updates it is of.",
-                        input_dir,
-                    )
+def _save_step(
+    recorder: GradientNormRecorder, accelerator: Accelerator, models: Any, weights: Any, output_dir: str
+) -> None:
+    """Store the recorder's step in a checkpoint. Called on every rank by `Accelerator.save_state`."""
+    state = recorder.state_dict()
+    if accelerator.is_main_process:
+        (Path(output_dir) / STEP_FILE_NAME).write_text(json.dumps(state), encoding="utf-8")
 
-        accelerator.register_save_state_pre_hook(save)
-        accelerator.register_load_state_pre_hook(load)
+
+def _load_step(recorder: GradientNormRecorder, accelerator: Accelerator, models: Any, input_dir: str) -> None:
+    """Continue from a checkpoint's step, or stop recording. Called on every rank by `Accelerator.load_state`."""
+    step = [_read_step(Path(input_dir) / STEP_FILE_NAME) if accelerator.is_main_process else None]
+    broadcast_object_list(step)
+    if step[0] is not None:
+        recorder.load_state_dict({"step": step[0]})
+    elif recorder.recording:
+        recorder.abandon()
+        if accelerator.is_main_process:
+            logger.warning(
+                "Gradient norms are not recorded: the checkpoint %s has no valid %s, the number of its updates; save checkpoints "
+                "under the launcher with --gradient-norms-file to continue the recording.",
+                input_dir,
+                STEP_FILE_NAME,
+            )
+
+
+def _read_step(path: Path) -> int | None:
+    try:
+        step = json.loads(path.read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if type(step) is int and step >= 0 else None
 
 
 def _print_traceback(error: BaseException, script: Path) -> None:
-    """Print a traceback that begins in the script, as if Python had run it."""
+    """Print a traceback that begins in the script, as Python prints it without the launcher."""
     frames: TracebackType | None = error.__traceback__
     while frames is not None and Path(frames.tb_frame.f_code.co_filename) != script:
         frames = frames.tb_next

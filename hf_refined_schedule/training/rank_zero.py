@@ -1,124 +1,215 @@
-"""What the main process does for all: it alone reads a file, and every process gets what came of it.
+"""Run a function on rank 0 and share its result.
 
-The message goes through the key-value store in which the process group met, not through a collective: a process that
-asks alone, such as a preview under `if is_main_process`, leaves nobody waiting in a call that the others never make. The
-price: after such a preview, another process may be given the answer of the preview, where the file has changed since. It
-looks again once training has brought the processes together (`latest_answer`).
+The result travels through the key-value store of the default process group, not through a collective. A rank that asks
+alone, such as a preview under `if is_main_process`, leaves no other rank waiting in a call that it never makes.
+
+Rank 0 answers once per key and process group, and every later call with that key returns the same answer on every rank.
+Ranks never differ, even if the file that the function reads changes between two calls.
+
+Anyone who can reach the port of the store can write to it. A message is therefore JSON and raw float64 arrays. Nothing in
+it is evaluated, and an error is one of a fixed list of classes.
 """
 
 import hashlib
+import json
 import logging
-import pickle
+import math
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from ..compatibility import process_group_store
+from ..norms.gradient_norms import UnfinishedRunError
+from ..norms.sources import MissingSourceError
+from ..schedules.health import DegenerateScheduleError
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
+Message = dict[str, Any]
+"""What rank 0 shares: JSON values, and float64 arrays of at least one dimension."""
 
-PART = 2**20
-"""Bytes of a message in one entry of the store; a TCPStore takes up to 8 MB."""
+SHARED_ERRORS: tuple[type[Exception], ...] = (
+    MissingSourceError,
+    UnfinishedRunError,
+    DegenerateScheduleError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+    TimeoutError,
+    OSError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+)
+"""The classes in which an error reaches other ranks. Each takes its text as the only argument."""
+
+PART_BYTES = 2**20
+"""The size of one entry of the store. A TCPStore accepts up to 8 MB."""
+
+MAX_PARTS = 2**10
+"""A message of more parts is malformed. The longest schedule has 400 MB."""
+
+ARRAY_TYPE = "<f8"
 
 SILENT_WAIT = timedelta(seconds=30)
-"""After so long a process that waits for the main process says so."""
+"""A rank that has waited this long for rank 0 logs a warning."""
 
 
-class Outcome(NamedTuple, Generic[T]):
-    """What came of a function on the main process: a value, or the error that it raised."""
+class Outcome(NamedTuple):
+    """The result of a function on rank 0: its value, or the error that it raised."""
 
-    value: T | None
+    value: Message | None
     error: Exception | None
 
 
-def is_main_process() -> bool:
-    """Whether this process reads and logs for all.
-
-    Returns:
-        True for rank 0, and where there is no process group.
-    """
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-
-
-def on_main_process(function: Callable[[], T], what: str) -> Outcome[T]:
-    """Call a function on the main process, and give every process that asks what came of it.
-
-    The main process waits for nobody. The others wait until it has asked as often as they have, and take its latest
-    answer.
+class MalformedMessageError(ValueError):
+    """The store holds something that rank 0 did not write.
 
     Args:
-        function: called on the main process alone, or here if there is no group of processes.
-        what: what is asked for, the same words on every process.
+        key: the key of the message.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"The message from rank 0 about {key} is malformed; only ranks of this run may write to the store of the process "
+            "group, so start the run again on a port that no other program can reach."
+        )
+
+
+def is_rank_zero() -> bool:
+    """Whether this process reads files and logs for all ranks.
 
     Returns:
-        The function's value or its error, the same on every process.
+        True on rank 0, and where there is no process group.
+    """
+    return not _has_process_group() or dist.get_rank() == 0
+
+
+def on_rank_zero(function: Callable[[], Message], key: str) -> Outcome:
+    """Call a function on rank 0 and return its result on every rank that asks.
+
+    Rank 0 calls the function at its first request for a key, and waits for no other rank. Other ranks wait for the answer.
+
+    Args:
+        function: called on rank 0 only, or in this process if there is no process group.
+        key: what is requested, in words for messages. Equal keys get equal answers.
+
+    Returns:
+        The value of the function or its error. On other ranks, and at later calls on rank 0, an error has the nearest class
+        of `SHARED_ERRORS` among its bases. One that has none is a `RuntimeError` whose text names its class.
 
     Raises:
-        TimeoutError: on another process, if the main process has not asked for the same within the group's timeout.
+        TimeoutError: on other ranks, if rank 0 does not ask for the same key within the timeout of the process group.
+        MalformedMessageError: if the answer in the store was not written by rank 0.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return _outcome(function)
-    store, name = process_group_store(), _name(what)
-    number = store.add(f"{name}/asked by {dist.get_rank()}", 1)
-    if not is_main_process():
-        _wait(store, f"{name}/{number}", what)
-        return _latest(store, name)
-    outcome = _outcome(function)
+    if not _has_process_group() or dist.get_world_size() == 1:
+        return _call(function)[0]
+    store = process_group_store()
+    name = f"hf_refined_schedule/{hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()[:16]}"
+    if is_rank_zero() and not store.check([f"{name}/num_parts"]):
+        outcome, message = _call(function)
+        _send(store, name, message)
+        return outcome
+    _wait(store, f"{name}/num_parts", key)
     try:
-        message = pickle.dumps(outcome)
-    except Exception as error:  # an error of a kind that cannot be sent still stops all
-        outcome = Outcome(None, RuntimeError(f"{outcome.error or error}"))
-        message = pickle.dumps(outcome)
-    parts = [message[start : start + PART] for start in range(0, len(message), PART)]
-    for place, part in enumerate(parts):
-        store.set(f"{name}/{number}/{place}", part)
-    store.set(f"{name}/latest", f"{number} {len(parts)}")
-    store.set(f"{name}/{number}", "")
-    return outcome
+        return _decode(_receive(store, name))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise MalformedMessageError(key) from None
 
 
-def latest_answer(what: str) -> Outcome[Any]:
-    """What the main process has answered last. For another process that has asked, and has met it in training since.
-
-    Args:
-        what: the words in which this process has asked.
-
-    Returns:
-        The value or the error.
-    """
-    return _latest(process_group_store(), _name(what))
+def _has_process_group() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
-def _name(what: str) -> str:
-    return f"hf_refined_schedule/{hashlib.sha256(what.encode()).hexdigest()[:16]}"
-
-
-def _latest(store: dist.Store, name: str) -> Outcome[Any]:
-    number, num_parts = map(int, store.get(f"{name}/latest").split())
-    return pickle.loads(b"".join(store.get(f"{name}/{number}/{place}") for place in range(num_parts)))
-
-
-def _outcome(function: Callable[[], T]) -> Outcome[T]:
+def _call(function: Callable[[], Message]) -> tuple[Outcome, bytes]:
     try:
-        return Outcome(function(), None)
-    except Exception as error:  # whatever it is, other processes wait for this message
-        return Outcome(None, error)
+        value = function()
+        return Outcome(value, None), _encode(value)
+    except Exception as error:  # of any class, because other ranks wait for this message
+        return Outcome(None, error), _encode_error(error)
 
 
-def _wait(store: dist.Store, key: str, what: str) -> None:
-    rank, patience = dist.get_rank(), store.timeout
-    remedy = "it has to be asked for by the same words on all processes, or on the main process alone"
+def _send(store: dist.Store, name: str, message: bytes) -> None:
+    parts = [message[start : start + PART_BYTES] for start in range(0, len(message), PART_BYTES)]
+    for number, part in enumerate(parts):
+        store.set(f"{name}/{number}", part)  # type: ignore[arg-type]  # torch's stub omits bytes
+    store.set(f"{name}/num_parts", str(len(parts)))  # last, because other ranks wait for it
+
+
+def _receive(store: dist.Store, name: str) -> bytes:
+    num_parts = int(store.get(f"{name}/num_parts"))
+    if not 0 < num_parts <= MAX_PARTS:
+        raise ValueError(f"a message has from 1 to {MAX_PARTS} parts")
+    parts = [f"{name}/{number}" for number in range(num_parts)]
+    if not store.check(parts):  # `get` would wait for a part that is not there
+        raise ValueError("a part of the message is missing")
+    return b"".join(map(store.get, parts))
+
+
+def _encode(value: Message) -> bytes:
+    """One line of JSON, then the bytes of the arrays in the order in which that line lists them."""
+    arrays = {name: item for name, item in value.items() if isinstance(item, np.ndarray)}
+    for name, array in arrays.items():
+        if array.dtype != np.float64 or array.ndim == 0:
+            raise TypeError(
+                f"{name} is a {array.ndim}-dimensional array of {array.dtype}, but only float64 arrays of at least one dimension "
+                "can be shared; convert it."
+            )
+    header = {
+        "values": {name: item for name, item in value.items() if name not in arrays},
+        "arrays": {name: {"shape": array.shape, "dtype": ARRAY_TYPE} for name, array in arrays.items()},
+        "error": None,
+    }
+    raw = b"".join(array.astype(ARRAY_TYPE, copy=False).tobytes() for array in arrays.values())
+    return json.dumps(header).encode("ascii") + b"\n" + raw
+
+
+def _encode_error(error: Exception) -> bytes:
+    nearest = next((base for base in type(error).__mro__ if base in SHARED_ERRORS), None)
+    text = str(error) if nearest else f"{type(error).__name__}: {error}"
+    header = {"error": {"class": (nearest or RuntimeError).__name__, "text": text}}
+    return json.dumps(header).encode("ascii") + b"\n"
+
+
+def _decode(message: bytes) -> Outcome:
+    line, _, raw = message.partition(b"\n")
+    header = json.loads(line.decode("ascii"))
+    if header["error"] is not None:
+        classes = {shared.__name__: shared for shared in SHARED_ERRORS}
+        return Outcome(None, classes[header["error"]["class"]](str(header["error"]["text"])))
+    return Outcome({**header["values"], **_decode_arrays(header["arrays"], raw)}, None)
+
+
+def _decode_arrays(specifications: dict[str, Any], raw: bytes) -> dict[str, NDArray[np.float64]]:
+    arrays, start = {}, 0
+    for name, specification in specifications.items():
+        shape = specification["shape"]
+        if specification["dtype"] != ARRAY_TYPE or not shape or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"an array has dtype {ARRAY_TYPE} and a shape")
+        end = start + 8 * math.prod(shape)
+        flat = np.frombuffer(raw[start:end], dtype=ARRAY_TYPE).astype(np.float64)
+        arrays[name] = flat.reshape(shape)  # raises if the bytes end too early
+        start = end
+    if start != len(raw):
+        raise ValueError("there are bytes after the last array")
+    return arrays
+
+
+def _wait(store: dist.Store, entry: str, key: str) -> None:
+    patience: timedelta = store.timeout  # type: ignore[attr-defined]  # torch's stub omits it
+    rank, remedy = dist.get_rank(), "make the same call on every rank, or on rank 0 alone"
     try:
-        store.wait([key], min(SILENT_WAIT, patience))
+        store.wait([entry], min(SILENT_WAIT, patience))
     except dist.DistStoreError:
-        logger.warning("Rank %d waits for the main process to give it %s; %s.", rank, what, remedy)
+        logger.warning("Rank %d waits for rank 0 to share %s; %s.", rank, key, remedy)
         try:
-            store.wait([key], patience)
+            store.wait([entry], patience)
         except dist.DistStoreError:
             raise TimeoutError(
-                f"Rank {rank} has waited {patience.total_seconds():.0f} s for the main process to give it {what}; {remedy}."
+                f"Rank {rank} waited {patience.total_seconds():.0f} s for rank 0 to share {key}; {remedy}."
             ) from None

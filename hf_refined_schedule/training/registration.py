@@ -1,4 +1,4 @@
-"""Makes `"refined"` a schedule that transformers knows. The one function of this package with an effect on transformers."""
+"""Register `"refined"` and other schedules with transformers. No other module changes which schedules it has."""
 
 import inspect
 from collections.abc import Callable
@@ -12,14 +12,15 @@ from .scheduler import get_refined_schedule
 
 
 def register() -> None:
-    """Make `"refined"` an `lr_scheduler_type` everywhere in transformers; `"linear"` stays what it is.
+    """Make `"refined"` an `lr_scheduler_type` everywhere in transformers.
 
-    After it, `SchedulerType("refined")`, `TrainingArguments`, the choices of `HfArgumentParser`, and
-    `get_scheduler("refined", ...)` know it. Call it before building an `HfArgumentParser`, which takes its choices when it
-    is built, and before unpickling a `training_args.bin` that names `refined`. Calling it again changes nothing.
+    `SchedulerType("refined")`, `TrainingArguments`, the choices of `HfArgumentParser` and `get_scheduler("refined", ...)`
+    then accept it. `"linear"` remains transformers' own linear decay. Call this before building an `HfArgumentParser`, which
+    fixes its choices when it is built, and before unpickling a `training_args.bin` that names `refined`. A second call
+    changes nothing.
 
     Raises:
-        ValueError: if another function has taken one of the two names.
+        ValueError: if another function is registered as `"refined"` or `"linear"`.
 
     Example:
         >>> register()
@@ -32,19 +33,19 @@ def register() -> None:
 
 
 def register_scheduler(name: str, function: Callable[..., Any]) -> SchedulerType:
-    """Make a schedule of your own an `lr_scheduler_type`.
+    """Register a custom schedule as an `lr_scheduler_type`.
 
     Args:
-        name: its name on the command line, a lower-case identifier such as `"refined"`.
-        function: builds it; takes `optimizer`, `num_warmup_steps`, `num_training_steps`, and whatever
-            `lr_scheduler_kwargs` may hold; returns a PyTorch scheduler.
+        name: the value of `--lr_scheduler_type`, a lower-case identifier such as `"refined"`.
+        function: creates the scheduler from `optimizer`, `num_warmup_steps`, `num_training_steps` and the options in
+            `lr_scheduler_kwargs`; returns a PyTorch scheduler.
 
     Returns:
         The member of `SchedulerType`.
 
     Raises:
-        ValueError: if the name is no such identifier, the function does not take those arguments, or another function
-            has the name.
+        ValueError: if the name is not a lower-case identifier, the function does not accept these arguments, or the name
+            belongs to another function.
 
     Example:
         >>> from torch.optim.lr_scheduler import LambdaLR
@@ -54,7 +55,9 @@ def register_scheduler(name: str, function: Callable[..., Any]) -> SchedulerType
         'halving'
     """
     if not (isinstance(name, str) and name.isidentifier() and name == name.lower()):
-        raise ValueError(f"The schedule's name is {name!r}, but must be a lower-case identifier, such as 'refined'.")
+        raise ValueError(
+            f"The schedule's name is {name!r}, but must be a lower-case identifier; pass one such as 'refined'."
+        )
     try:
         inspect.signature(function).bind(None, num_warmup_steps=0, num_training_steps=1)
     except TypeError as error:
@@ -67,6 +70,7 @@ def register_scheduler(name: str, function: Callable[..., Any]) -> SchedulerType
         add_scheduler_type(name, function)
     elif known is not function:
         raise ValueError(
-            f"The schedule {name!r} is {known.__module__}.{known.__qualname__} already; register yours under another name."
+            f"The name {name!r} already belongs to {known.__module__}.{known.__qualname__}; register your schedule under "
+            "another name."
         )
     return SchedulerType(name)

@@ -1,10 +1,11 @@
 """The refined schedule as a PyTorch learning-rate scheduler, with the signature of transformers' `get_*_schedule`."""
 
-import functools
+import hashlib
+import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -12,19 +13,23 @@ from numpy.typing import NDArray
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..norms.gradient_norms import GradientNorms, UnfinishedRunError
-from ..norms.sources import WHAT_TO_PASS, MissingSourceError
-from ..recording.optimizers import optimizer_family, unwrap_optimizer
-from ..schedules.health import DegenerateScheduleError
-from ..schedules.refined_schedule import OptimizerFamily, RefinedSchedule
-from ..schedules.refining import Source, listed_sources, load_schedule
-from ..theory.refinement import NormKind, RisingNorms, multiplier_at
-from .rank_zero import Outcome, is_main_process, latest_answer, on_main_process
+from ..norms.gradient_norms import GradientNorms, OptimizerFamily
+from ..norms.sources import EXPECTED_SOURCE
+from ..recording.optimizers import optimizer_family
+from ..schedules.refined_schedule import RefinedSchedule
+from ..schedules.refinement_options import RefinementOptions
+from ..schedules.refining import Source, listed_sources, refine_sources
+from ..schedules.schedule_file import schedule_fields, schedule_from_fields
+from ..theory.refinement import multiplier_at
+from .rank_zero import MalformedMessageError, Message, is_rank_zero, on_rank_zero
 
 logger = logging.getLogger(__name__)
 
 REFINED_FROM_VARIABLE = "HF_REFINED_SCHEDULE_FROM"
-"""The environment variable that stands in for `refined_from` where a script has no way to pass it."""
+"""The environment variable that replaces `refined_from` where a script cannot pass it."""
+
+OPTIONS_VARIABLE = "HF_REFINED_SCHEDULE_OPTIONS"
+"""The environment variable with the options for that source, as a JSON object."""
 
 
 def get_refined_schedule(
@@ -33,58 +38,50 @@ def get_refined_schedule(
     num_training_steps: int | None,
     *,
     refined_from: Source | Sequence[Source] | None = None,
-    column: str | None = None,
-    smoothing: float | None = None,
-    norm: NormKind | None = None,
-    power: float | None = None,
-    rising_norms: RisingNorms | None = None,
     min_lr_ratio: float = 0.0,
-    allow_degenerate: bool = False,
     last_epoch: int = -1,
+    **options: Any,
 ) -> LambdaLR:
     """Create the schedule that the gradient norms of an earlier run ask for.
 
         learning_rate(t) = initial_lr * min(r + (1 - r) * multiplier(t / T), t / num_warmup_steps)
 
-    The multiplier is a function of progress: norms of a run of any length serve, and a loop that steps the scheduler
-    N times an update over N * T steps sees the rates of one that steps it once.
+    The multiplier is a function of progress: the earlier run may have another length, and a loop that steps the scheduler
+    N times an update over N * T steps gets the rates of a loop that steps it once.
 
     Args:
         optimizer: The optimizer for which to schedule the learning rate. `torch.optim.SGD` and its subclasses weight by
             L2 ** -2, all others by L1 ** -1 (by L2 ** -1 where the source has no L1 norms).
-        num_warmup_steps: The steps of a linear ramp that caps the schedule. The warm-up that the norms ask for is part
-            of the schedule already; 0 adds none.
+        num_warmup_steps: The length of a linear ramp that caps the schedule, in steps. The warm-up that the norms ask for
+            is already part of the schedule; 0 adds no ramp.
         num_training_steps: T, the total number of training steps.
         refined_from: The earlier run: its `gradient_norms.jsonl` or `trainer_state.json`, the folder that holds one of
             them, another log as `load_norms` takes it, a schedule file written by `hf-refined-schedule refine`, or
-            `GradientNorms`; or a list of several runs, to average. Without it, what the environment variable
-            HF_REFINED_SCHEDULE_FROM names.
-        column: The name of the norm in a log, where it is not `grad_norm` or the like.
-        smoothing: tau, the median filter's window as a fraction of the run, 0.1 by default.
-        norm: The norm to use, `"l1"` or `"l2"`, instead of the optimizer's own.
-        power: The exponent of the weights, negative, instead of the optimizer's own.
-        rising_norms: `"keep"`, the default: norms that rise over the run make the rate fall early. `"ignore"`: weights
-            are made of the running minimum of the smoothed norms.
+            `GradientNorms`; or a list of several runs, to average. By default the environment variable
+            HF_REFINED_SCHEDULE_FROM names it.
         min_lr_ratio: r, the floor of the learning rate as a fraction of its peak, from 0 to 1.
-        allow_degenerate: Take a schedule that hardly trains but for a moment, too.
         last_epoch: The index of the last epoch when resuming training.
+        **options: The fields of `RefinementOptions`: `column`, `norm`, `power`, `smoothing`, `rising_norms`, `pilot`,
+            `pilot_num_training_steps` (its `num_training_steps`) and `allow_degenerate`.
 
     Returns:
         `torch.optim.lr_scheduler.LambdaLR` with the refined schedule. Its `state_dict` holds the schedule, not the
-        horizon or the warm-up: a resumed run goes on with the schedule it began with, also when the source has gone.
+        horizon or the warm-up: a resumed run continues the schedule it began with, even if the source no longer exists.
 
     Raises:
-        ValueError: if an argument is missing or out of range, or `refined_from` is something else. A source that is not
-            there, is of an unfinished run, or gives a degenerate schedule raises at the first step, unless a saved state is
-            loaded before that.
+        ValueError: if an argument is missing, unknown or out of range, or `refined_from` is not a source. A source on disk
+            that cannot be used raises at the first step, unless a saved state is loaded before that: the resumed run
+            then continues with a warning.
 
     Reference: arXiv 2310.07831, Algorithm 1.
     """
     if refined_from is None:
         refined_from = os.environ.get(REFINED_FROM_VARIABLE)
+        options = {**json.loads(os.environ.get(OPTIONS_VARIABLE, "{}")), **options}
     if refined_from is None:
-        raise ValueError(f"The schedule 'refined' needs refined_from, the run to refine it from: {WHAT_TO_PASS}.")
+        raise ValueError(f"The schedule 'refined' needs refined_from, the run to refine it from: {EXPECTED_SOURCE}.")
     sources = listed_sources(refined_from)
+    refinement_options = RefinementOptions.from_keywords(options)
     if num_training_steps is None or num_training_steps < 1:
         raise ValueError(
             f"num_training_steps is {num_training_steps!r}, but the schedule 'refined' needs the number of training steps; "
@@ -95,69 +92,80 @@ def get_refined_schedule(
         raise ValueError(f"num_warmup_steps is {num_warmup_steps!r}, but must not be negative; pass 0 for no warm-up.")
     if not 0 <= min_lr_ratio <= 1:
         raise ValueError(f"min_lr_ratio is {min_lr_ratio!r}, but must be a fraction of the peak between 0 and 1.")
-
     family = optimizer_family(optimizer)
 
-    making = {
-        "column": column,
-        "norm": norm,
-        "power": power,
-        "smoothing": smoothing,
-        "rising_norms": rising_norms,
-        "allow_degenerate": allow_degenerate,
-    }
-
     def load() -> RefinedSchedule:
-        return load_schedule(sources, family, **making)
+        return refine_sources(sources, family, refinement_options).trainable_schedule(refinement_options)
 
-    look_again = None
+    schedule: RefinedSchedule | None
+    error: Exception | None
     if _in_memory(sources):
-        loaded = Outcome(load(), None)
+        schedule, error = load(), None
     else:
-        words = _in_words(sources, family, making)
-        loaded = on_main_process(load, words)
-        look_again = None if is_main_process() else functools.partial(latest_answer, words)
-        if loaded.error is not None and not isinstance(loaded.error, _WAITING):
-            raise loaded.error
-    if loaded.value is not None and is_main_process():
+        key = _request_key(sources, family, refinement_options)
+        message, error = on_rank_zero(lambda: _schedule_to_message(load()), key)
+        if error is not None and (isinstance(error, MalformedMessageError) or not isinstance(error, DEFERRED_ERRORS)):
+            raise error
+        schedule = None if message is None else _schedule_from_message(message, key)
+    if schedule is not None and is_rank_zero():
         logger.info(
             "Refined schedule %s from %s: its best peak learning rate is %.2f times linear decay's, by the last-iterate bound.",
-            loaded.value.fingerprint,
-            loaded.value.source,
-            loaded.value.best_peak_ratio,
+            schedule.fingerprint,
+            schedule.source,
+            schedule.best_peak_ratio,
         )
-        for note in loaded.value.notes:
-            logger.warning("Refined schedule from %s: %s", loaded.value.source, note)
+        for note in schedule.notes:
+            logger.warning("Refined schedule from %s: %s", schedule.source, note)
     return RefinedLR(
         optimizer,
-        loaded.value,
+        schedule,
         num_warmup_steps=num_warmup_steps,
         num_training_steps=num_training_steps,
         min_lr_ratio=min_lr_ratio,
         last_epoch=last_epoch,
-        error=loaded.error,
-        look_again=look_again,
+        error=error,
     )
 
 
-class RefinedLR(LambdaLR):
-    """A `LambdaLR` whose saved state is its schedule, and nothing of the new call's horizon or warm-up.
+DEFERRED_ERRORS = (ValueError, OSError)
+"""Errors of a source that wait until the first step: a source that was lost, replaced or damaged after a run began must
+not stop its resumption."""
 
-    The state holds the grid, `min_lr_ratio` and the fingerprint, so that a run goes on with the schedule it began with
-    whatever has become of the source. T and the warm-up come from the new call, as with transformers' own schedulers,
-    whose functions are not saved at all. The grid is a tensor, which `torch.load(weights_only=True)` accepts.
+
+class SavedSchedule(TypedDict):
+    """What a checkpoint holds of a refined schedule.
+
+    Args:
+        grid: the schedule at progress t / T for t = 0 .. T, float64, shape (T+1,).
+        min_lr_ratio: r, the floor as a fraction of the peak.
+        fingerprint: that of the `RefinedSchedule`.
+    """
+
+    grid: torch.Tensor
+    min_lr_ratio: float
+    fingerprint: str
+
+
+class RefinedLR(LambdaLR):
+    """A `LambdaLR` that saves its schedule in checkpoints, and neither horizon nor warm-up.
 
     Args:
         optimizer: the optimizer.
-        schedule: the schedule, or None if it could not be had, for the reason in `error`.
+        schedule: the schedule, or None if the source gave the error below.
         num_warmup_steps: the steps of the ramp that caps the schedule.
         num_training_steps: T, the steps from progress 0 to 1.
         min_lr_ratio: r, the floor as a fraction of the peak.
         last_epoch: as in every PyTorch scheduler.
-        error: what to raise at the first step if no state has been loaded by then.
-        look_again: on a process that was given the schedule by the main one: what that has made of the source last. It is
-            asked just before the first update, when the processes have met, unless a state has been loaded by then.
+        error: raised at the first step unless a saved state is loaded before it.
     """
+
+    # What a checkpoint stores. Resuming needs the step (`last_epoch`, and `_step_count`, which accelerate changes under
+    # gradient accumulation), the peak rates (`base_lrs`), the rates of this step, which the loop logs before the next one
+    # (`_last_lr`), and the schedule, because a run continues with the one it began with even if its source is gone. That is
+    # enough: every rate follows from these, the horizon and the warm-up, and the last two come from the new call, as in
+    # transformers' own schedules, whose functions are not saved. `lr_lambdas` holds nothing here, but every `LambdaLR` that
+    # loads this state requires it. PyTorch's other attributes are flags that are False between two steps.
+    _SAVED = ("base_lrs", "last_epoch", "_step_count", "_last_lr", "lr_lambdas", "refined_schedule")
 
     def __init__(
         self,
@@ -169,42 +177,30 @@ class RefinedLR(LambdaLR):
         min_lr_ratio: float = 0.0,
         last_epoch: int = -1,
         error: Exception | None = None,
-        look_again: Callable[[], Outcome[RefinedSchedule]] | None = None,
     ) -> None:
         self.error = error
-        self._look_again = look_again
-        self.fingerprint = schedule.fingerprint if schedule else None
-        self._of_this_call = _Call(num_warmup_steps, num_training_steps)
-        # Until a state is loaded, a schedule that could not be had is zero: nothing moves before the error is raised.
-        self._grid = schedule.multipliers if schedule else np.zeros(2)
-        self._min_lr_ratio = min_lr_ratio
+        self.refined_schedule: SavedSchedule | None = None
+        if schedule is not None:
+            self.refined_schedule = SavedSchedule(
+                # A tensor, because torch.load(weights_only=True) refuses a NumPy array.
+                grid=torch.tensor(schedule.grid),
+                min_lr_ratio=min_lr_ratio,
+                fingerprint=schedule.fingerprint,
+            )
+        self._horizon = _Horizon(num_warmup_steps, num_training_steps)
         super().__init__(optimizer, self._multiplier, last_epoch)
-        before_step = getattr(unwrap_optimizer(optimizer), "register_step_pre_hook", None)
-        if look_again is not None and before_step is not None:
-            before_step(lambda *_: self._take_latest())
 
-    def _take_latest(self) -> None:
-        """Have the schedule of the main process, also where the first answer was that of a preview it had made alone."""
-        look_again, self._look_again = self._look_again, None
-        latest = None if look_again is None else look_again().value
-        if latest is None or latest.fingerprint == self.fingerprint:
-            return
-        self._grid, self.fingerprint, self.error = latest.multipliers, latest.fingerprint, None
-        self._last_lr = [base * self._multiplier(self.last_epoch) for base in self.base_lrs]
-        for group, learning_rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(learning_rate)
-            else:
-                group["lr"] = learning_rate
+    @property
+    def fingerprint(self) -> str | None:
+        """The fingerprint of the schedule, None if there is no schedule."""
+        return None if self.refined_schedule is None else self.refined_schedule["fingerprint"]
 
     def raise_if_unavailable(self) -> None:
-        """Raise the error that the source gave, if no state has been loaded since.
+        """Raise the error of the source if no saved state has been loaded.
 
         Raises:
-            ValueError: what was wrong with the source.
+            ValueError: what is wrong with the source.
         """
-        if self.error is not None:
-            self._take_latest()
         if self.error is not None:
             raise self.error
 
@@ -223,57 +219,57 @@ class RefinedLR(LambdaLR):
         super().step(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state for a checkpoint.
+        """Return the state for a checkpoint.
 
         Returns:
-            PyTorch's own entries, and under `refined_schedule` the grid (a tensor), `min_lr_ratio` and the fingerprint.
+            PyTorch's own entries that resuming needs, and under `refined_schedule` a `SavedSchedule`, or None if the source
+            gave an error.
         """
-        state = {key: value for key, value in super().state_dict().items() if key not in _NOT_SAVED}
-        if self.error is None:
-            state["refined_schedule"] = {
-                "grid": torch.from_numpy(np.array(self._grid)),
-                "min_lr_ratio": self._min_lr_ratio,
-                "fingerprint": self.fingerprint,
-            }
-        return state
+        state = super().state_dict()
+        return {name: state[name] for name in self._SAVED}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the schedule of a saved state, at its step; one warning if the source now gives another.
+        """Continue with the schedule of a saved state, at its step; warn once if the source now gives another schedule.
 
         Args:
-            state_dict: the state of a `RefinedLR`. That of another scheduler sets the step alone.
+            state_dict: the state of a `RefinedLR`. The state of another scheduler sets the step and the rates only.
         """
-        state = dict(state_dict)
-        saved = state.pop("refined_schedule", None)
-        super().load_state_dict({key: value for key, value in state.items() if key not in _NOT_SAVED})
+        state = {name: state_dict[name] for name in self._SAVED if name in state_dict}
+        saved: SavedSchedule | None = state.pop("refined_schedule", None)
+        super().load_state_dict({**state, "lr_lambdas": []})
         if saved is None:
             return
-        if self.fingerprint not in (None, saved["fingerprint"]) and is_main_process():
+        if self.fingerprint not in (None, saved["fingerprint"]) and is_rank_zero():
             logger.warning(
                 "The run goes on with the refined schedule it began with (%s), although refined_from now gives another (%s).",
                 saved["fingerprint"],
                 self.fingerprint,
             )
-        self._grid = saved["grid"].numpy(force=True)
-        self._min_lr_ratio = saved["min_lr_ratio"]
-        self.fingerprint = saved["fingerprint"]
-        self.error = self._look_again = None
+        self.refined_schedule = SavedSchedule(
+            grid=saved["grid"].cpu(),  # a loop may load checkpoints to its device
+            min_lr_ratio=saved["min_lr_ratio"],
+            fingerprint=saved["fingerprint"],
+        )
+        if self.error is not None and is_rank_zero():
+            logger.warning(
+                "The run continues the refined schedule it began with (%s): %s", saved["fingerprint"], self.error
+            )
+        self.error = None
 
     def _multiplier(self, current_step: int) -> float:
+        if self.refined_schedule is None:  # nothing may move before the first step raises the error
+            return 0.0
         return _refined_lr_lambda(
-            current_step, grid=self._grid, min_lr_ratio=self._min_lr_ratio, **self._of_this_call._asdict()
+            current_step,
+            grid=self.refined_schedule["grid"].numpy(),
+            min_lr_ratio=self.refined_schedule["min_lr_ratio"],
+            num_warmup_steps=self._horizon.num_warmup_steps,
+            num_training_steps=self._horizon.num_training_steps,
         )
 
 
-_NOT_SAVED = frozenset({"error", "fingerprint", "_of_this_call", "_grid", "_look_again", "_min_lr_ratio"})
-
-
-_WAITING = (MissingSourceError, UnfinishedRunError, DegenerateScheduleError)
-"""What may have become of a source since the run began, so that a resumed run must not be stopped by it."""
-
-
-class _Call(NamedTuple):
-    """What always comes from the new call and never from a checkpoint."""
+class _Horizon(NamedTuple):
+    """What comes from the call that creates the scheduler, never from a checkpoint."""
 
     num_warmup_steps: int
     num_training_steps: int
@@ -298,8 +294,30 @@ def _in_memory(sources: Sequence[Source]) -> bool:
     return all(isinstance(one, GradientNorms) for one in sources)
 
 
-def _in_words(sources: Sequence[Source], family: OptimizerFamily, making: Mapping[str, Any]) -> str:
-    """A schedule in words that are the same on every process."""
-    names = [one.source if isinstance(one, GradientNorms) else os.fspath(one) for one in sources]
-    given = [f"{name}={value!r}" for name, value in making.items() if value]
+def _request_key(sources: Sequence[Source], family: OptimizerFamily, options: RefinementOptions) -> str:
+    """Name a schedule in words that are the same on every rank, and differ for every other schedule."""
+    names = [f"{one.source} ({_digest(one)})" if isinstance(one, GradientNorms) else os.fspath(one) for one in sources]
+    given = [f"{name}={value!r}" for name, value in options.as_keywords().items()]
     return f"the schedule refined from {', '.join(names)} for {family}{' with ' if given else ''}{', '.join(given)}"
+
+
+def _digest(norms: GradientNorms) -> str:
+    """Tell norms in memory apart, which may all have the same name."""
+    arrays = [None if array is None else array.tobytes() for array in (norms.steps, norms.l1, norms.l2)]
+    return hashlib.sha256(repr((norms.num_training_steps, arrays)).encode()).hexdigest()[:12]
+
+
+def _schedule_to_message(schedule: RefinedSchedule) -> Message:
+    """Convert a schedule for `on_rank_zero`, without its norms, which the scheduler does not use."""
+    return {"grid": schedule.grid, **schedule_fields(schedule)}
+
+
+def _schedule_from_message(message: Message, key: str) -> RefinedSchedule:
+    """Convert back; raise `MalformedMessageError` if rank 0 cannot have written the message."""
+    grid = message.get("grid")
+    if not isinstance(grid, np.ndarray):
+        raise MalformedMessageError(key)
+    try:
+        return schedule_from_fields(message, grid)
+    except ValueError:
+        raise MalformedMessageError(key) from None

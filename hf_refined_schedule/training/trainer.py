@@ -1,6 +1,6 @@
-"""Trainers that record gradient norms and know the refined schedule."""
+"""Trainers that record gradient norms and accept the refined schedule."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer
 
@@ -10,14 +10,20 @@ from .registration import register
 
 register()
 
+# At run time the mixin has no base. A type checker needs the class that provides `args` and `train`.
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object
 
-class RefinedScheduleMixin:
-    """Makes any Trainer record its gradient norms, unless its arguments say `record_gradient_norms=False`.
+
+class RefinedScheduleMixin(_Base):
+    """Makes any Trainer record its gradient norms, unless its arguments have `record_gradient_norms=False`.
 
         class RefinedSFTTrainer(RefinedScheduleMixin, SFTTrainer):
             pass
 
-    It takes the arguments of the Trainer that it is mixed into, and comes before it in the list of bases.
+    List it before the Trainer among the bases. Its arguments are those of the Trainer.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -29,21 +35,21 @@ class RefinedScheduleMixin:
             self.add_callback(GradientNormCallback())
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, as the Trainer does; `True` resumes from the newest checkpoint that was written to its end.
+        """Train as the Trainer does, but resume from the newest complete checkpoint for `True`.
 
         Args:
-            resume_from_checkpoint: as for any Trainer.
-            *args: likewise.
-            **kwargs: likewise.
+            resume_from_checkpoint: a path, or `True` for the newest complete checkpoint in `output_dir`.
+            *args: passed to the Trainer.
+            **kwargs: passed to the Trainer.
 
         Returns:
-            What the Trainer returns.
+            The Trainer's result.
 
         Raises:
-            ValueError: if there is no such checkpoint in `output_dir`.
+            ValueError: if `output_dir` holds no complete checkpoint.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
             if resume_from_checkpoint is None:
                 raise ValueError(
                     f"There is no complete checkpoint in the output directory {self.args.output_dir!r}; train without "
@@ -53,8 +59,8 @@ class RefinedScheduleMixin:
 
 
 class RefinedScheduleTrainer(RefinedScheduleMixin, Trainer):
-    """`Trainer`, recording gradient norms; `lr_scheduler_type="refined"` uses those of an earlier run.
+    """A `Trainer` that records gradient norms and accepts `lr_scheduler_type="refined"`.
 
-    It takes the arguments of `Trainer`. See `GradientNormCallback` for what is recorded, `RefinedScheduleArguments` for
-    the options.
+    Its arguments are those of `Trainer`. `GradientNormCallback` describes the recording, `RefinedScheduleArguments` the
+    options.
     """

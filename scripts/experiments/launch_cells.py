@@ -113,7 +113,7 @@ SCRIPTS: dict[str, dict[str, Any]] = {"run_clm_style": {"loop": "Trainer"}, "no_
 DDP = ("DistributedDataParallel",)
 FSDP = {"fsdp": "full_shard auto_wrap"}
 BLOCKS = {"transformer_layer_cls_to_wrap": "GPT2Block"}
-ONLY_L2 = "DeepSpeed tells the L2 norm of the gradient alone"
+ONLY_L2 = "DeepSpeed reports only the L2 norm of the gradient"
 REFUSED = "Gradient norms are not recorded from update 1 on: "
 
 
@@ -244,7 +244,7 @@ CELLS = [
         launch="accelerate",
         options=RAW,
         training={"max_grad_norm": 0},
-        warnings=(ONLY_L2, REFUSED + "DeepSpeed tells its norm where accelerator.clip_grad_norm_ is called"),
+        warnings=(ONLY_L2, REFUSED + "DeepSpeed reports its norm only through accelerator.clip_grad_norm_"),
         refused=True,
     ),
     Cell("DDP, bf16 autocast", training={"bf16": True}, setup=(*DDP, "bf16 autocast"), tolerance=BFLOAT16),

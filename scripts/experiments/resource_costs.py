@@ -17,11 +17,12 @@ from accelerate.optimizer import AcceleratedOptimizer
 
 from hf_refined_schedule import GradientNormRecorder, GradientNorms, get_refined_schedule, refine_schedule
 from hf_refined_schedule.recording.measuring import measure_gradient_norms
+from hf_refined_schedule.recording.norms_log import FLUSH_EVERY
 
 from .processes import PYTHONPATH
 from .timing import timed
 
-UPDATES_PER_WRITE = 49
+UPDATES_PER_WRITE = FLUSH_EVERY - 1
 """One fewer than the updates after which a recorder writes by itself."""
 
 THEORY = "hf_refined_schedule.theory.refinement"

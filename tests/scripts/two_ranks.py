@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from transformers import Trainer
 
 from hf_refined_schedule import GradientNormCallback, GradientNormRecorder
+from hf_refined_schedule.recording import measuring
 from hf_refined_schedule.recording.measuring import measure_gradient_norms
 from hf_refined_schedule.training.checkpoints import last_complete_checkpoint
 from tests.tiny import rates, tiny_arguments, tiny_data, tiny_model
@@ -41,6 +43,28 @@ def record_shards(path):
     return {"world_size": accelerator.num_processes, "l1": l1, **reductions(mesh)}
 
 
+def clip_shards(path):
+    """Record sharded gradients where L2 comes from the clip, as on an accelerator. The clip returns twice the norm, to show it."""
+    clip = Accelerator.clip_grad_norm_
+    exact, doubled = patch.object(measuring, "DEVICES_WITH_INEXACT_NORM", frozenset()), lambda *args: 2 * clip(*args)
+    accelerator = Accelerator(cpu=True)
+    mesh = init_device_mesh("cpu", (accelerator.num_processes,))
+    parameters = [torch.nn.Parameter(distribute_tensor(torch.zeros(3), mesh, [Shard(0)])) for _ in range(2)]
+    optimizer = accelerator.prepare(torch.optim.SGD(parameters, lr=0.1))
+    with (
+        exact,
+        patch.object(Accelerator, "clip_grad_norm_", doubled),
+        GradientNormRecorder(optimizer, path=path, num_training_steps=1),
+    ):
+        for parameter in parameters:
+            parameter.grad = distribute_tensor(torch.tensor([1.0, -2.0, 2.0]), mesh, [Shard(0)])
+        accelerator.clip_grad_norm_(parameters, 1e3)
+        optimizer.step()
+    dist.barrier()
+    (row,) = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    return {"l1": row["l1"], "l2": row["l2"]}
+
+
 def reductions(mesh):
     """How often the ranks talk for parameters that lie on them in two ways, one of them unevenly."""
     placements = [Shard(0), Shard(0), Replicate()]
@@ -57,6 +81,7 @@ if __name__ == "__main__":
     report, folder, path, options = sys.argv[1:]
     for name, work in {
         "shards": lambda: record_shards(path),
+        "clipped": lambda: clip_shards(Path(report) / "clipped.jsonl"),
         "resumed": lambda: resume(folder, **json.loads(options)),
     }.items():
         seen = work()

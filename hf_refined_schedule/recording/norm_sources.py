@@ -1,0 +1,265 @@
+"""Where the norms of an update come from: the gradients that torch holds, or DeepSpeed's engine, which hides them.
+
+`choose_norm_source` decides once, when recording starts. The recorder then calls the same methods either way.
+"""
+
+import logging
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType
+
+from ..compatibility import change_count, engine_clip_limit, loss_scale, loss_scale_of_step
+from .failures import RecordingError, in_one_line
+from .measuring import clip_factor, clip_returns_l2, is_dtensor, measure_gradient_norms, measure_l1_norm
+from .optimizers import is_main_process, parameters_of
+
+logger = logging.getLogger(__name__)
+
+
+class Norms(NamedTuple):
+    """The norms of one gradient before clipping, scalars on the device; `l1` is None where it is not known."""
+
+    l1: torch.Tensor | None
+    l2: torch.Tensor
+
+
+class GradientMark:
+    """Recognizes a gradient that nothing has changed since the mark was set. A backward pass changes it.
+
+    Args:
+        gradient: the gradient of the first parameter that has one, which stands for all; None if there is none.
+    """
+
+    def __init__(self, gradient: torch.Tensor | None) -> None:
+        self._gradient = None if gradient is None else weakref.ref(gradient)
+        self._changes = None if gradient is None else change_count(gradient)
+
+    def matches(self, gradient: torch.Tensor | None) -> bool:
+        """Compare with the current gradient.
+
+        Args:
+            gradient: the gradient of the first parameter that has one; None if there is none.
+
+        Returns:
+            True if it is the marked one, unchanged. False also for a tensor that does not count its changes.
+        """
+        if gradient is None or self._gradient is None or self._changes is None:
+            return False
+        return self._gradient() is gradient and change_count(gradient) == self._changes
+
+
+@dataclass
+class OpenUpdate:
+    """What is known about the update that the loop is computing. To forget it, replace it.
+
+    Attributes:
+        norms: the norms before clipping; None until they are known.
+        clip_factor: the product of the factors that clips have applied; None if there was no clip.
+        l1_before_clip: the L1 norm, measured before a clip that will return the L2 norm.
+        mark: recognizes the gradient that was measured.
+        learning_rate: the learning rate of the first parameter group; None if it is not known.
+        failure: why the gradient could not be measured.
+    """
+
+    norms: Norms | None = None
+    clip_factor: torch.Tensor | None = None
+    l1_before_clip: torch.Tensor | None = None
+    mark: GradientMark | None = None
+    learning_rate: float | torch.Tensor | None = None
+    failure: str | None = None
+
+    def note_clip(self, max_norm: float, total_norm: torch.Tensor) -> None:
+        """Multiply the factor of a clip into `clip_factor`.
+
+        Args:
+            max_norm: the limit of the clip.
+            total_norm: the norm that the clip has found, a scalar.
+        """
+        factor = clip_factor(max_norm, total_norm)
+        self.clip_factor = factor if self.clip_factor is None else self.clip_factor * factor
+
+
+class NormSource(Protocol):
+    """Fills in the norms of an open update as the loop goes through it.
+
+    Attributes:
+        cleared_by_zero_grad: whether `zero_grad` takes away what was measured.
+        reason_without_norms: why an update has none at its end, for the message.
+    """
+
+    cleared_by_zero_grad: bool
+    reason_without_norms: str
+
+    def before_clip(self, update: OpenUpdate, parameters: list[torch.nn.Parameter], norm_type: float) -> bool:
+        """See the parameters that are about to be clipped, and the order of the clip's norm; True if they are ours."""
+
+    def after_clip(self, update: OpenUpdate, max_norm: float, total_norm: torch.Tensor | None) -> float | None:
+        """See the result of a clip of ours; the limit that it went by, or None if the clip has not returned a norm."""
+
+    def before_taken_step(self, update: OpenUpdate, optimizer: torch.optim.Optimizer) -> None:
+        """See the gradients that the innermost optimizer is about to use."""
+
+
+class TorchGradients:
+    """Norms of the gradients that the optimizer's parameters hold.
+
+    Args:
+        optimizer: the prepared optimizer.
+        loop_clips: whether the loop clips at every update.
+        steps_in_backward: whether an engine makes the step, and frees the gradients, inside `Accelerator.backward`. Then
+            the loop's own clip, step and `zero_grad` come too late to change what was measured.
+    """
+
+    reason_without_norms = (
+        "no parameter of the optimizer had a gradient at its step (some optimizers use gradients up in the backward pass, "
+        "and a closure makes them too late unless it clips)"
+    )
+
+    def __init__(self, optimizer: AcceleratedOptimizer, *, loop_clips: bool, steps_in_backward: bool) -> None:
+        self.cleared_by_zero_grad = not steps_in_backward
+        self._optimizer = optimizer
+        self._loop_clips = loop_clips
+        self._steps_in_backward = steps_in_backward
+
+    def before_clip(self, update: OpenUpdate, parameters: list[torch.nn.Parameter], norm_type: float) -> bool:
+        """Measure the whole gradient before its first clip, also if the clip is called with a part of it.
+
+        Where the clip computes the L2 norm of the same gradient well enough, L1 alone is measured here.
+        """
+        own = parameters_of(self._optimizer)
+        if {id(parameter) for parameter in parameters}.isdisjoint(map(id, own)):
+            return False
+        if update.norms is not None and (self._steps_in_backward or self._is_measured(update)):
+            return True
+        scale = loss_scale(self._optimizer)
+        if not self._steps_in_backward and clip_returns_l2(own, parameters, norm_type):
+            update.l1_before_clip = self._measure(update, lambda: measure_l1_norm(own, scale))
+        else:
+            self._measure_both(update, scale)
+        return True
+
+    def after_clip(self, update: OpenUpdate, max_norm: float, total_norm: torch.Tensor | None) -> float | None:
+        """Take the L2 norm from the clip if only L1 was measured, and note the factor that the clip has applied.
+
+        The clip divides fp16's loss scale out first, so the norm that it returns needs no division.
+        """
+        update.mark = GradientMark(self._first_gradient())
+        l1, update.l1_before_clip = update.l1_before_clip, None
+        if total_norm is None:  # DeepSpeed without ZeRO clips nothing here
+            if l1 is not None:
+                update.failure = "Accelerator.clip_grad_norm_ has returned no norm"
+            return None
+        if l1 is not None:
+            update.norms = Norms(l1, total_norm)
+        update.note_clip(max_norm, total_norm)
+        return max_norm
+
+    def before_taken_step(self, update: OpenUpdate, optimizer: torch.optim.Optimizer) -> None:
+        """Measure where nothing was clipped."""
+        if update.norms is not None:
+            return
+        self._measure_both(update, loss_scale_of_step(optimizer))
+        if self._loop_clips and update.norms is not None:
+            update.failure = (
+                "the loop clips by other means than Accelerator.clip_grad_norm_, so its gradients are clipped already when "
+                "they can be measured"
+            )
+
+    def _measure_both(self, update: OpenUpdate, scale: torch.Tensor | None) -> None:
+        norms = self._measure(update, lambda: measure_gradient_norms(parameters_of(self._optimizer), scale))
+        update.norms = None if norms is None else Norms(*norms)
+
+    def _measure(self, update: OpenUpdate, measure: Callable[[], Any]) -> Any:
+        """Measure, in place of all that was known about an earlier gradient of this update."""
+        update.norms = update.clip_factor = update.l1_before_clip = None
+        update.mark = GradientMark(self._first_gradient())
+        try:
+            return measure()
+        except Exception as error:  # a gradient may be any subclass of a tensor
+            update.failure = f"a gradient cannot be measured ({in_one_line(error)})"
+            return None
+
+    def _is_measured(self, update: OpenUpdate) -> bool:
+        return update.mark is not None and update.mark.matches(self._first_gradient())
+
+    def _first_gradient(self) -> torch.Tensor | None:
+        parameters = parameters_of(self._optimizer)
+        return next((parameter.grad for parameter in parameters if parameter.grad is not None), None)
+
+
+class DeepSpeedEngine:
+    """The L2 norm that DeepSpeed's ZeRO reports where the loop clips, after the engine has clipped and made its step.
+
+    Args:
+        optimizer: the prepared optimizer, which wraps ZeRO's.
+    """
+
+    cleared_by_zero_grad = False
+    reason_without_norms = (
+        "DeepSpeed reports its norm only through accelerator.clip_grad_norm_, and this loop does not call it"
+    )
+
+    def __init__(self, optimizer: AcceleratedOptimizer) -> None:
+        self._optimizer = optimizer
+
+    def before_clip(self, update: OpenUpdate, parameters: list[torch.nn.Parameter], norm_type: float) -> bool:
+        """Accept every clip: the engine has one optimizer, and this is it."""
+        return True
+
+    def after_clip(self, update: OpenUpdate, max_norm: float, total_norm: torch.Tensor | None) -> float | None:
+        """Take the L2 norm. The engine has clipped to the limit of its config, whatever limit the loop passes."""
+        if total_norm is None:  # of an update that was not taken
+            return None
+        limit = engine_clip_limit(self._optimizer)
+        update.norms = Norms(None, total_norm)
+        update.note_clip(limit, total_norm)
+        return limit
+
+    def before_taken_step(self, update: OpenUpdate, optimizer: torch.optim.Optimizer) -> None:
+        """Measure nothing: these are the gradients of one rank's shard."""
+
+
+def choose_norm_source(optimizer: Any, *, loop_clips: bool) -> NormSource:
+    """Choose where the norms come from, by what Accelerate has prepared the optimizer for.
+
+    Args:
+        optimizer: the optimizer.
+        loop_clips: whether the loop clips at every update.
+
+    Returns:
+        The source.
+
+    Raises:
+        RecordingError: if the optimizer was not prepared, or an engine hides its gradients or keeps them in pieces.
+    """
+    if not isinstance(optimizer, AcceleratedOptimizer):
+        raise RecordingError(
+            f"the optimizer is a {type(optimizer).__name__}, but must be one that Accelerator.prepare returned"
+        )
+    distributed_type = optimizer.accelerator_state.distributed_type
+    is_fsdp1 = distributed_type == DistributedType.FSDP and not any(
+        is_dtensor(parameter) for parameter in parameters_of(optimizer)
+    )
+    if is_fsdp1 or distributed_type == DistributedType.MEGATRON_LM:
+        engine = "FSDP1" if is_fsdp1 else distributed_type.value
+        raise RecordingError(f"{engine} keeps the gradients to itself or in pieces; use DDP or FSDP2 to record them")
+    if distributed_type != DistributedType.DEEPSPEED:
+        return TorchGradients(optimizer, loop_clips=loop_clips, steps_in_backward=False)
+    if isinstance(optimizer.optimizer, torch.optim.Optimizer):  # without ZeRO
+        if loop_clips:
+            raise RecordingError(
+                "DeepSpeed without ZeRO clips inside its own step, before gradients can be seen; use ZeRO stage 1 or more, "
+                "DDP, or max_grad_norm=0"
+            )
+        return TorchGradients(optimizer, loop_clips=False, steps_in_backward=True)
+    if is_main_process(optimizer):
+        logger.warning(
+            "DeepSpeed reports only the L2 norm of the gradient, so L1 norms are not recorded; a refined schedule for Adam "
+            "will use L2 ** -1 instead of L1 ** -1."
+        )
+    return DeepSpeedEngine(optimizer)

@@ -1,0 +1,178 @@
+"""Sums of gradients against hand-typed values and float64, and where a clip has summed the squares already."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hf_refined_schedule.recording.measuring import (
+    clip_factor,
+    clip_returns_l2,
+    measure_gradient_norms,
+    measure_l1_norm,
+    sums_on_accelerator,
+)
+
+from .tolerances import MEASURING
+
+
+def parameter_with_gradient(gradient: torch.Tensor) -> torch.nn.Parameter:
+    parameter = torch.nn.Parameter(torch.zeros(gradient.shape, dtype=gradient.dtype))
+    parameter.grad = gradient
+    return parameter
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_hand_typed_norms(dtype):
+    parameters = [
+        parameter_with_gradient(torch.tensor([[3.0, -4.0]], dtype=dtype)),
+        parameter_with_gradient(torch.tensor([12.0], dtype=dtype)),
+        torch.nn.Parameter(torch.ones(5)),  # no gradient: left out
+    ]
+    l1, l2 = measure_gradient_norms(parameters)
+    assert (float(l1), float(l2)) == (19.0, 13.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_sums_of_many_tensors_at_once(dtype):
+    """As on an accelerator; float32 sums: 100,000 is beyond the largest fp16 number, 257 beyond bfloat16's 8 bits."""
+    tensors = [
+        torch.tensor([[3.0, -4.0]], dtype=dtype),
+        torch.full((100,), 1000.0, dtype=dtype),
+        torch.ones(257, dtype=dtype),
+    ]
+    assert sums_on_accelerator(tensors, with_squares=True).tolist() == [7 + 1e5 + 257, pytest.approx(25 + 1e8 + 257)]
+
+
+def test_no_gradient_is_not_zero():
+    assert measure_gradient_norms([torch.nn.Parameter(torch.ones(3))]) is None
+
+
+def test_within_1e_5_of_float64_for_1e8_elements():
+    gradient = torch.randn(10**8, generator=torch.Generator().manual_seed(0))
+    l1, l2 = measure_gradient_norms([parameter_with_gradient(gradient)])
+    exact = gradient.numpy()
+    exact_l1 = sum(np.abs(part.astype(np.float64)).sum() for part in np.array_split(exact, 100))
+    exact_l2 = math.sqrt(sum(np.square(part.astype(np.float64)).sum() for part in np.array_split(exact, 100)))
+    assert float(l1) == pytest.approx(exact_l1, rel=MEASURING)
+    assert float(l2) == pytest.approx(exact_l2, rel=MEASURING)
+
+
+def test_fp16_norm_beyond_the_largest_fp16_number():
+    l1, _ = measure_gradient_norms([parameter_with_gradient(torch.full((1000,), 1000.0, dtype=torch.float16))])
+    assert float(l1) == 1e6
+
+
+def test_sparse_gradient_counts_repeated_rows_once():
+    embedding = torch.nn.Embedding(4, 2, sparse=True)
+    embedding(torch.tensor([1, 1, 3])).sum().backward()
+    l1, l2 = measure_gradient_norms(embedding.parameters())
+    assert (float(l1), float(l2)) == (pytest.approx(6.0), pytest.approx(math.sqrt(10.0)))  # rows of 2, 2 and 1, 1
+
+
+def test_complex_gradients_count_by_their_absolute_value():
+    parameters = [
+        parameter_with_gradient(torch.tensor([3 + 4j, -5j])),
+        parameter_with_gradient(torch.tensor([2.0])),
+    ]
+    l1, l2 = measure_gradient_norms(parameters)
+    assert (float(l1), float(l2)) == (pytest.approx(12.0), pytest.approx(math.sqrt(54.0)))
+
+
+def test_sums_are_in_float32_whatever_the_default_is():
+    torch.set_default_dtype(torch.float16)
+    try:
+        l1, l2 = measure_gradient_norms([parameter_with_gradient(torch.full((100,), 1e4, dtype=torch.float32))])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (float(l1), float(l2)) == (1e6, 1e5)
+
+
+def test_measuring_changes_nothing():
+    gradient = torch.randn(1000)
+    parameter = parameter_with_gradient(gradient.clone())
+    measure_gradient_norms([parameter])
+    assert torch.equal(parameter.grad, gradient)
+    assert torch.equal(parameter, torch.zeros(1000))
+
+
+def test_l1_alone():
+    parameters = [
+        parameter_with_gradient(torch.tensor([[3.0, -4.0]])),
+        parameter_with_gradient(torch.full((2**18 + 1,), -1.0)),  # more than one chunk
+        torch.nn.Parameter(torch.ones(5)),
+    ]
+    assert float(measure_l1_norm(parameters)) == 7 + 2**18 + 1
+    assert measure_l1_norm(parameters[2:]) is None
+
+
+def test_l1_of_many_tensors_at_once():
+    tensors = [torch.tensor([[3.0, -4.0]]), torch.full((100,), -2.0)]
+    assert sums_on_accelerator(tensors, with_squares=False).tolist() == [207.0]
+
+
+def test_the_loss_scale_is_divided_out():
+    parameters = [parameter_with_gradient(torch.tensor([3.0, -4.0]) * 1024)]
+    scale = torch.tensor(1024.0)
+    l1, l2 = measure_gradient_norms(parameters, scale)
+    assert (float(l1), float(l2), float(measure_l1_norm(parameters, scale))) == (7.0, 5.0, 7.0)
+
+
+@pytest.mark.parametrize(
+    ("max_norm", "total_norm", "expected"),
+    [
+        (1.0, 4.0, 1 / 4.000001),
+        (1.0, 0.5, 1.0),  # a small gradient is left alone, not enlarged
+        (math.inf, 4.0, 1.0),
+        (1.0, 0.0, 1.0),
+    ],
+)
+def test_clip_factor(max_norm, total_norm, expected):
+    assert float(clip_factor(max_norm, torch.tensor(total_norm))) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 4.0, math.inf])
+def test_clip_factor_is_that_of_torch(max_norm):
+    parameter = parameter_with_gradient(torch.tensor([1.0, -2.0, 2.0]))
+    total_norm = torch.nn.utils.clip_grad_norm_([parameter], max_norm)
+    assert torch.equal(parameter.grad, torch.tensor([1.0, -2.0, 2.0]) * clip_factor(max_norm, total_norm))
+
+
+def on(device, dtype=torch.float32):
+    """A parameter whose gradient has a device and a type, and no values: the device `meta` stands for any accelerator."""
+    parameter = torch.nn.Parameter(torch.zeros(2, device=device, dtype=dtype))
+    parameter.grad = torch.zeros_like(parameter)
+    return parameter
+
+
+def without_gradient():
+    return torch.nn.Parameter(torch.zeros(2, device="meta"))
+
+
+A, B, OTHER = on("meta"), on("meta"), on("meta")
+ON_CPU, BFLOAT16, FLOAT16 = on("cpu"), on("meta", torch.bfloat16), on("meta", torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("own", "clipped", "norm_type", "expected"),
+    [
+        pytest.param([A, B], [A, B], 2, True, id="all of them, float32, on an accelerator"),
+        pytest.param([A, B], [B, A], 2.0, True, id="in another order"),
+        pytest.param([A, without_gradient()], [A, without_gradient()], 2, True, id="frozen parameters do not count"),
+        pytest.param([A, B], [A, B], 1, False, id="L1"),
+        pytest.param([A, B], [A, B], math.inf, False, id="the largest element"),
+        pytest.param([A, B], [A, B], "inf", False, id="the largest element, as text"),
+        pytest.param([A, B], [A], 2, False, id="a part"),
+        pytest.param([A, B], [A, B, OTHER], 2, False, id="those of another optimizer, too"),
+        pytest.param([A, B], [A, OTHER], 2, False, id="as many others"),
+        pytest.param([A, B], [A, B, B], 2, False, id="one of them twice"),
+        pytest.param([without_gradient()], [without_gradient()], 2, False, id="no gradient: torch returns 0"),
+        pytest.param([A, ON_CPU], [A, ON_CPU], 2, False, id="one of them on the CPU"),
+        pytest.param([ON_CPU], [ON_CPU], 2, False, id="on the CPU"),
+        pytest.param([A, BFLOAT16], [A, BFLOAT16], 2, False, id="one of them bfloat16"),
+        pytest.param([FLOAT16], [FLOAT16], 2, False, id="float16"),
+    ],
+)
+def test_where_the_clip_returns_the_l2_norm(own, clipped, norm_type, expected):
+    assert clip_returns_l2(own, clipped, norm_type) is expected
