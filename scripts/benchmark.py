@@ -44,9 +44,11 @@ def measure_steps(options: argparse.Namespace, folder: Path, write_seconds: floa
     rows = []
     for cpu in (True, False) if torch.cuda.is_available() else (True,):
         with fresh_process() as pool:  # a process keeps the device of its first Accelerator
-            for number, cell in enumerate(tqdm(cells, desc=f"step times on {'CPU' if cpu else 'CUDA'}")):
+            progress = tqdm(cells, desc=f"step times on {'CPU' if cpu else 'CUDA'}")
+            for number, (model, dtype, tokens) in enumerate(progress):
                 norms_file = folder / f"{cpu}_{number}.jsonl"
-                rows.append(pool.submit(measure_step, *cell, cpu, options.seconds, norms_file, write_seconds).result())
+                row = pool.submit(measure_step, model, dtype, tokens, cpu, options.seconds, norms_file, write_seconds)
+                rows.append(row.result())
     return pd.DataFrame(rows)
 
 

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import transformers
-from experiments.processes import ProcessTree, free_port
+from experiments.processes import PYTHONPATH, ProcessTree, free_port
 from experiments.tiny_models import tiny_data, tiny_model, tiny_options
 from packaging.version import Version
 from transformers import TrainingArguments
@@ -18,6 +18,7 @@ from .tolerances import COMMAND_SECONDS, LAUNCH_SECONDS
 __all__ = [
     "BIN",
     "CAN_RESUME_ON_CPUS",
+    "PYTHONPATH",
     "REPOSITORY",
     "SCRIPTS",
     "accelerate_launch",
@@ -67,9 +68,8 @@ def run_command(*words, timeout: float = COMMAND_SECONDS, folder=None, **environ
         ProcessTree() as tree,
     ):
         command = [str(word) for word in words]
-        process = tree.start(
-            command, environment={**os.environ, **environment}, folder=folder or empty, output=output, errors=errors
-        )
+        environment = {**os.environ, "PYTHONPATH": PYTHONPATH, **environment}
+        process = tree.start(command, environment=environment, folder=folder or empty, output=output, errors=errors)
         if not tree.wait(timeout):
             tree.kill()
             errors.write(f"\nkilled after {timeout} s")

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from experiments.launch_cells import LEARNING_RATE, UPDATES, TrainingRun
-from experiments.rank_reports import end_run
+from experiments.rank_reports import Rate, end_run
 from experiments.tiny_models import SparseModel, tiny_data, tiny_model, tiny_options, tiny_t5
 from hf_refined_schedule import GradientNormCallback, GradientNormRecorder
 
@@ -40,7 +40,7 @@ class Observer:
     """Observes the updates of one rank."""
 
     def __init__(self) -> None:
-        self.rates: list[float | list[float] | None] = []
+        self.rates: list[Rate] = []
         self.norms: list[list[float] | None] = []
         self.warnings: list[str] = []
         self.gradient_type = "no"
@@ -218,7 +218,7 @@ def run_trainer(
         setup.append("compiled")
     if has_tied_weights(model):
         setup.append("tied weights")
-    if any(group.get("fused") for group in trainer.optimizer.param_groups):
+    if trainer.optimizer is not None and any(group.get("fused") for group in trainer.optimizer.param_groups):
         setup.append("fused")
     return accelerator, setup
 
@@ -248,7 +248,8 @@ def run_raw_loop(
         observer.measure(model)
     split = accelerator.num_processes if run.split_batches else 1
     batch_size = run.training["per_device_train_batch_size"] * split
-    loader: Any = torch.utils.data.DataLoader(tiny_data(run.samples), batch_size=batch_size)  # type: ignore[arg-type]  # a list is a dataset
+    data: Any = tiny_data(run.samples)
+    loader: Any = torch.utils.data.DataLoader(data, batch_size=batch_size)
     optimizer = build_optimizer(run.optimizer or "AdamW", model)
     scheduler_steps = UPDATES * (1 if run.split_batches else accelerator.num_processes)
     scheduler = get_scheduler(

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -12,6 +13,10 @@ if TYPE_CHECKING:  # the process that reads reports does not wait for accelerate
 NETWORK_NAMESPACE = Path("/proc/self/ns/net")
 
 
+Rate = float | list[float] | None
+"""The learning rate of an update. None if the optimizer did not step, a list if it stepped with several rates."""
+
+
 @dataclass
 class RankReport:
     """The observations of one rank."""
@@ -19,8 +24,8 @@ class RankReport:
     world_size: int
     distributed_type: str
     """The value of accelerate's `DistributedType`."""
-    rates: list[float | list[float] | None]
-    """The learning rate of each update. None if the optimizer did not step, a list if it stepped with several rates."""
+    rates: list[Rate]
+    """Of each update."""
     norms: list[list[float] | None] = field(default_factory=list)
     """L1 and L2 norm of each update, if the rank measured them. None if they are not finite."""
     warnings: list[str] = field(default_factory=list)
@@ -49,7 +54,7 @@ def report_path(output_dir: Path, rank: int) -> Path:
 def end_run(
     accelerator: "Accelerator",
     output_dir: Path,
-    rates: list[float | list[float] | None],
+    rates: Iterable[Rate],
     norms: list[list[float] | None] | None = None,
     warnings: list[str] | None = None,
     setup: list[str] | None = None,
@@ -67,7 +72,7 @@ def end_run(
     report = RankReport(
         world_size=accelerator.num_processes,
         distributed_type=accelerator.distributed_type.value,
-        rates=rates,
+        rates=list(rates),
         norms=norms or [],
         warnings=warnings or [],
         setup=setup or [],

@@ -225,7 +225,7 @@ def measure_step(
     times = time_pairs(loop, num_pairs, norms_file, write_seconds)
     step = median(times.plain)
     ratios = [recorded / plain for recorded, plain in zip(times.recorded, times.plain, strict=True)]
-    interval = quantile_test(ratios, q=1.0, p=0.5).confidence_interval(0.95)
+    interval: Any = quantile_test(ratios, q=1.0, p=0.5).confidence_interval(0.95)
     recorder_alone = 1 + median(times.recorder) / step
     gradient_bytes = sum(parameter.numel() * parameter.element_size() for parameter in loop.model.parameters())
     return {

@@ -36,12 +36,12 @@ def tiny_model(seed: int = 0, **config: Any) -> GPT2LMHeadModel:
 
 def tiny_t5() -> T5ForConditionalGeneration:
     """An encoder-decoder without dropout."""
-    config = T5Config(
-        vocab_size=VOCABULARY, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, dropout_rate=0.0,
-        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
-    )  # fmt: skip
+    config: dict[str, Any] = {
+        "vocab_size": VOCABULARY, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2,
+        "dropout_rate": 0.0, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1,
+    }  # fmt: skip
     torch.manual_seed(0)
-    return T5ForConditionalGeneration(config)
+    return T5ForConditionalGeneration(T5Config(**config))
 
 
 class SparseModel(torch.nn.Module):

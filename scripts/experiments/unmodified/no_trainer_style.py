@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +22,8 @@ if __name__ == "__main__":
     options = parser.parse_args()
     accelerator = Accelerator(cpu=True)
     model = tiny_model()
-    loader = torch.utils.data.DataLoader(tiny_data(96), batch_size=options.per_device_train_batch_size)
+    data: Any = tiny_data(96)
+    loader: Any = torch.utils.data.DataLoader(data, batch_size=options.per_device_train_batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate)
     scheduler = get_scheduler(
         options.lr_scheduler_type, optimizer, 0, options.max_train_steps * accelerator.num_processes
