@@ -14,11 +14,10 @@ from hf_refined_schedule.schedules.refined_schedule import RefinedSchedule
 from hf_refined_schedule.schedules.schedule_file import write_schedule
 from hf_refined_schedule.theory.classical import WARMUP
 
+from .cells import TWICE_THE_STEPS
 from .refining import refine
-from .schedules_compared import SCHEDULES, TWICE_THE_STEPS, ComparedSchedule
-
-BASELINE_FILE_NAME = "baseline.jsonl"
-"""The norms of the run that the refined schedules are made from."""
+from .schedules_compared import SCHEDULES, ComparedSchedule
+from .study_folder import BASELINE_FILE
 
 WARMUP_SUFFIX = "+warmup"
 
@@ -81,7 +80,7 @@ def schedule_and_source(name: str, folder: Path) -> tuple[ComparedSchedule, Path
         folder: the folder of the results.
     """
     if name in SCHEDULES or name == TWICE_THE_STEPS:
-        return SCHEDULES["linear" if name == TWICE_THE_STEPS else name], folder / BASELINE_FILE_NAME
+        return SCHEDULES["linear" if name == TWICE_THE_STEPS else name], folder / BASELINE_FILE
     warmup = WARMUP if name.endswith(WARMUP_SUFFIX) else 0.0
     return ComparedSchedule("refined", warmup), _variant_file(folder, name.removesuffix(WARMUP_SUFFIX))
 
@@ -93,7 +92,7 @@ def write_variants(folder: Path, norms_of_refined_run: Path) -> None:
         folder: the folder of the results, with the baseline's norms.
         norms_of_refined_run: the norms of a run with the refined schedule.
     """
-    norms = load_norms(folder / BASELINE_FILE_NAME)
+    norms = load_norms(folder / BASELINE_FILE)
     schedules = {name: variant.schedule(name, norms) for name, variant in VARIANTS.items()}
     twice = refine(load_norms(norms_of_refined_run), "adam").schedule
     schedules[REFINED_TWICE] = replace(twice, source="a refined run")
