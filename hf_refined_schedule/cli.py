@@ -5,20 +5,26 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from . import __version__
-from .norms.gradient_norms import GradientNorms
-from .norms.sources import find_source_file, is_schedule_file, load_norms
-from .schedules.health import check_health
-from .schedules.refined_schedule import RefinedSchedule, optimized, squared_norms
-from .schedules.refining import load_schedule
+from .norms.gradient_norms import GradientNorms, UnfinishedRunError
+from .norms.sources import find_source
+from .schedules.advice import advise
+from .schedules.health import Health
+from .schedules.refined_schedule import RefinedSchedule, minimize_bound
+from .schedules.refinement_options import RefinementOptions
+from .schedules.refining import Refinement, refine_sources
 from .schedules.schedule_file import read_schedule, write_schedule
-from .theory.bounds import rank_schedules
-from .theory.classical import POWERS, WARMUP, classical_schedules, closest_polynomial, closest_wsd
-from .theory.refinement import peak_place, smooth_norms
+from .theory.bounds import rank_by_squared_norms
+from .theory.classical import POWERS, classical_schedules, closest_polynomial, closest_wsd, warmup_ramp
+from .theory.refinement import peak_position, smooth_norms
+
+if TYPE_CHECKING:
+    from .plots import DrawnRun
 
 SOURCE_HELP = (
     "the run: its output_dir or gradient_norms.jsonl, a trainer_state.json or the checkpoint that holds one, TensorBoard "
@@ -65,36 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     schedule_options.add_argument(
         "--optimizer",
         choices=("adam", "sgd"),
-        help="what the schedule is for: adam, for every optimizer with coordinate-wise steps, or sgd (default: as the source says)",
+        help="the optimizer to schedule: sgd, or adam for every optimizer with coordinate-wise steps (default: as the source says)",
     )
-    schedule_options.add_argument(
-        "--column", metavar="NAME", help="the norm's name in a log (default: the one that is named as a gradient norm)"
-    )
-    schedule_options.add_argument(
-        "--norm",
-        choices=("l1", "l2"),
-        help="the norm to use instead of the optimizer's own; which norm a column is, if its name does not say",
-    )
-    schedule_options.add_argument(
-        "--power", type=float, help="the exponent of the weights, negative (adam: -1, sgd: -2)"
-    )
-    schedule_options.add_argument(
-        "--smoothing", type=float, help="the median filter's window as a fraction of the run (default: 0.1)"
-    )
-    schedule_options.add_argument(
-        "--rising-norms",
-        choices=("keep", "ignore"),
-        help="ignore: weights of the running minimum, so that rising norms do not make the rate fall early (default: keep)",
-    )
-    schedule_options.add_argument(
-        "--pilot", action="store_true", help="take an unfinished run; its last smoothed norm goes on to the end"
-    )
-    schedule_options.add_argument(
-        "--num-training-steps",
-        type=int,
-        metavar="T",
-        help="with --pilot: the updates of the full run, of which a shorter one counts as the first part",
-    )
+    _add_refinement_options(schedule_options, training=False)
 
     refine = commands.add_parser(
         "refine",
@@ -160,26 +139,66 @@ def _parser() -> argparse.ArgumentParser:
         description="Run a training script that has never heard of this package: --lr_scheduler_type refined works in it, "
         "and its Trainer leaves gradient_norms.jsonl in its output_dir. For several processes: "
         "accelerate launch [...] -m hf_refined_schedule launch SCRIPT [...].",
-        usage="%(prog)s [-h] [--refined-from SOURCE] [--gradient-norms-file FILE] SCRIPT ...",
+        usage="%(prog)s [-h] [--refined-from SOURCE] [--gradient-norms-file FILE] [OPTION ...] SCRIPT ...",
     )
     launch.add_argument(
-        "--refined-from", metavar="SOURCE", help="the run to refine from, for scripts that cannot say it"
+        "--refined-from", metavar="SOURCE", help="the run to refine from, for scripts without an option for it"
     )
     launch.add_argument(
         "--gradient-norms-file", metavar="FILE", help="where norms go; needed to record a raw Accelerate loop"
     )
+    _add_refinement_options(launch, training=True)
     launch.add_argument("script", metavar="SCRIPT", help="the training script; these options come before it")
     launch.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the script's own arguments")
     launch.set_defaults(run=_launch)
     return parser
 
 
+def _add_refinement_options(parser: argparse.ArgumentParser, *, training: bool) -> None:
+    """An option for each field of `RefinementOptions`, but those for training where nothing is trained."""
+    types = get_type_hints(RefinementOptions)
+    for option in fields(RefinementOptions):
+        if option.metadata.get("training_only") and not training:
+            continue
+        flag, help_text = f"--{option.name.replace('_', '-')}", option.metadata["help"]
+        if types[option.name] is bool:
+            parser.add_argument(flag, action="store_true", help=help_text)
+            continue
+        (kind,) = set(get_args(types[option.name])) - {type(None)}
+        if get_origin(kind) is Literal:
+            parser.add_argument(flag, choices=get_args(kind), help=help_text)
+        else:
+            metavar = {str: "NAME", int: "T"}.get(kind)
+            parser.add_argument(flag, type=kind, metavar=metavar, help=help_text)
+
+
+def _refinement_options(options: argparse.Namespace) -> RefinementOptions:
+    given = {option.name: getattr(options, option.name, None) for option in fields(RefinementOptions)}
+    return RefinementOptions(**{name: value for name, value in given.items() if value is not None})
+
+
+def _refined_runs(options: argparse.Namespace, remedy: str) -> tuple[RefinedSchedule, Sequence[GradientNorms], Health]:
+    """The schedule of the sources, their norms and the verdict; refuses a schedule file, whose norms are not known."""
+    schedule, runs, health = refine_sources(options.sources, options.optimizer, _refinement_options(options))
+    if health is None:
+        raise ValueError(f"{options.sources[0]} is a schedule file{remedy}")
+    return schedule, runs, health
+
+
+def _answer(sources: Sequence[str], options: argparse.Namespace) -> tuple[Refinement, RefinementOptions]:
+    """The refinement of a run, and its options: an unfinished run is taken as a pilot."""
+    refinement_options = _refinement_options(options)
+    try:
+        return refine_sources(sources, options.optimizer, refinement_options), refinement_options
+    except UnfinishedRunError:
+        pilot = replace(refinement_options, pilot=True)
+        return refine_sources(sources, options.optimizer, pilot), pilot
+
+
 def _refine(options: argparse.Namespace) -> None:
-    schedule, runs = _schedule(options)
-    if not runs:
-        raise ValueError(f"{options.sources[0]} is a schedule file already; pass the run that it should be made from.")
+    schedule, runs, _ = _refined_runs(options, " already; pass the run that it should be made from.")
     if options.method == "numerical":
-        schedule = optimized(schedule)
+        schedule = minimize_bound(schedule)
     if os.path.exists(options.output) and any(os.path.samefile(options.output, run.source) for run in runs):
         raise ValueError(
             f"{options.output} holds the norms, and the schedule would replace them; pass another --output."
@@ -191,7 +210,7 @@ def _refine(options: argparse.Namespace) -> None:
         f"weights: {schedule.norm.upper()} ** {schedule.power:g} ({schedule.optimizer}), smoothing {schedule.smoothing:g}"
     )
     print(
-        f"peak at {peak_place(schedule.multipliers):.0%} of the run, mean multiplier {schedule.multipliers[:-1].mean():.2f} (linear decay: 0.50)"
+        f"peak at {peak_position(schedule.grid):.0%} of the run, mean multiplier {schedule.grid[:-1].mean():.2f} (linear decay: 0.50)"
     )
     print(f"best peak learning rate: {schedule.best_peak_ratio:.2f} times linear decay's, by the last-iterate bound")
     for note in schedule.notes:
@@ -203,8 +222,8 @@ def _refine(options: argparse.Namespace) -> None:
 
 def _print_fits(schedule: RefinedSchedule) -> None:
     """The closest schedules of transformers, as its flags."""
-    steps = len(schedule.multipliers) - 1
-    polynomial, wsd = closest_polynomial(schedule.multipliers), closest_wsd(schedule.multipliers)
+    steps = len(schedule.grid) - 1
+    polynomial, wsd = closest_polynomial(schedule.grid), closest_wsd(schedule.grid)
     print(
         f"closest polynomial: warm-up {polynomial.warmup:.0%}, then (1 - u) ** {polynomial.parameter:.2f}; "
         f"RMSE {polynomial.error:.3f}\n"
@@ -220,111 +239,100 @@ def _print_fits(schedule: RefinedSchedule) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    schedule, runs = _schedule(options)
-    if not runs:
+    refinement, refinement_options = _answer(options.sources, options)
+    schedule, runs, health = refinement
+    if health is None:
         raise ValueError(f"{options.sources[0]} is a schedule file; pass the run that it was made from.")
-    health = check_health(runs, schedule)
+    advice = advise(refinement, options.sources, refinement_options)
     if options.json:
         findings = [finding._asdict() for finding in health.findings]
-        print(json.dumps({"source": schedule.source, "verdict": health.verdict, "findings": findings}, indent=1))
+        report = {"source": schedule.source, "verdict": health.verdict, "next_run": advice}
+        print(json.dumps({**report, "notes": schedule.notes, "findings": findings}, indent=1))
         return
     for run in runs:
         print(run.description)
     print(f"verdict: {health.verdict}")
     for finding in health.findings:
         print(f"{'   ' if finding.ok else ' ! '}{finding.name}: {finding.value:.3g} ({finding.limit})")
+    for note in schedule.notes:
+        print(f"note: {note}")
+    print(f"next run: {advice}")
 
 
 def _rank(options: argparse.Namespace) -> None:
-    schedule, runs = _schedule(options)
-    if not runs:
-        raise ValueError(f"{options.sources[0]} is a schedule file; pass the run whose norms are to rank by.")
-    num_steps = len(schedule.multipliers) - 1
+    schedule, _, _ = _refined_runs(options, "; pass the run whose norms are to rank by.")
+    multipliers = schedule.grid[:-1]
+    num_steps = len(multipliers)
     progress = np.arange(num_steps) / num_steps
-    schedules = {"refined": schedule.multipliers[:-1], **classical_schedules(num_steps)}
-    schedules["refined, warm-up"] = np.minimum(schedules["refined"], progress / WARMUP)
+    schedules = {"refined": multipliers, **classical_schedules(num_steps)}
+    schedules["refined, warm-up"] = np.minimum(multipliers, warmup_ramp(num_steps))
     for other in options.others:
-        grid = read_schedule(find_source_file(other)).multipliers
+        grid = read_schedule(find_source(other).path).grid
         schedules[other] = np.interp(progress, np.linspace(0, 1, len(grid)), grid)
-    flat = {row.name: row.relative_bound for row in rank_schedules(schedules, np.ones(num_steps))}
+    constant = {row.name: row.relative_bound for row in rank_by_squared_norms(schedules, np.ones(num_steps))}
     width = max(map(len, schedules))
     print(
         f"The last-iterate bound over linear decay's, and the best peak learning rate over linear decay's; {schedule.source}"
     )
     print(f"{'':{width}}  with these norms  with constant norms  best peak")
-    for name, relative_bound, best_peak_ratio in rank_schedules(
-        schedules, squared_norms(schedule.weighting, schedule.power)
-    ):
-        print(f"{name:{width}}  {relative_bound:16.3f}  {flat[name]:19.3f}  {best_peak_ratio:9.2f}")
+    for name, relative_bound, best_peak_ratio in rank_by_squared_norms(schedules, schedule.squared_norms):
+        print(f"{name:{width}}  {relative_bound:16.3f}  {constant[name]:19.3f}  {best_peak_ratio:9.2f}")
 
 
 def _plot(options: argparse.Namespace) -> None:
-    from .plots import DrawnRun, norms_and_schedule_figure, schedule_as_text
+    from .plots import norms_and_schedule_figure, schedule_as_text
 
     if not (options.output or options.text):
         raise ValueError("Where should the picture go? Pass --output FILE, or --text to draw it here.")
-    several = len(options.sources) > 1
-    drawn, texts, kinds, all_runs = [], [], set(), True
-    for source in options.sources:
-        schedule, runs = _schedule(options, [source])
-        verdict = check_health(runs, schedule).verdict if runs else "a schedule file"
-        all_runs = all_runs and bool(runs)
-        kinds.add(schedule.norm.upper())
-        raw = runs[0].at_every_step(schedule.norm) if runs else None
-        smoothed = None if raw is None else smooth_norms(raw, schedule.smoothing)
-        name = source if len(source) <= LONGEST_NAME else f"…{source[1 - LONGEST_NAME :]}"
-        drawn.append(DrawnRun(f"{name}: {verdict}" if several else "refined", schedule.multipliers, raw, smoothed))
-        title = f"{schedule.source}: weights {schedule.norm.upper()} ** {schedule.power:g}"
-        title += f"\n{verdict}" if runs else ""
-        texts.append(f"{title}\n{schedule_as_text(schedule.multipliers)}")
-    average = None
-    if several and all_runs:
-        schedule, runs = _schedule(options)
-        average = schedule.multipliers
-        title = f"{len(runs)} runs: weights {schedule.norm.upper()} ** {schedule.power:g}"
-        title += f"\ntheir average: {check_health(runs, schedule).verdict}"
-        texts.append(f"{title}\n{schedule_as_text(average)}")
+    refinements = [_answer([source], options)[0] for source in options.sources]
+    titles = [_title(refinement, refinement.schedule.source) for refinement in refinements]
+    grids = [refinement.schedule.grid for refinement in refinements]
+    several = len(refinements) > 1
+    headline, average = titles[0], None
+    if several and all(refinement.runs for refinement in refinements):
+        runs = [run for refinement in refinements for run in refinement.runs]
+        together = refine_sources(runs, options.optimizer, replace(_refinement_options(options), pilot=True))
+        headline = _title(together, f"{len(runs)} runs", "their average: ")
+        average = together.schedule.grid
+        titles.append(headline)
+        grids.append(average)
     elif several:
-        title = f"{len(drawn)} schedules"
+        headline = f"{len(refinements)} schedules"
     if options.text:
-        print("\n\n".join(texts))
+        print("\n\n".join(f"{title}\n{schedule_as_text(grid)}" for title, grid in zip(titles, grids, strict=True)))
     if options.output:
-        label = f"gradient {' or '.join(sorted(kinds))} norm, before clipping"
-        written = norms_and_schedule_figure(options.output, drawn, average, label=label, title=title)
+        kinds = sorted({refinement.schedule.norm.upper() for refinement in refinements})
+        written = norms_and_schedule_figure(
+            options.output,
+            [
+                _drawn(refinement, source if several else None)
+                for refinement, source in zip(refinements, options.sources, strict=True)
+            ],
+            average,
+            label=f"gradient {' or '.join(kinds)} norm, before clipping",
+            title=headline,
+        )
         print(f"wrote {written}")
 
 
-def _schedule(
-    options: argparse.Namespace, sources: Sequence[str] | None = None
-) -> tuple[RefinedSchedule, list[GradientNorms]]:
-    """The schedule that the options ask for, and the norms it was made of: none if the source is a schedule file."""
-    weights = {name: getattr(options, name) for name in ("norm", "power", "smoothing", "rising_norms")}
-    paths = [find_source_file(source) for source in (options.sources if sources is None else sources)]
-    if len(paths) == 1 and is_schedule_file(paths[0]):
-        optimizer = options.optimizer or read_schedule(paths[0]).optimizer
-        return load_schedule(paths[0], optimizer, **weights), []
-    runs = [load_norms(path, column=options.column, norm=options.norm) for path in paths]
-    if options.num_training_steps is not None:
-        runs = [_as_first_part(run, options) for run in runs]
-    families = {run.optimizer for run in runs} - {None}
-    if options.optimizer is None and len(families) != 1:
-        raise ValueError(
-            f"{runs[0].source} does not say which optimizer it used; pass --optimizer adam or --optimizer sgd."
-            if not families
-            else "The runs used optimizers of different families; pass --optimizer adam or --optimizer sgd."
-        )
-    optimizer = options.optimizer or families.pop()
-    return RefinedSchedule.from_norms(runs, optimizer, **weights, pilot=options.pilot), runs
+def _title(refinement: Refinement, name: str, verdict_of: str = "") -> str:
+    schedule, _, health = refinement
+    title = f"{name}: weights {schedule.norm.upper()} ** {schedule.power:g}"
+    return title if health is None else f"{title}\n{verdict_of}{health.verdict}"
 
 
-def _as_first_part(run: GradientNorms, options: argparse.Namespace) -> GradientNorms:
-    """A shorter run as the first updates of the full one."""
-    if not options.pilot or options.num_training_steps < run.steps[-1]:
-        raise ValueError(
-            f"--num-training-steps is {options.num_training_steps}, of the full run whose first {run.steps[-1]} updates "
-            f"{run.source} stands for; pass --pilot with it, and at least so many."
-        )
-    return replace(run, num_training_steps=options.num_training_steps)
+def _drawn(refinement: Refinement, source: str | None) -> "DrawnRun":
+    """A source as a picture shows it; `source` is its path where there are several."""
+    from .plots import DrawnRun
+
+    schedule, runs, health = refinement
+    raw = runs[0].at_every_step(schedule.norm) if runs else None
+    smoothed = None if raw is None else smooth_norms(raw, schedule.smoothing)
+    name = "refined"
+    if source is not None:
+        shown = source if len(source) <= LONGEST_NAME else f"…{source[1 - LONGEST_NAME :]}"
+        name = f"{shown}: {health.verdict if health else 'a schedule file'}"
+    return DrawnRun(name, schedule.grid, raw, smoothed)
 
 
 def _launch(options: argparse.Namespace) -> None:
@@ -335,4 +343,5 @@ def _launch(options: argparse.Namespace) -> None:
         options.arguments,
         refined_from=options.refined_from,
         gradient_norms_file=options.gradient_norms_file,
+        options=_refinement_options(options),
     )

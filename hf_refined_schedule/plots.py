@@ -22,8 +22,8 @@ class DrawnRun(NamedTuple):
     """What a picture shows of one source."""
 
     name: str
-    multipliers: NDArray[np.float64]
-    """At equally spaced progress from 0 to 1, shape (T+1,)."""
+    grid: NDArray[np.float64]
+    """Multipliers at even progress from 0 to 1, shape (T+1,)."""
     norms: NDArray[np.float64] | None = None
     """Recorded norm of each update up to the last known one, shape (n,); None draws the schedule alone."""
     smoothed: NDArray[np.float64] | None = None
@@ -47,7 +47,7 @@ def plot_norms(axes: "Axes", norms: NDArray[np.float64], smoothed: NDArray[np.fl
     axes.legend()
 
 
-def plot_norms_over_each_other(axes: "Axes", runs: Sequence[DrawnRun], *, label: str) -> None:
+def plot_norms_of_runs(axes: "Axes", runs: Sequence[DrawnRun], *, label: str) -> None:
     """Draw the norms of several runs, of any length, over their progress on a logarithmic axis.
 
     Args:
@@ -58,7 +58,7 @@ def plot_norms_over_each_other(axes: "Axes", runs: Sequence[DrawnRun], *, label:
     for run, color in zip(runs, cycle(RUN_COLORS), strict=False):
         if run.norms is None or run.smoothed is None:
             continue
-        progress = np.arange(len(run.norms)) / (len(run.multipliers) - 1)
+        progress = np.arange(len(run.norms)) / (len(run.grid) - 1)
         axes.plot(progress, np.where(run.norms > 0, run.norms, np.nan), color=color, linewidth=0.6, alpha=0.25)
         axes.plot(progress, run.smoothed, color=color, label=run.name)
     axes.set_yscale("log")
@@ -115,11 +115,11 @@ def norms_and_schedule_figure(
         (run,) = runs
         if run.norms is not None and run.smoothed is not None:
             plot_norms(all_axes[0], run.norms, run.smoothed, label=label)
-        grids = {"refined": run.multipliers}
+        grids = {"refined": run.grid}
     else:
         if panels == 2:
-            plot_norms_over_each_other(all_axes[0], runs, label=label)
-        grids = {run.name: run.multipliers for run in runs}
+            plot_norms_of_runs(all_axes[0], runs, label=label)
+        grids = {run.name: run.grid for run in runs}
         if average is not None:
             grids["average"] = average
     plot_schedules(all_axes[-1], {**grids, "linear": 1 - progress, "cosine": 0.5 * (1 + np.cos(np.pi * progress))})
@@ -131,11 +131,11 @@ def norms_and_schedule_figure(
     return path
 
 
-def schedule_as_text(multipliers: NDArray[np.float64], *, columns: int = 72, rows: int = 12) -> str:
+def schedule_as_text(grid: NDArray[np.float64], *, columns: int = 72, rows: int = 12) -> str:
     """A schedule as a picture of characters, for a terminal.
 
     Args:
-        multipliers: at equally spaced progress from 0 to 1, shape (T+1,).
+        grid: multipliers at even progress from 0 to 1, shape (T+1,).
         columns: characters across.
         rows: lines down, without the axes.
 
@@ -143,7 +143,7 @@ def schedule_as_text(multipliers: NDArray[np.float64], *, columns: int = 72, row
         Lines of text; dots are linear decay.
     """
     progress = (np.arange(columns) + 0.5) / columns
-    heights = np.interp(progress, np.linspace(0, 1, len(multipliers)), multipliers)
+    heights = np.interp(progress, np.linspace(0, 1, len(grid)), grid)
     lines = []
     for row in range(rows, 0, -1):
         low = (row - 1) / rows

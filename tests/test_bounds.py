@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hf_refined_schedule.theory.bounds import LastIterateBound, last_iterate_bound, optimize_schedule, rank_schedules
-from hf_refined_schedule.theory.refinement import refined_grid
+from hf_refined_schedule.theory.refinement import refine_schedule
 
 from . import reference
 from .refusals import refuses
@@ -256,7 +256,7 @@ OPTIMIZED = {
 def test_the_numerical_bound_is_below_the_closed_forms(shape, steps, norm):
     norms = OPTIMIZED[shape](np.arange(steps) / steps, np.random.default_rng(0))
     multipliers = optimize_schedule(norms, norm=norm)
-    closed_form = refined_grid(norms, norm=norm, smoothing=0)[:-1]
+    closed_form = refine_schedule([*norms, norms[-1]], norm=norm, smoothing=0)[:-1]
     assert multipliers.shape == (steps,)
     assert multipliers.max() == 1
     assert multipliers.min() >= 0
@@ -340,3 +340,36 @@ def test_final_losses_of_real_runs_come_in_the_order_of_the_bound_nearly_everywh
         bound.distance_term / peak + peak * (bound.norm_term + bound.last_iterate_term) for bound in bounds.values()
     ]
     assert sum(pairs_in_order(at_one_peak)) >= 27
+
+
+# --- norms at the edge of float64 ---
+
+
+@pytest.mark.parametrize("scale", [5e-324, 1e-300, 1e-200, 1e200, 1e300])
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_the_rank_does_not_depend_on_the_scale_of_the_norms(scale, norm):
+    """T = 4, norms 1. Linear: t1 = 1/5, t2 = 3/8. Constant: t1 = 1/8, t2 = 1/2, t3 = 1/6 + 1/4 + 1/2 = 11/12."""
+    schedules = {"constant": np.ones(4), "linear": [1, 0.75, 0.5, 0.25]}
+    ranked = {row.name: row.relative_bound for row in rank_schedules(schedules, np.full(4, scale), norm=norm)}
+    assert ranked["linear"] == 1.0
+    assert ranked["constant"] == pytest.approx(math.sqrt((1 / 8) * (1 / 2 + 11 / 12) / ((1 / 5) * (3 / 8 + LINEAR_T3))))
+    np.testing.assert_allclose(
+        optimize_schedule(np.full(4, scale), norm=norm), optimize_schedule(np.ones(4), norm=norm)
+    )
+
+
+# k = 1: 1/2 (1 / 1.5) (1.875 / 2.5), k = 2: 1/2 (0.75 / 0.75) (0.875 / 1.5), k = 3: 1/2 (0.5 / 0.25) (0.3125 / 0.75)
+LINEAR_T3 = 0.25 + 0.875 / 3 + 0.3125 / 0.75
+
+
+@pytest.mark.parametrize("norm", [1e-200, 1e200])
+def test_a_bound_beyond_float64_is_refused(norm):
+    with refuses("float64", "divide each by its maximum"):
+        last_iterate_bound([1.0, 0.5], [norm, norm], norm="l2")
+    assert last_iterate_bound([1.0, 0.5], [norm, norm], norm="l1").norm_term > 0
+
+
+def test_multipliers_at_the_edge_of_float64_are_refused():
+    for multiplier in (5e-324, 1e300):
+        with refuses("float64"):
+            last_iterate_bound([multiplier, multiplier], [1.0, 1.0])

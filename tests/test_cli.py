@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -11,24 +12,13 @@ from transformers import get_scheduler
 import hf_refined_schedule
 from hf_refined_schedule.cli import main
 
+from .records import write_norms
 from .tiny import BIN, run_command
-
-
-def write_run(path, norms, family="adam", planned=None):
-    header = {
-        "format": "gradient_norms",
-        "version": 1,
-        "optimizer_family": family,
-        "num_training_steps": planned or len(norms),
-    }
-    rows = [{"step": step, "l1": value, "l2": value} for step, value in enumerate(norms, start=1)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in [header, *rows]))
 
 
 @pytest.fixture
 def run(tmp_path):
-    write_run(tmp_path / "run" / "gradient_norms.jsonl", list(np.linspace(3, 1, 100)))
+    write_norms(tmp_path / "run" / "gradient_norms.jsonl", list(np.linspace(3, 1, 100)))
     return tmp_path / "run"
 
 
@@ -55,7 +45,7 @@ def table(output):
 
 def test_rank(run, tmp_path, capsys):
     flat = tmp_path / "flat"
-    write_run(flat / "gradient_norms.jsonl", [0.5] * 200)
+    write_norms(flat / "gradient_norms.jsonl", [0.5] * 200)
     assert main(["refine", str(run), "-o", str(tmp_path / "other.json")]) == 0
     capsys.readouterr()
     assert main(["rank", str(flat), "--with", str(tmp_path / "other.json")]) == 0
@@ -73,17 +63,46 @@ def test_rank(run, tmp_path, capsys):
 
 def test_check(run, tmp_path, capsys):
     assert main(["check", str(run)]) == 0
-    source, verdict, *figures = capsys.readouterr().out.splitlines()
+    source, verdict, *figures, next_run = capsys.readouterr().out.splitlines()
     assert source.startswith(f"{run}/gradient_norms.jsonl (a recorded file): 100 L1 and L2 norms")
     assert verdict == "verdict: worth a refined run"
-    assert len(figures) == 14
+    assert len(figures) == 15
     assert not any(line.startswith(" ! ") for line in figures)
-    write_run(tmp_path / "rising" / "gradient_norms.jsonl", list(np.linspace(1, 3, 100)))
+    words = shlex.split(next_run)
+    assert words[:5] == ["next", "run:", "--lr_scheduler_type", "refined", "--lr_scheduler_kwargs"]
+    assert json.loads(words[5].removesuffix(",")) == {"refined_from": str(run)}
+    write_norms(tmp_path / "rising" / "gradient_norms.jsonl", list(np.linspace(1, 3, 100)))
     assert main(["check", str(tmp_path / "rising"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["verdict"] == "doubtful"
-    (bad,) = [finding for finding in report["findings"] if not finding["ok"] and "smoothed norm" in finding["name"]]
+    (bad,) = [finding for finding in report["findings"] if not finding["ok"] and "smallest norm" in finding["name"]]
     assert bad["value"] == pytest.approx(2.9, abs=0.05)  # the median of the last tenth is 2.9, the least norm about 1
+
+
+@pytest.mark.parametrize(
+    ("norms", "planned", "expected"),
+    [
+        pytest.param(np.ones(100), 100, "--lr_scheduler_type linear, without warm-up", id="flat"),
+        pytest.param(1 + 5 * np.exp(-50 * np.arange(1000) / 1000), 1000, "--lr_scheduler_type linear --warmup_steps 0.1", id="a spike"),
+        pytest.param(0.5 + np.arange(100) / 100, 100, '"rising_norms": "ignore"}', id="rising: they are ignored"),
+        pytest.param(np.linspace(3, 1, 40), 100, '"pilot": true}', id="unfinished: a pilot"),
+    ],
+)  # fmt: skip
+def test_the_verdict_ends_with_the_flags_of_the_next_run(tmp_path, capsys, norms, planned, expected):
+    write_norms(tmp_path / "gradient_norms.jsonl", list(norms), planned=planned)
+    assert main(["check", str(tmp_path)]) == 0
+    next_run = capsys.readouterr().out.splitlines()[-1]
+    assert next_run.startswith("next run: ")
+    assert expected in next_run
+
+
+def test_check_and_plot_answer_for_an_unfinished_run(tmp_path, capsys):
+    write_norms(tmp_path / "gradient_norms.jsonl", list(np.linspace(3, 1, 40)), planned=100)
+    assert main(["check", str(tmp_path)]) == 0
+    assert "note: A pilot: norms cover 40% of the run" in capsys.readouterr().out
+    assert main(["plot", str(tmp_path), "--text"]) == 0
+    assert "worth a refined run" in capsys.readouterr().out
+    assert "--pilot" in refused(capsys, "refine", tmp_path, "-o", tmp_path / "schedule.json")
 
 
 def test_a_reader_that_has_seen_enough(run):
@@ -124,8 +143,8 @@ def refused(capsys, *words):
 def test_bad_input_is_one_line(run, tmp_path, capsys):
     out = tmp_path / "schedule.json"
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\x00")
-    write_run(tmp_path / "short" / "gradient_norms.jsonl", [1.0] * 40, planned=100)
-    write_run(tmp_path / "unknown" / "gradient_norms.jsonl", [1.0] * 40, family=None)
+    write_norms(tmp_path / "short" / "gradient_norms.jsonl", [1.0] * 40, planned=100)
+    write_norms(tmp_path / "unknown" / "gradient_norms.jsonl", [1.0] * 40, family=None)
     assert "no file or folder" in refused(capsys, "refine", tmp_path / "nothing", "-o", out)
     assert "holds no gradient norms" in refused(capsys, "refine", tmp_path / "picture.png", "-o", out)
     assert "power is 2.0" in refused(capsys, "refine", run, "--power", 2, "-o", out)
@@ -138,7 +157,7 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
 
 
 def test_plot_as_text(run, tmp_path, capsys):
-    write_run(run / "gradient_norms.jsonl", [1.0] * 100)
+    write_norms(run / "gradient_norms.jsonl", [1.0] * 100)
     assert main(["plot", str(run), "--text"]) == 0
     _, verdict, *drawn = capsys.readouterr().out.splitlines()
     assert verdict == "doubtful", "equal norms look clipped"
@@ -150,7 +169,7 @@ def test_plot_as_text(run, tmp_path, capsys):
 
 def test_several_runs(tmp_path, capsys):
     for name, scale in (("a", 1.0), ("b", 4.0)):
-        write_run(tmp_path / name / "gradient_norms.jsonl", list(scale * np.linspace(3, 1, 100)))
+        write_norms(tmp_path / name / "gradient_norms.jsonl", list(scale * np.linspace(3, 1, 100)))
     runs, out = [str(tmp_path / "a"), str(tmp_path / "b")], tmp_path / "schedule.json"
     multipliers = []
     for sources in (runs[:1], runs):
@@ -161,13 +180,13 @@ def test_several_runs(tmp_path, capsys):
             assert main([*command, *sources]) == 0
         capsys.readouterr()
     assert multipliers[0] == pytest.approx(multipliers[1])
-    write_run(tmp_path / "b" / "gradient_norms.jsonl", [1.0] * 100, family="sgd")
+    write_norms(tmp_path / "b" / "gradient_norms.jsonl", [1.0] * 100, family="sgd")
     assert "different families" in refused(capsys, "refine", *runs, "-o", out)
 
 
 def test_plot_of_several_sources(run, tmp_path, capsys):
     """Each source's own schedule, and their average where all are runs; a schedule file has no norms to average."""
-    write_run(tmp_path / "flat" / "gradient_norms.jsonl", [1.0] * 50)
+    write_norms(tmp_path / "flat" / "gradient_norms.jsonl", [1.0] * 50)
     flat, picture = tmp_path / "flat", tmp_path / "picture.svg"
     assert main(["plot", str(run), str(flat), "--text", "-o", str(picture)]) == 0
     printed = capsys.readouterr().out
@@ -192,7 +211,7 @@ def test_numerical_refinement(run, tmp_path, capsys):
 
 
 def test_fitted_schedules_are_what_transformers_makes_of_the_flags(tmp_path, capsys):
-    write_run(tmp_path / "run" / "gradient_norms.jsonl", list(1 + 4 * np.exp(-np.arange(200) / 4)))
+    write_norms(tmp_path / "run" / "gradient_norms.jsonl", list(1 + 4 * np.exp(-np.arange(200) / 4)))
     out = tmp_path / "schedule.json"
     assert main(["refine", str(tmp_path / "run"), "--fit", "-o", str(out)]) == 0
     printed = capsys.readouterr().out
@@ -214,13 +233,13 @@ def test_fitted_schedules_are_what_transformers_makes_of_the_flags(tmp_path, cap
 
 
 def test_a_power_at_the_edge_of_the_search_is_told(tmp_path, capsys):
-    write_run(tmp_path / "run" / "gradient_norms.jsonl", [0.02] * 12 + [1.0] * 188)
+    write_norms(tmp_path / "run" / "gradient_norms.jsonl", [0.02] * 12 + [1.0] * 188)
     assert main(["refine", str(tmp_path / "run"), "--fit", "-o", str(tmp_path / "schedule.json")]) == 0
     assert "no power from 0.1 to 10 comes close" in capsys.readouterr().out
 
 
 def test_rising_norms(tmp_path, capsys):
-    write_run(tmp_path / "run" / "gradient_norms.jsonl", list(np.linspace(1, 3, 100)))
+    write_norms(tmp_path / "run" / "gradient_norms.jsonl", list(np.linspace(1, 3, 100)))
     out = tmp_path / "schedule.json"
     assert main(["refine", str(tmp_path / "run"), "--rising-norms", "ignore", "-o", str(out)]) == 0
     assert "note: Rising norms are ignored" in capsys.readouterr().out
@@ -228,7 +247,7 @@ def test_rising_norms(tmp_path, capsys):
 
 
 def test_pilot(tmp_path, capsys):
-    write_run(tmp_path / "short" / "gradient_norms.jsonl", [1.0] * 40, planned=100)
+    write_norms(tmp_path / "short" / "gradient_norms.jsonl", [1.0] * 40, planned=100)
     out = tmp_path / "schedule.json"
     assert main(["refine", str(tmp_path / "short"), "--pilot", "-o", str(out)]) == 0
     assert "norms cover 40% of the run" in capsys.readouterr().out
@@ -238,8 +257,8 @@ def test_pilot(tmp_path, capsys):
 def test_a_short_run_as_the_first_part_of_the_full_one(tmp_path, capsys):
     """40 complete updates, then its last norm: not the same as 40 updates stretched over 200."""
     norms = [4.0] * 20 + [1.0] * 20
-    write_run(tmp_path / "short" / "gradient_norms.jsonl", norms)
-    write_run(tmp_path / "first" / "gradient_norms.jsonl", norms, planned=200)
+    write_norms(tmp_path / "short" / "gradient_norms.jsonl", norms)
+    write_norms(tmp_path / "first" / "gradient_norms.jsonl", norms, planned=200)
     short, out = tmp_path / "short", tmp_path / "schedule.json"
     as_first_part = ("--pilot", "--num-training-steps", 200)
     grids = []
@@ -251,9 +270,12 @@ def test_a_short_run_as_the_first_part_of_the_full_one(tmp_path, capsys):
     assert np.argmax(grids[0]) / 200 == pytest.approx(0.1, abs=0.01)
     assert np.argmax(grids[2]) / 40 == pytest.approx(0.5, abs=0.05)
     assert main(["check", str(short), "--pilot", "--num-training-steps", "200"]) == 0
-    assert " ! the share of the run that was recorded: 0.2 (less than 0.25)" in capsys.readouterr().out
-    for words in (("--num-training-steps", 200), ("--pilot", "--num-training-steps", 39)):
-        assert "pass --pilot with it, and at least so many" in refused(capsys, "refine", short, *words, "-o", out)
+    assert " ! recorded fraction of the run: 0.2 (less than 0.25)" in capsys.readouterr().out
+    for words, remedy in (
+        (("--num-training-steps", 200), "pass pilot with it"),
+        (("--pilot", "--num-training-steps", 39), "pass at least 40"),
+    ):
+        assert remedy in refused(capsys, "refine", short, *words, "-o", out)
 
 
 def test_schedule_file_is_not_a_source_of_norms(run, tmp_path, capsys):

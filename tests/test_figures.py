@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from .test_cli import write_run
+from .records import write_norms
 from .tiny import BIN, REPOSITORY, run_command
 
 FIGURES = REPOSITORY / "scripts" / "figures.py"
@@ -49,7 +49,7 @@ def test_our_own_runs_and_synthetic_ones(tmp_path):
 
 def test_a_source_of_ones_own(tmp_path):
     """Norms that rise make the rate fall early: the peak at once, a mean below linear decay's."""
-    write_run(tmp_path / "rising" / "gradient_norms.jsonl", np.linspace(1, 4, 200).tolist())
+    write_norms(tmp_path / "rising" / "gradient_norms.jsonl", np.linspace(1, 4, 200).tolist())
     done = run_command(BIN / "python", FIGURES, tmp_path / "rising", "--output_dir", tmp_path / "figures")
     assert done.returncode == 0, done.stderr
     (cells,) = [cells for cells in rows(done.stdout) if cells[0] == str(tmp_path / "rising")]
@@ -68,8 +68,8 @@ def refused(tmp_path, *words):
 
 def test_sources_without_an_answer(tmp_path):
     (tmp_path / "log.csv").write_text("step,grad_norm\n" + "".join(f"{step},1.5\n" for step in range(1, 50)))
-    write_run(tmp_path / "vanished.jsonl", [0.0] * 100)
-    write_run(tmp_path / "half.jsonl", [1.0] * 50, planned=100)
+    write_norms(tmp_path / "vanished.jsonl", [0.0] * 100)
+    write_norms(tmp_path / "half.jsonl", [1.0] * 50, planned=100)
     for source, words in (
         ("nothing", "no file or folder"),
         ("log.csv", "--optimizer adam"),

@@ -10,23 +10,23 @@ import pytest
 from hf_refined_schedule.theory import refinement
 from hf_refined_schedule.training.rank_zero import on_main_process
 
-from .test_cli import write_run
+from .records import norms_of, refined, write_norms
 from .tiny import BIN, SCRIPTS, free_port, run_command, torchrun
 
 ALONE = SCRIPTS / "one_rank_alone.py"
 
 
 def expected(norms):
-    grid = refinement.refined_grid(norms)
+    grid = refined(norms_of(norms)).grid
     return [refinement.multiplier_at(grid, step / 20) for step in range(20)]
 
 
 def test_a_main_process_that_asks_alone_leaves_nobody_waiting(tmp_path):
     """A preview on rank 0 takes no turn of the others; a source that has changed between two asks of all is read anew."""
     norms, others, third = np.linspace(3, 1, 200), np.linspace(1, 2, 200), np.linspace(5, 1, 200)
-    write_run(tmp_path / "run.jsonl", norms.tolist())
-    write_run(tmp_path / "other.jsonl", others.tolist())
-    write_run(tmp_path / "third.jsonl", third.tolist())
+    write_norms(tmp_path / "run.jsonl", norms.tolist())
+    write_norms(tmp_path / "other.jsonl", others.tolist())
+    write_norms(tmp_path / "third.jsonl", third.tolist())
     done = torchrun(ALONE, tmp_path / "run.jsonl", "--other", tmp_path / "other.jsonl", "--report", tmp_path)
     assert (tmp_path / "rank1.json").exists(), done.stderr
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
@@ -42,7 +42,7 @@ def test_a_main_process_that_asks_alone_leaves_nobody_waiting(tmp_path):
 
 
 def test_another_process_that_asks_alone_is_told_so(tmp_path):
-    write_run(tmp_path / "run.jsonl", [1.0] * 50)
+    write_norms(tmp_path / "run.jsonl", [1.0] * 50)
     done = torchrun(ALONE, tmp_path / "run.jsonl", "--second-rank-alone")
     assert done.returncode not in (None, 0)
     assert "Rank 1 waits for the main process to give it the schedule refined from" in done.stderr
@@ -71,7 +71,7 @@ def test_two_nodes_without_a_shared_disk(tmp_path):
     for node in nodes:
         node.mkdir()
     norms = np.linspace(3, 1, 12)
-    write_run(nodes[0] / "baseline" / "gradient_norms.jsonl", norms.tolist())
+    write_norms(nodes[0] / "baseline" / "gradient_norms.jsonl", norms.tolist())
 
     def launch(rank):
         return run_command(
@@ -85,7 +85,7 @@ def test_two_nodes_without_a_shared_disk(tmp_path):
 
     with ThreadPoolExecutor(2) as pool:
         done = list(pool.map(launch, range(2)))
-    grid = refinement.refined_grid(norms)
+    grid = refined(norms_of(norms)).grid
     for rank, node in enumerate(nodes):
         world_size, rates = (node / "out" / f"rank{rank}.txt").read_text().split(" ", 1)
         assert int(world_size) == 2, done[rank].stderr

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 
 from hf_refined_schedule.theory.refinement import (
-    averaged_norms,
+    average_norms,
+    effective_norms,
     linear_decay,
     multiplier_at,
     refine_schedule,
-    refined_grid,
     smooth_norms,
 )
 
 from . import reference
+from .records import norms_of, refined
 from .refusals import refuses
 from .tolerances import EXACT_ROUNDING, REFINE_MILLION_SECONDS
 
@@ -23,6 +24,12 @@ NAN, INF = float("nan"), float("inf")
 
 LENGTHS = [2, 3, 19, 20, 101]
 SMOOTHINGS = [0, 0.05, 0.1, 0.5, 1.0]
+
+
+def refined_grid(norms, norm="l1", **options):
+    """The schedule that training uses: the formula on the norms of T updates and a repeat of the last."""
+    record = norms_of(**{norm: norms}, planned=options.get("num_training_steps", len(norms)))
+    return refined(record, "adam" if norm == "l1" else "sgd", pilot=True, **options).grid
 
 
 def random_norms(steps):
@@ -119,7 +126,7 @@ def test_arguments_are_not_changed():
     before = norms.copy()
     smooth_norms(norms)
     refine_schedule(norms)
-    refined_grid(norms)
+    effective_norms(norms, smoothing=0)
     np.testing.assert_array_equal(norms, before)
 
 
@@ -233,14 +240,14 @@ def test_averages_worked_out_by_hand(runs, options, expected):
     options = {"smoothing": 0, **options}
     if expected is None:
         with refuses("at least 2"):
-            averaged_norms(runs, **options)
+            average_norms(runs, **options)
     else:
-        assert_equal_up_to_rounding(averaged_norms(runs, **options), expected)
+        assert_equal_up_to_rounding(average_norms(runs, **options), expected)
 
 
 def test_no_run_at_all_is_refused():
     with refuses("no run"):
-        averaged_norms([])
+        average_norms([])
 
 
 @pytest.mark.parametrize("power", [-0.5, -1.0, -2.0])
@@ -321,14 +328,13 @@ BAD_NORMS = [
 ]
 
 
-@pytest.mark.parametrize("function", [smooth_norms, refine_schedule, refined_grid])
+@pytest.mark.parametrize("function", [smooth_norms, refine_schedule])
 @pytest.mark.parametrize(("norms", "words"), BAD_NORMS)
 def test_unusable_norms_are_refused(norms, words, function):
     with refuses("norms", *words):
         function(norms)
 
 
-@pytest.mark.parametrize("function", [refine_schedule, refined_grid])
 @pytest.mark.parametrize(
     ("norms", "smoothing", "position"),
     [
@@ -341,41 +347,38 @@ def test_unusable_norms_are_refused(norms, words, function):
         pytest.param([0, 0], 0, 0, id="zeros alone"),
     ],
 )
-def test_a_smoothed_norm_of_zero_is_refused(norms, smoothing, position, function):
+def test_a_smoothed_norm_of_zero_is_refused(norms, smoothing, position):
     with refuses("smoothed", f"position {position} is 0"):
-        function(norms, smoothing=smoothing)
+        refine_schedule(norms, smoothing=smoothing)
 
 
 def test_smooth_norms_itself_takes_zeros():
     np.testing.assert_array_equal(smooth_norms([0, 0, 1], smoothing=0), [0, 0, 1])
 
 
-@pytest.mark.parametrize("function", [smooth_norms, refine_schedule, refined_grid])
+@pytest.mark.parametrize("function", [smooth_norms, refine_schedule])
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0001, 10, NAN, INF, "0.1", None, 1j])
 def test_smoothing_that_is_no_fraction_is_refused(smoothing, function):
     with refuses("smoothing", repr(smoothing), "fraction of the run"):
         function([1.0, 2.0, 3.0], smoothing=smoothing)
 
 
-@pytest.mark.parametrize("function", [refine_schedule, refined_grid])
 @pytest.mark.parametrize("power", [0, 1, 2.0, NAN, INF, -INF, "-1", 1j])
-def test_power_that_is_not_negative_is_refused(power, function):
+def test_power_that_is_not_negative_is_refused(power):
     with refuses("power", repr(power), "negative number"):
-        function([1.0, 2.0, 3.0], power=power)
+        refine_schedule([1.0, 2.0, 3.0], power=power)
 
 
-@pytest.mark.parametrize("function", [refine_schedule, refined_grid])
 @pytest.mark.parametrize("rising_norms", ["Keep", "", None, True])
-def test_unknown_treatment_of_rising_norms_is_refused(rising_norms, function):
+def test_unknown_treatment_of_rising_norms_is_refused(rising_norms):
     with refuses("rising_norms", repr(rising_norms), '"keep"', '"ignore"'):
-        function([1.0, 2.0], rising_norms=rising_norms)
+        refine_schedule([1.0, 2.0], rising_norms=rising_norms)
 
 
-@pytest.mark.parametrize("function", [refine_schedule, refined_grid])
 @pytest.mark.parametrize("norm", ["L1", "linf", "", 1, None])
-def test_unknown_norm_is_refused(norm, function):
+def test_unknown_norm_is_refused(norm):
     with refuses("norm", repr(norm), '"l1"', '"l2"'):
-        function([1.0, 2.0, 3.0], norm=norm)
+        refine_schedule([1.0, 2.0, 3.0], norm=norm)
 
 
 def test_a_schedule_without_any_positive_multiplier_is_refused():
@@ -387,7 +390,7 @@ def test_a_schedule_without_any_positive_multiplier_is_refused():
 @pytest.mark.parametrize("num_training_steps", [2, 1, 0, -1])
 def test_more_norms_than_steps_are_refused(num_training_steps):
     with refuses("3 norms", f"num_training_steps={num_training_steps}"):
-        refined_grid([1.0, 2.0, 3.0], num_training_steps=num_training_steps)
+        effective_norms([1.0, 2.0, 3.0], num_training_steps=num_training_steps)
 
 
 # --- the schedule as a function of progress ---

@@ -10,7 +10,6 @@ from transformers import Trainer, TrainerCallback
 
 from hf_refined_schedule import GradientNormCallback, RefinedScheduleTrainer, load_norms
 from hf_refined_schedule.norms.norms_file import read_norms_file
-from hf_refined_schedule.schedules.refined_schedule import RefinedSchedule
 from hf_refined_schedule.training.checkpoints import last_complete_checkpoint
 
 from .tiny import (
@@ -143,11 +142,11 @@ def test_a_checkpoint_from_before_the_recording(tmp_path, caplog):
     assert "lacks 10 updates from before this run was resumed" in warnings_of(caplog)[0]
     norms = load_norms(tmp_path)
     assert (norms.steps[0], norms.steps[-1], norms.num_training_steps) == (11, 30, 30)
-    assert any("first 10 updates are missing" in note for note in RefinedSchedule.from_norms(norms, "adam").notes)
+    assert any("first 10 updates are missing" in note for note in refined(norms, "adam").notes)
     file = tmp_path / NAME
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:15]))
     with pytest.raises(ValueError, match="covers 24 of 30"):
-        RefinedSchedule.from_norms(load_norms(tmp_path), "adam")
+        refined(load_norms(tmp_path), "adam")
 
 
 # --- something happened to the file ---

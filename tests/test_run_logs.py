@@ -13,8 +13,8 @@ from torch.optim import AdamW
 from transformers import Trainer
 
 from hf_refined_schedule import get_refined_schedule, load_norms, register
-from hf_refined_schedule.schedules.refining import load_schedule
 
+from .records import load_schedule
 from .refusals import refuses
 from .tiny import BIN, rates, run_command, tiny_arguments, tiny_data, tiny_model
 
@@ -124,7 +124,7 @@ def test_a_column_is_named_to_the_scheduler(tmp_path):
     kwargs = {"refined_from": path, "column": "gn", "norm": "l2"}
     scheduler = get_refined_schedule(AdamW([Parameter(torch.zeros(1))], lr=1.0), 0, 40, **kwargs)
     rates = [scheduler.optimizer.param_groups[0]["lr"]]
-    assert rates == [by_name.multipliers[0]]
+    assert rates == [by_name.grid[0]]
 
 
 def test_a_name_that_does_not_say_which_norm_needs_it_said(tmp_path):

@@ -1,7 +1,6 @@
 """The scheduler: hand-typed tables of learning rates, other horizons, and what a checkpoint holds."""
 
 import io
-import json
 import logging
 
 import numpy as np
@@ -11,9 +10,9 @@ from accelerate import Accelerator
 from transformers import get_linear_schedule_with_warmup, get_scheduler
 
 from hf_refined_schedule import GradientNorms, get_refined_schedule, register
-from hf_refined_schedule.schedules.refined_schedule import RefinedSchedule
 from hf_refined_schedule.schedules.schedule_file import write_schedule
 
+from .records import refined, write_norms
 from .tolerances import EXACT_ROUNDING
 
 register()
@@ -128,13 +127,6 @@ def saved_and_loaded(state):
     return torch.load(buffer, weights_only=True)
 
 
-def write_norms(path, l1):
-    header = {"format": "gradient_norms", "version": 1, "optimizer_family": "adam", "num_training_steps": len(l1)}
-    rows = [{"step": step, "l1": value, "l2": value} for step, value in enumerate(l1, start=1)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in [header, *rows]))
-    return path
-
-
 def interrupted_state(path, l1, horizon, at):
     write_norms(path, l1)
     scheduler = get_refined_schedule(optimizer_of(), 0, horizon, refined_from=path)
@@ -229,13 +221,15 @@ def test_a_degenerate_schedule_stops_with_the_remedy_but_never_a_resume(tmp_path
     path = write_norms(tmp_path / "gradient_norms.jsonl", VANISHING)
     scheduler = get_refined_schedule(optimizer_of(), 0, 50, refined_from=path)
     scheduler.optimizer.step()
-    with pytest.raises(ValueError, match=r"degenerate: the peak's place in the run is .*allow_degenerate=True"):
+    with pytest.raises(
+        ValueError, match=r"degenerate: peak position \(fraction of the run\) is .*allow_degenerate=True"
+    ):
         scheduler.step()
     with pytest.raises(ValueError, match="degenerate"):
         get_refined_schedule(optimizer_of(), 0, 50, refined_from=norms(VANISHING))
     assert "doubtful" not in caplog.text
     allowed = get_refined_schedule(optimizer_of(), 0, 50, refined_from=path, allow_degenerate=True)
-    assert "It is doubtful: the peak's place" in caplog.text
+    assert "It is doubtful: peak position" in caplog.text
     rates_of(allowed, 10)
     scheduler.load_state_dict(saved_and_loaded(allowed.state_dict()))
     scheduler.step()
@@ -244,7 +238,7 @@ def test_a_degenerate_schedule_stops_with_the_remedy_but_never_a_resume(tmp_path
 
 REFUSALS = [
     ("no source", {}, "needs refined_from.*gradient_norms.jsonl"),
-    ("a number for a source", {"refined_from": 5}, "refined_from is 5, which is no run to refine from; pass"),
+    ("a number for a source", {"refined_from": 5}, "refined_from is 5, which is not a run to refine from; pass"),
     ("no steps", {"refined_from": "x", "num_training_steps": None}, "num_training_steps is None"),
     ("zero steps", {"refined_from": "x", "num_training_steps": 0}, "num_training_steps is 0"),
     ("negative warm-up", {"refined_from": "x", "num_warmup_steps": -1}, "num_warmup_steps is -1"),
@@ -288,7 +282,7 @@ def test_a_file_of_something_else_says_what_to_pass(tmp_path, content):
 
 def test_a_schedule_file_is_used_as_it_is(tmp_path):
     path = tmp_path / "schedule.json"
-    write_schedule(RefinedSchedule.from_norms(norms(FALLING), "adam", smoothing=0), path)
+    write_schedule(refined(norms(FALLING), "adam", smoothing=0), path)
     scheduler = get_refined_schedule(optimizer_of(), 0, 4, refined_from=path)
     assert rates_of(scheduler, 5) == [0.875, 0.75, 1.0, 0.5, 0.0]
     with pytest.raises(ValueError, match="--optimizer sgd"):

@@ -8,46 +8,15 @@ import numpy as np
 import pytest
 
 from hf_refined_schedule.norms.gradient_norms import GradientNorms, UnfinishedRunError
-from hf_refined_schedule.norms.sources import MissingSourceError, is_schedule_file, load_norms
-from hf_refined_schedule.schedules.refined_schedule import RefinedSchedule
-from hf_refined_schedule.schedules.refining import load_schedule
+from hf_refined_schedule.norms.sources import MissingSourceError, find_source, load_norms
 from hf_refined_schedule.schedules.schedule_file import read_schedule, write_schedule
 
 from . import reference
+from .records import entries, entry, load_schedule, norms_of, refined, write_norms, write_state
 from .refusals import refuses
 from .tolerances import EXACT_ROUNDING, SPARSE_LOG_RMSE
 
 NAN, INF = float("nan"), float("inf")
-
-
-def entry(step, grad_norm=1.0, **more):
-    return {"step": step, "epoch": step / 100, "loss": 2.5, "learning_rate": 1e-4, "grad_norm": grad_norm, **more}
-
-
-def entries(count, grad_norm=1.0):
-    return [entry(step, grad_norm) for step in range(1, count + 1)]
-
-
-def write_state(path, log_history, max_steps=100):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"best_metric": None, "max_steps": max_steps, "log_history": log_history}, indent=2))
-    return path
-
-
-def write_norms(path, l1, l2=None, planned=None, family="adam"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header = {"format": "gradient_norms", "version": 1, "optimizer_family": family}
-    lines = [{**header, "num_training_steps": len(l1) if planned is None else planned}]
-    for step, (first, second) in enumerate(zip(l1, l1 if l2 is None else l2, strict=True), start=1):
-        lines.append({"step": step, "l1": first, "l2": second, "clip_factor": 1.0, "learning_rate": 0.1})
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-def norms_of(l1=None, l2=None, steps=None, planned=None):
-    known = l1 if l1 is not None else l2
-    steps = range(1, len(known) + 1) if steps is None else steps
-    return GradientNorms(steps=list(steps), l1=l1, l2=l2, num_training_steps=planned, source="the run")
 
 
 def assert_equal_up_to_rounding(actual, expected):
@@ -97,7 +66,7 @@ def test_a_log_out_of_order_is_sorted(tmp_path):
 def test_a_trainer_state_that_does_not_say_its_length_is_of_the_length_it_has(tmp_path, max_steps):
     path = write_state(tmp_path / "trainer_state.json", entries(40), max_steps)
     assert load_norms(path).num_training_steps is None
-    assert len(load_schedule(path, "adam").multipliers) == 41
+    assert len(load_schedule(path, "adam").grid) == 41
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF, "NaN", "Infinity", None, -1.0, "text", [1.0, 2.0], True])
@@ -170,7 +139,7 @@ def test_twenty_logged_norms_are_enough(tmp_path):
 def test_a_number_of_steps_beyond_reason_is_refused_or_passed_over(tmp_path, history, max_steps):
     path = write_state(tmp_path / "trainer_state.json", history, max_steps)
     try:
-        multipliers = load_schedule(path, "adam").multipliers
+        multipliers = load_schedule(path, "adam").grid
     except ValueError as error:
         assert "\n" not in str(error)
     else:
@@ -279,7 +248,7 @@ def test_a_file_of_something_else_is_refused(tmp_path, content):
 
 def test_a_schedule_file_holds_no_norms(tmp_path):
     path = tmp_path / "schedule.json"
-    write_schedule(RefinedSchedule.from_norms(GradientNorms(np.arange(1, 101), l1=np.ones(100)), "adam"), path)
+    write_schedule(refined(GradientNorms(np.arange(1, 101), l1=np.ones(100)), "adam"), path)
     with refuses(str(path), "is a schedule file", "the run that it was made from"):
         load_norms(path)
 
@@ -307,8 +276,8 @@ SHAPE, OTHER = [4.0, 2.0, 1.0, 2.0], [8.0, 8.0, 8.0, 8.0]
     ],
 )
 def test_the_weights_follow_the_optimizer(norms, optimizer, options, expected, norm, power):
-    schedule = RefinedSchedule.from_norms(norms, optimizer, smoothing=0, **options)
-    assert_equal_up_to_rounding(schedule.multipliers, expected)
+    schedule = refined(norms, optimizer, smoothing=0, **options)
+    assert_equal_up_to_rounding(schedule.grid, expected)
     assert (schedule.optimizer, schedule.norm, schedule.power) == (optimizer, norm, power)
     assert (schedule.smoothing, schedule.source) == (0.0, "the run")
 
@@ -316,8 +285,8 @@ def test_the_weights_follow_the_optimizer(norms, optimizer, options, expected, n
 @pytest.mark.parametrize("options", [{}, {"smoothing": 0.1}], ids=["unless said", "said"])
 def test_a_tenth_of_the_run_is_smoothed(options):
     norms = np.random.default_rng(0).lognormal(size=60)
-    schedule = RefinedSchedule.from_norms(norms_of(norms), "adam", **options)
-    assert_equal_up_to_rounding(schedule.multipliers, reference.refined_grid(norms, -1, 0.1))
+    schedule = refined(norms_of(norms), "adam", **options)
+    assert_equal_up_to_rounding(schedule.grid, reference.refined_grid(norms, -1, 0.1))
     assert schedule.smoothing == 0.1
 
 
@@ -325,7 +294,7 @@ def test_load_schedule_passes_its_arguments_on(tmp_path):
     path = write_norms(tmp_path / "gradient_norms.jsonl", OTHER, SHAPE)
     for source in (path, str(path), tmp_path, load_norms(path)):
         schedule = load_schedule(source, "adam", norm="l2", power=-2, smoothing=0)
-        assert_equal_up_to_rounding(schedule.multipliers, ONE_OVER_SQUARE)
+        assert_equal_up_to_rounding(schedule.grid, ONE_OVER_SQUARE)
         assert schedule.source == str(path)
 
 
@@ -334,11 +303,11 @@ def test_rising_norms_are_ignored_where_that_is_asked_for(tmp_path):
     path = write_norms(tmp_path / "gradient_norms.jsonl", falling_then_rising)
     schedule = load_schedule(path, "adam", smoothing=0, rising_norms="ignore")
     # minimum 4 2 1 1, extended by 1: w = 1/4 1/2 1 1 1, tails 7/2 3 2 1 0, products 7/8 3/2 2 1 0
-    assert_equal_up_to_rounding(schedule.multipliers, [7 / 16, 3 / 4, 1, 1 / 2, 0])
-    assert schedule.weighting.tolist() == [4, 2, 1, 1]
+    assert_equal_up_to_rounding(schedule.grid, [7 / 16, 3 / 4, 1, 1 / 2, 0])
+    assert schedule.effective_norms.tolist() == [4, 2, 1, 1]
     assert schedule.rising_norms == "ignore"
     assert any("Rising norms are ignored" in note for note in schedule.notes)
-    assert load_schedule(path, "adam", smoothing=0).weighting.tolist() == falling_then_rising
+    assert load_schedule(path, "adam", smoothing=0).effective_norms.tolist() == falling_then_rising
 
 
 def test_several_runs_are_averaged(tmp_path):
@@ -348,8 +317,8 @@ def test_several_runs_are_averaged(tmp_path):
     ]
     for source in (paths, [paths[0].parent, str(paths[1])], [load_norms(paths[0]), paths[1]]):
         schedule = load_schedule(source, "adam", smoothing=0)
-        assert_equal_up_to_rounding(schedule.weighting, [4, 2, 1, 2])
-        assert_equal_up_to_rounding(schedule.multipliers, ONE_OVER)
+        assert_equal_up_to_rounding(schedule.effective_norms, [4, 2, 1, 2])
+        assert_equal_up_to_rounding(schedule.grid, ONE_OVER)
         assert schedule.source == f"2 runs ({paths[0]}, {paths[1]})"
     assert load_schedule(paths[:1], "adam").source == str(paths[0])
 
@@ -372,16 +341,16 @@ def test_several_runs_are_as_good_as_the_worst_of_them(tmp_path):
 
 
 def test_updates_without_a_norm_are_interpolated():
-    schedule = RefinedSchedule.from_norms(norms_of([4.0, 2.0, 2.0], steps=[1, 2, 4]), "adam", smoothing=0)
-    assert_equal_up_to_rounding(schedule.multipliers, reference.refined_grid([4, 2, 2, 2], -1, 0))
-    schedule = RefinedSchedule.from_norms(norms_of([4.0, 2.0], steps=[1, 3]), "adam", smoothing=0)
-    assert_equal_up_to_rounding(schedule.multipliers, reference.refined_grid([4, 3, 2], -1, 0))
+    schedule = refined(norms_of([4.0, 2.0, 2.0], steps=[1, 2, 4]), "adam", smoothing=0)
+    assert_equal_up_to_rounding(schedule.grid, reference.refined_grid([4, 2, 2, 2], -1, 0))
+    schedule = refined(norms_of([4.0, 2.0], steps=[1, 3]), "adam", smoothing=0)
+    assert_equal_up_to_rounding(schedule.grid, reference.refined_grid([4, 3, 2], -1, 0))
 
 
 @pytest.mark.parametrize("options", [{}, {"power": -2}])
 def test_sgd_with_l1_norms_alone_is_refused(options):
     with refuses("the run", "L1", "L2", "norm"):
-        RefinedSchedule.from_norms(norms_of([1.0] * 30), "sgd", **options)
+        refined(norms_of([1.0] * 30), "sgd", **options)
 
 
 @pytest.mark.parametrize(
@@ -394,7 +363,7 @@ def test_sgd_with_l1_norms_alone_is_refused(options):
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_a_norm_that_is_not_there_is_refused(norms, norm, words, optimizer):
     with refuses("the run", *words):
-        RefinedSchedule.from_norms(norms, optimizer, norm=norm)
+        refined(norms, optimizer, norm=norm)
 
 
 @pytest.mark.parametrize(
@@ -409,7 +378,7 @@ def test_a_norm_that_is_not_there_is_refused(norms, norm, words, optimizer):
 )
 def test_arguments_out_of_range_are_refused(optimizer, options, words):
     with refuses(*words):
-        RefinedSchedule.from_norms(norms_of([1.0] * 30, [1.0] * 30), optimizer, **options)
+        refined(norms_of([1.0] * 30, [1.0] * 30), optimizer, **options)
 
 
 @pytest.mark.parametrize(
@@ -423,7 +392,7 @@ def test_arguments_out_of_range_are_refused(optimizer, options, words):
 )
 def test_norms_that_make_no_schedule_are_refused_with_their_source(values, words):
     with refuses("the run", *words):
-        RefinedSchedule.from_norms(norms_of(values), "adam")
+        refined(norms_of(values), "adam")
 
 
 # --- how much of the run is covered ---
@@ -444,7 +413,7 @@ def test_an_unfinished_run_is_not_silently_a_whole_one(tmp_path, made, planned, 
     path = write_norms(tmp_path / "gradient_norms.jsonl", [2.0] * made, planned=planned)
     if whole:
         schedule = load_schedule(path, "adam")
-        assert_equal_up_to_rounding(schedule.multipliers, [1 - t / planned for t in range(planned + 1)])
+        assert_equal_up_to_rounding(schedule.grid, [1 - t / planned for t in range(planned + 1)])
     else:
         with refuses(str(path), f"{made} of {planned}", "--pilot", error=UnfinishedRunError):
             load_schedule(path, "adam")
@@ -462,19 +431,19 @@ def test_an_unfinished_run_is_not_silently_a_whole_one(tmp_path, made, planned, 
 )
 def test_a_pilot_goes_on_with_its_last_smoothed_norm(values, planned, smoothing, expected):
     norms = norms_of(values, planned=planned)
-    schedule = RefinedSchedule.from_norms(norms, "adam", smoothing=smoothing, pilot=True)
-    assert_equal_up_to_rounding(schedule.multipliers, expected)
+    schedule = refined(norms, "adam", smoothing=smoothing, pilot=True)
+    assert_equal_up_to_rounding(schedule.grid, expected)
     assert any("pilot" in note for note in schedule.notes)
 
 
 def test_a_finished_run_may_be_called_a_pilot():
-    schedule = RefinedSchedule.from_norms(norms_of([1.0] * 30, planned=30), "adam", pilot=True)
+    schedule = refined(norms_of([1.0] * 40, planned=40), "adam", pilot=True)
     assert schedule.notes == ()
-    assert len(schedule.multipliers) == 31
+    assert len(schedule.grid) == 41
 
 
 def test_a_run_of_unknown_length_is_as_long_as_its_norms():
-    assert len(RefinedSchedule.from_norms(norms_of([1.0] * 30), "adam").multipliers) == 31
+    assert len(refined(norms_of([1.0] * 30), "adam").grid) == 31
 
 
 # --- what the user is told ---
@@ -483,22 +452,24 @@ def test_a_run_of_unknown_length_is_as_long_as_its_norms():
 @pytest.mark.parametrize(
     ("norms", "optimizer", "words"),
     [
-        pytest.param(norms_of([1.0] * 20), "adam", None, id="nothing to say at 20 updates"),
-        pytest.param(norms_of([1.0] * 19), "adam", ["19", "too few to smooth"], id="19 updates are not smoothed"),
-        pytest.param(norms_of(l2=[1.0] * 20), "adam", ["no L1 norms", "L2 ** -1"], id="L2 stands in for L1"),
-        pytest.param(norms_of(l2=[1.0] * 20), "sgd", None, id="L2 is SGD's own"),
+        pytest.param(norms_of([1.0] * 40), "adam", None, id="nothing to say at 40 updates"),
         pytest.param(
-            norms_of([1.0] * 30, steps=range(10, 40)),
+            norms_of([1.0] * 19), "adam", ["19 norms are few", "0.1 to 0.211"], id="19 updates widen the window"
+        ),
+        pytest.param(norms_of(l2=[1.0] * 40), "adam", ["no L1 norms", "L2 ** -1"], id="L2 stands in for L1"),
+        pytest.param(norms_of(l2=[1.0] * 40), "sgd", None, id="L2 is SGD's own"),
+        pytest.param(
+            norms_of([1.0] * 40, steps=range(10, 50)),
             "adam",
             ["first 9 updates", "missing", "logging_first_step"],
             id="the first norms are missing",
         ),
-        pytest.param(norms_of([1.0] * 30, steps=[1, *range(5, 34)]), "adam", None, id="the first norm is what matters"),
-        pytest.param(norms_of([1.0] * 24, planned=25), "adam", None, id="96 % of the run"),
+        pytest.param(norms_of([1.0] * 40, steps=[1, *range(5, 44)]), "adam", None, id="the first norm is what matters"),
+        pytest.param(norms_of([1.0] * 48, planned=50), "adam", None, id="96 % of the run"),
     ],
 )
 def test_notes(norms, optimizer, words):
-    notes = RefinedSchedule.from_norms(norms, optimizer).notes
+    notes = refined(norms, optimizer).notes
     if words is None:
         assert notes == ()
         return
@@ -527,7 +498,7 @@ def test_notes(norms, optimizer, words):
     ],
 )
 def test_best_peak_ratio_worked_out_by_hand(norms, optimizer, expected):
-    schedule = RefinedSchedule.from_norms(norms, optimizer, smoothing=0)
+    schedule = refined(norms, optimizer, smoothing=0)
     assert schedule.best_peak_ratio == pytest.approx(expected, rel=EXACT_ROUNDING)
 
 
@@ -539,7 +510,7 @@ def test_best_peak_ratio_equals_its_twin(optimizer, power):
     for multipliers in (reference.refined_grid(values, power, 0.1)[:-1], [1 - t / 50 for t in range(50)]):
         first, second, third = reference.bound_terms(multipliers, squares)
         peaks.append(math.sqrt(first / (second + third)))
-    schedule = RefinedSchedule.from_norms(norms_of(values, values), optimizer)
+    schedule = refined(norms_of(values, values), optimizer)
     assert schedule.best_peak_ratio == pytest.approx(peaks[0] / peaks[1], rel=EXACT_ROUNDING)
 
 
@@ -561,8 +532,8 @@ def test_a_log_every_few_steps_rebuilds_the_schedule(tmp_path, every, optimizer,
     history = [entry(step, norms[step - 1]) for step in logged]
     schedule = load_schedule(write_state(tmp_path / "trainer_state.json", history, steps), optimizer)
     expected = np.array(reference.refined_grid(norms, power, 0.1))
-    assert len(schedule.multipliers) == steps + 1
-    assert np.sqrt(np.mean((schedule.multipliers - expected) ** 2)) < SPARSE_LOG_RMSE
+    assert len(schedule.grid) == steps + 1
+    assert np.sqrt(np.mean((schedule.grid - expected) ** 2)) < SPARSE_LOG_RMSE
     assert not any("missing" in note for note in schedule.notes)
 
 
@@ -580,7 +551,7 @@ def test_a_log_without_the_first_norm_says_so(tmp_path):
 def schedule():
     values = np.random.default_rng(7).lognormal(size=60)
     norms = norms_of(values, values**2, steps=range(3, 63), planned=64)
-    return RefinedSchedule.from_norms(norms, "adam", smoothing=0.2, rising_norms="ignore")
+    return refined(norms, "adam", smoothing=0.2, rising_norms="ignore")
 
 
 @pytest.fixture
@@ -592,8 +563,8 @@ def schedule_path(schedule, tmp_path):
 
 def test_a_schedule_survives_its_file(schedule, schedule_path):
     for again in (read_schedule(schedule_path), load_schedule(schedule_path, "adam")):
-        np.testing.assert_array_equal(again.multipliers, schedule.multipliers)
-        assert again.multipliers.dtype == np.float64
+        np.testing.assert_array_equal(again.grid, schedule.grid)
+        assert again.grid.dtype == np.float64
         assert again.fingerprint == schedule.fingerprint
         for field in ("optimizer", "norm", "power", "smoothing", "source", "best_peak_ratio", "notes", "rising_norms"):
             assert getattr(again, field) == getattr(schedule, field), field
@@ -608,7 +579,7 @@ def test_the_file_says_what_it_holds(schedule, schedule_path):
     assert content["fingerprint"] == schedule.fingerprint
     assert len(content["multipliers"]) == 65
     assert content["multipliers"][-1] == 0
-    assert is_schedule_file(schedule_path)
+    assert find_source(schedule_path).kind == "schedule file"
 
 
 def test_a_file_that_does_not_say_kept_rising_norms(schedule_path):
@@ -633,21 +604,21 @@ def test_the_fingerprint_differs_wherever_the_multipliers_do(schedule):
     assert set(schedule.fingerprint) <= set("0123456789abcdef")
     assert replace(schedule, source="another run").fingerprint == schedule.fingerprint
     for position in (0, 30, 63):
-        changed = schedule.multipliers.copy()
+        changed = schedule.grid.copy()
         changed[position] = np.nextafter(changed[position], 0.5)
-        assert replace(schedule, multipliers=changed).fingerprint != schedule.fingerprint
+        assert replace(schedule, grid=changed).fingerprint != schedule.fingerprint
 
 
 @pytest.mark.parametrize("other", [b'{"model_type": "bert"}', b"", b"\xff" * 300], ids=["config", "empty", "binary"])
 def test_other_files_are_no_schedules(tmp_path, other):
     path = tmp_path / "file"
     path.write_bytes(other)
-    assert not is_schedule_file(path)
+    assert find_source(path).kind != "schedule file"
 
 
 def test_a_schedule_in_another_hand_is_one(schedule, schedule_path):
     schedule_path.write_text(json.dumps(json.loads(schedule_path.read_text()), separators=(",", ":")))
-    assert is_schedule_file(schedule_path)
+    assert find_source(schedule_path).kind == "schedule file"
     assert read_schedule(schedule_path).fingerprint == schedule.fingerprint
 
 

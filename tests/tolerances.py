@@ -23,3 +23,6 @@ NEAR_THE_BEST_PEAK = 1e-3
 
 REFINE_MILLION_SECONDS = 0.5
 """10^6 norms are refined in a quarter of a second on one quiet core; best of three on a shared one."""
+
+BUILD_SECONDS = 120
+"""Building a wheel or making an environment takes 5 to 10 seconds; a busy machine takes longer."""

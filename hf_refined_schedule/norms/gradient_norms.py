@@ -1,19 +1,22 @@
 """What a run recorded: its gradient norms and what is known about the run."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..theory.refinement import NormKind
 
+OptimizerFamily = Literal["adam", "sgd"]
+"""Optimizers by their steps: coordinate-wise, as Adam's, or along the gradient, as SGD's."""
+
 MAX_STEPS = 5 * 10**7
-"""More updates than any run has made; a file that claims more is damaged, and would fill the memory."""
+"""More updates than a run makes. A file with a larger step number is damaged, and would fill the memory."""
 
 
 class UnfinishedRunError(ValueError):
-    """The norms cover too little of the run that they were planned for."""
+    """The norms cover too little of the planned run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +30,9 @@ class GradientNorms:
         num_training_steps: T, the updates that the run was planned for; None if the source does not say.
         optimizer: `"adam"` for coordinate-wise steps, `"sgd"`, or None if the source does not say.
         source: where the norms come from, for messages.
-        num_not_finite: entries of a log that were left out because their norm is NaN or infinite.
-        origin: what kind of record they come from, for messages.
-        clipped_share: the share of the updates whose gradient was clipped, None if the source does not say.
+        num_not_finite: log entries that were left out because their norm is NaN or infinite.
+        origin: the kind of record that the norms come from, for messages.
+        clipped_share: the fraction of updates whose gradient was clipped, None if the source does not say.
 
     Raises:
         ValueError: if the arrays do not fit together.
@@ -39,7 +42,7 @@ class GradientNorms:
     l1: NDArray[np.float64] | None = None
     l2: NDArray[np.float64] | None = None
     num_training_steps: int | None = None
-    optimizer: str | None = None
+    optimizer: OptimizerFamily | None = None
     source: str = "norms in memory"
     num_not_finite: int = 0
     origin: str = "norms in memory"
@@ -71,7 +74,7 @@ class GradientNorms:
 
     @property
     def description(self) -> str:
-        """What was found, in one line: kind, how many norms, how often, which, how many bad, how much of the run."""
+        """One line: the source, the number and kind of norms, their spacing, the part of the run, the bad entries."""
         kinds = " and ".join(kind.upper() for kind in ("l1", "l2") if getattr(self, kind) is not None)
         every = round(float(np.median(np.diff(self.steps)))) if len(self.steps) > 1 else 1
         words = [
@@ -83,7 +86,7 @@ class GradientNorms:
         return ", ".join(words)
 
     def at_every_step(self, kind: NormKind) -> NDArray[np.float64]:
-        """One norm for each update up to the last known one, interpolated where there is none.
+        """One norm for each update up to the last recorded one, interpolated where a norm is missing.
 
         Args:
             kind: which norm.
@@ -96,7 +99,7 @@ class GradientNorms:
 
 
 def is_step_number(value: Any) -> bool:
-    """Whether a value read from a file can be the number of an optimizer update.
+    """Whether a value read from a file is a valid number of an optimizer update.
 
     Args:
         value: anything.

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ..schedules.refined_schedule import OptimizerFamily
+from ..norms.gradient_norms import OptimizerFamily
 
 
 def optimizer_family(optimizer: Any) -> OptimizerFamily:

@@ -3,57 +3,59 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..norms.gradient_norms import GradientNorms, UnfinishedRunError
-from ..theory.bounds import last_iterate_bound, optimize_schedule
+from ..norms.gradient_norms import GradientNorms, OptimizerFamily, UnfinishedRunError
+from ..theory.bounds import bound_from_squared_norms, optimize_for_squared_norms, squared_norms
 from ..theory.refinement import (
     DEFAULT_POWER,
+    DEFAULT_SMOOTHING,
     NormKind,
     RisingNorms,
-    averaged_norms,
-    checked_power,
-    grid_from,
+    average_norms,
     linear_decay,
+    refine_schedule,
+    weight_power,
 )
-
-OptimizerFamily = Literal["adam", "sgd"]
+from .refinement_options import RefinementOptions
 
 FAMILY_POWER: dict[str, float] = {"adam": DEFAULT_POWER["l1"], "sgd": DEFAULT_POWER["l2"]}
-"""The exponent follows the optimizer: Adam divides by sqrt(v), which grows with the gradients, so one power is done."""
+"""The exponent follows the optimizer: Adam already divides by sqrt(v), which grows with the gradients."""
 
 MIN_COVERAGE = 0.95
-"""The share of the planned updates that a source must have made to count as a whole run."""
+"""The fraction of the planned updates that a source must cover to count as a finished run."""
 
 MAX_OPTIMIZED_STEPS = 2_000
-"""A numerical schedule takes half a second for so many steps, and ten times that for three times as many."""
+"""Minimising the bound for this many steps takes half a second, and ten times longer for three times as many."""
 
-SMALLEST_SMOOTHED_RUN = 20
-"""With fewer updates the default window is a single value: nothing is smoothed."""
+SMALLEST_WINDOW = 5
+"""Norms in a smoothing window; a median of three still follows single noisy norms."""
+
+COVERED_BY_WARMUP = 0.02
+"""If the first norms are missing for less than this fraction of the run, an explicit warm-up of 5 % covers that part."""
 
 
 @dataclass(frozen=True, eq=False)
 class RefinedSchedule:
-    """A schedule as a function of progress, and where it comes from.
+    """A schedule as a function of progress, and how it was made.
 
     Args:
-        multipliers: at progress t / T for t = 0 .. T, shape (T+1,), from 0 to 1.
+        grid: multipliers at progress t / T for t = 0 .. T, shape (T+1,), from 0 to 1.
         optimizer: the family of optimizers that its weights suit.
-        norm: the norm that the weights were made of.
+        norm: the norm that the weights are computed from.
         power: the exponent of the weights.
         smoothing: tau, the median filter's window as a fraction of the run.
         source: the run whose norms it was made from, for messages.
-        best_peak_ratio: the best peak learning rate of this schedule over linear decay's, by the bound of `bounds`.
-        notes: what a user should know about how it was made, a sentence each.
-        rising_norms: whether norms that rise were kept or ignored, as in `refine_schedule`.
-        weighting: the norms that its weights were made of, shape (T,), for `rank_schedules` and pictures; a schedule file
-            does not hold them.
+        best_peak_ratio: the best peak learning rate of this schedule over that of linear decay, by the last-iterate bound.
+        notes: what a user should know about the source or the method, a sentence each.
+        rising_norms: whether rising norms were kept or ignored, as in `refine_schedule`.
+        effective_norms: the norms that the weights are computed from, shape (T,). A schedule file does not hold them.
     """
 
-    multipliers: NDArray[np.float64]
+    grid: NDArray[np.float64]
     optimizer: OptimizerFamily
     norm: NormKind
     power: float
@@ -62,42 +64,47 @@ class RefinedSchedule:
     best_peak_ratio: float
     notes: tuple[str, ...] = ()
     rising_norms: RisingNorms = "keep"
-    weighting: NDArray[np.float64] | None = None
+    effective_norms: NDArray[np.float64] | None = None
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that differ wherever the multipliers do."""
-        return hashlib.sha256(self.multipliers.tobytes()).hexdigest()[:12]
+        """Twelve hexadecimal digits of the SHA-256 of the grid."""
+        return hashlib.sha256(self.grid.tobytes()).hexdigest()[:12]
+
+    @property
+    def squared_norms(self) -> NDArray[np.float64]:
+        """G_t^2 for the last-iterate bound, up to a factor, shape (T,).
+
+        Raises:
+            ValueError: if the norms are not known, as of a schedule file.
+        """
+        if self.effective_norms is None:
+            raise ValueError(f"The norms of {self.source} are not known; pass the run that the schedule was made from.")
+        return squared_norms(self.effective_norms, self.power)
 
     @classmethod
     def from_norms(
         cls,
         norms: GradientNorms | Sequence[GradientNorms],
         optimizer: OptimizerFamily,
-        *,
-        norm: NormKind | None = None,
-        power: float | None = None,
-        smoothing: float | None = None,
-        rising_norms: RisingNorms | None = None,
-        pilot: bool = False,
+        options: RefinementOptions,
     ) -> Self:
-        """Refine the schedule that a run's norms ask for.
+        """Refine the schedule that the norms of a run ask for.
+
+        The formula of `refine_schedule` is applied to the smoothed norms and a repeat of the last one, because a run of T
+        updates visits T + 1 iterates. With constant norms the result is linear decay, 1 - t / T.
 
         Args:
-            norms: the norms of the run; of several runs, the geometric mean of their smoothed norms is taken.
+            norms: the norms of the run. Of several runs, the geometric mean of their smoothed norms is taken.
             optimizer: `"adam"`: L1 ** -1, or L2 ** -1 where L1 is not known. `"sgd"`: L2 ** -2.
-            norm: the norm to use instead.
-            power: the exponent to use instead, negative.
-            smoothing: tau, by default 0.1.
-            rising_norms: as in `refine_schedule`, by default `"keep"`.
-            pilot: take an unfinished run; its last smoothed norm goes on to the end. `smoothing` is then a fraction of what was
-                recorded.
+            options: norm, power, smoothing and rising norms; with `pilot`, the norms may cover the first part of the run
+                alone, their last smoothed value is repeated to the end, and `smoothing` is a fraction of the covered part.
 
         Returns:
             The schedule.
 
         Raises:
-            ValueError: for arguments out of range, or norms that do not suit them.
+            ValueError: for norms that do not suit the optimizer or the options.
             UnfinishedRunError: if the norms cover less than 95 % of the planned run and `pilot` is False.
         """
         if optimizer not in FAMILY_POWER:
@@ -105,115 +112,150 @@ class RefinedSchedule:
         runs = [norms] if isinstance(norms, GradientNorms) else list(norms)
         if not runs:
             raise ValueError("There is no run to refine from; pass at least one.")
+        norm = _choose_norm(runs, optimizer, options.norm)
+        power = weight_power(norm, FAMILY_POWER[optimizer] if options.power is None else options.power)
+        smoothing = max(DEFAULT_SMOOTHING, smallest_smoothing(runs)) if options.smoothing is None else options.smoothing
+        rising_norms = options.rising_norms or "keep"
         notes = []
-        if norm is None:
-            norm = "l2" if optimizer == "sgd" else "l1"
-            for run in runs:
-                if optimizer == "sgd" and run.l2 is None:
-                    raise ValueError(
-                        f'{run.source} has L1 norms only, but SGD\'s schedule is made of L2 norms; pass norm="l1" to use '
-                        "them all the same, or record a run."
-                    )
-            if norm == "l1" and any(run.l1 is None for run in runs):
-                norm = "l2"
-                notes.append("There are no L1 norms in the source, so L2 ** -1 stands in for L1 ** -1.")
-        power = checked_power(norm, FAMILY_POWER[optimizer] if power is None else power)
-        for run in runs:
-            if getattr(run, norm) is None:
-                raise ValueError(f'{run.source} has no {norm.upper()} norms; leave out norm="{norm}" or record a run.')
-        smoothing = 0.1 if smoothing is None else smoothing
-        rising_norms = "keep" if rising_norms is None else rising_norms
-
-        totals = [run.total_steps for run in runs]
-        values = []
-        for run, total in zip(runs, totals, strict=True):
-            whose = f"{run.source}: " if len(runs) > 1 else ""
-            notes += [f"{whose}{note}" for note in _notes(run, total, pilot)]
-            values.append(run.at_every_step(norm)[:total])
-        total = max(totals)
-        source = runs[0].source if len(runs) == 1 else f"{len(runs)} runs ({', '.join(run.source for run in runs)})"
-        if rising_norms == "ignore":
-            notes.append("Rising norms are ignored: weights are made of the running minimum.")
-        try:
-            weighting = averaged_norms(
-                values, smoothing=smoothing, rising_norms=rising_norms, num_training_steps=totals
+        if norm == "l2" and optimizer == "adam" and options.norm is None:
+            notes.append("There are no L1 norms in the source, so L2 ** -1 stands in for L1 ** -1.")
+        if options.smoothing is None and smoothing > DEFAULT_SMOOTHING:
+            notes.append(
+                f"The smoothing is widened from {DEFAULT_SMOOTHING} to {smoothing:.3g}, because {min(len(run.steps) for run in runs)} "
+                f"norms are few: a window holds {SMALLEST_WINDOW} of them."
             )
-            grid = grid_from(weighting, power)
-            squared = squared_norms(weighting, power)
-            refined = last_iterate_bound(grid[:-1], squared)
-            linear = last_iterate_bound(linear_decay(total), squared)
+        for run in runs:
+            prefix = f"{run.source}: " if len(runs) > 1 else ""
+            notes += [f"{prefix}{note}" for note in _coverage_notes(run, options.pilot)]
+            if window_in_norms(run, smoothing) == 1:
+                notes.append(
+                    f"{prefix}A window of the smoothing holds one norm; the schedule follows single noisy norms."
+                )
+        if rising_norms == "ignore":
+            notes.append("Rising norms are ignored: weights come from the running minimum.")
+        source = runs[0].source if len(runs) == 1 else f"{len(runs)} runs ({', '.join(run.source for run in runs)})"
+        totals = [run.total_steps for run in runs]
+        recorded = [run.at_every_step(norm)[:total] for run, total in zip(runs, totals, strict=True)]
+        try:
+            effective = average_norms(
+                recorded, smoothing=smoothing, rising_norms=rising_norms, num_training_steps=totals
+            )
+            grid = refine_schedule(np.append(effective, effective[-1]), norm=norm, power=power, smoothing=0)
+            best_peak_ratio = _best_peak_ratio(grid[:-1], squared_norms(effective, power))
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
         return cls(
-            multipliers=grid,
+            grid=grid,
             optimizer=optimizer,
             norm=norm,
             power=power,
             smoothing=float(smoothing),
             source=source,
-            best_peak_ratio=refined.best_peak / linear.best_peak,
+            best_peak_ratio=best_peak_ratio,
             notes=tuple(notes),
             rising_norms=rising_norms,
-            weighting=weighting,
+            effective_norms=effective,
         )
 
 
-def _notes(run: GradientNorms, total: int, pilot: bool) -> list[str]:
-    """What a user should know about one run's norms; raises if they cover too little of it."""
-    last = int(run.steps[-1])
-    if last < MIN_COVERAGE * total and not pilot:
-        raise UnfinishedRunError(
-            f"{run.source} covers {last} of {total} planned updates ({last / total:.0%}); finish that run, or use it "
-            "as a pilot: 'hf-refined-schedule refine SOURCE --pilot -o schedule.json'."
-        )
-    notes = []
-    if last < total and pilot:
-        notes.append(f"A pilot: norms cover {last / total:.0%} of the run, and the last smoothed one goes on.")
-    if run.num_not_finite:
-        notes.append(f"{run.num_not_finite} logged norms are not finite and were interpolated over.")
-    if run.steps[0] > 1:
-        notes.append(
-            f"The norms of the first {run.steps[0] - 1} updates are missing, and the first norm shapes the start; "
-            "log it with logging_first_step=True, or record gradient_norms.jsonl."
-        )
-    if min(last, total) < SMALLEST_SMOOTHED_RUN:
-        notes.append(f"{min(last, total)} updates are too few to smooth; the schedule follows single noisy norms.")
-    return notes
-
-
-def optimized(schedule: RefinedSchedule) -> RefinedSchedule:
-    """The schedule of the same norms that has the least last-iterate bound, found numerically.
+def minimize_bound(schedule: RefinedSchedule) -> RefinedSchedule:
+    """The schedule for the same norms that minimises the last-iterate bound numerically.
 
     Args:
-        schedule: a schedule with its `weighting`, as `RefinedSchedule.from_norms` makes it. Of a run longer than
-            `MAX_OPTIMIZED_STEPS` so many even points are used, and interpolated.
+        schedule: a schedule with its `effective_norms`, as `RefinedSchedule.from_norms` makes it. The bound of a run longer
+            than `MAX_OPTIMIZED_STEPS` is minimised on that many evenly spaced points, and interpolated.
 
     Returns:
-        The schedule, with how it was made in its notes.
+        The schedule, with the method in its notes.
+
+    Raises:
+        ValueError: if the norms of the schedule are not known.
     """
-    total = len(schedule.multipliers) - 1
+    total = len(schedule.grid) - 1
     points = min(total, MAX_OPTIMIZED_STEPS)
-    weighting = np.interp(np.arange(points) / points, np.arange(total) / total, schedule.weighting)
-    squared = squared_norms(weighting, schedule.power)
-    found = optimize_schedule(squared)
-    linear = last_iterate_bound(linear_decay(points), squared)
-    grid = np.interp(np.arange(total + 1) / total, np.arange(points + 1) / points, np.append(found, 0.0))
+    squared = np.interp(np.arange(points) / points, np.arange(total) / total, schedule.squared_norms)
+    squared /= squared.max()
+    multipliers = optimize_for_squared_norms(squared)
+    grid = np.interp(np.arange(total + 1) / total, np.arange(points + 1) / points, np.append(multipliers, 0.0))
     return replace(
         schedule,
-        multipliers=grid / grid.max(),
-        best_peak_ratio=last_iterate_bound(found, squared).best_peak / linear.best_peak,
-        notes=(*schedule.notes, "The last-iterate bound was minimised numerically, from the closed form."),
+        grid=grid / grid.max(),
+        best_peak_ratio=_best_peak_ratio(multipliers, squared),
+        notes=(*schedule.notes, "The last-iterate bound was minimised numerically, starting from the closed form."),
     )
 
 
-def squared_norms(weighting: NDArray[np.float64], power: float) -> NDArray[np.float64]:
-    """G_t^2 for the last-iterate bound, up to a factor: what a schedule's weight is one over.
+def _best_peak_ratio(multipliers: NDArray[np.float64], squared: NDArray[np.float64]) -> float:
+    refined = bound_from_squared_norms(multipliers, squared)
+    linear = bound_from_squared_norms(linear_decay(len(squared)), squared)
+    return refined.best_peak / linear.best_peak
+
+
+def _choose_norm(runs: Sequence[GradientNorms], optimizer: OptimizerFamily, norm: NormKind | None) -> NormKind:
+    """The requested norm, or the one that suits the optimizer and that all runs have."""
+    if norm is None and optimizer == "sgd":
+        for run in runs:
+            if run.l2 is None:
+                raise ValueError(
+                    f'{run.source} has L1 norms only, but SGD\'s schedule needs L2 norms; pass norm="l1" to use the L1 '
+                    "norms, or record a run."
+                )
+        norm = "l2"
+    elif norm is None:
+        norm = "l2" if any(run.l1 is None for run in runs) else "l1"
+    for run in runs:
+        if getattr(run, norm) is None:
+            raise ValueError(f'{run.source} has no {norm.upper()} norms; leave out norm="{norm}" or record a run.')
+    return norm
+
+
+def window_in_norms(run: GradientNorms, smoothing: float) -> int:
+    """The number of recorded norms in a smoothing window.
 
     Args:
-        weighting: the norms that the weights are made of, shape (T,).
-        power: the exponent of the weights, negative.
+        run: the norms of a run, of every update or fewer.
+        smoothing: tau.
 
     Returns:
-        Squared norms for `bounds` with `norm="l1"`, shape (T,), at most 1.
+        An odd number.
     """
-    return (weighting / weighting.max()) ** -power
+    return 2 * (int(smoothing * len(run.steps)) // 2) + 1
+
+
+def smallest_smoothing(runs: Sequence[GradientNorms]) -> float:
+    """The smallest smoothing with which a window holds `SMALLEST_WINDOW` recorded norms of every run.
+
+    Args:
+        runs: the norms of each run.
+
+    Returns:
+        tau, at most 1.
+    """
+    return min(1.0, (SMALLEST_WINDOW - 1) / min(len(run.steps) for run in runs))
+
+
+def _coverage_notes(run: GradientNorms, pilot: bool) -> list[str]:
+    """What a user should know about the norms that a run lacks; refuses a run that covers too little."""
+    last, total = int(run.steps[-1]), run.total_steps
+    if last < MIN_COVERAGE * total and not pilot:
+        raise UnfinishedRunError(
+            f"{run.source} covers {last} of {total} planned updates ({last / total:.0%}); finish that run, or pass --pilot "
+            '(in lr_scheduler_kwargs "pilot": true) to repeat its last norm to the end.'
+        )
+    notes = []
+    if last < total and pilot:
+        notes.append(f"A pilot: norms cover {last / total:.0%} of the run, and the last smoothed norm is repeated.")
+    if run.num_not_finite:
+        notes.append(f"{run.num_not_finite} logged norms are not finite and were interpolated over.")
+    missing = int(run.steps[0]) - 1
+    if missing and missing < COVERED_BY_WARMUP * total:
+        notes.append(
+            f"The norms of the first {missing} updates are missing; that is {missing / total:.1%} of the run, which an explicit "
+            "warm-up of 5 % covers (logging_first_step=True logs the first)."
+        )
+    elif missing:
+        notes.append(
+            f"The norms of the first {missing} updates are missing, and the first norm shapes the start; "
+            "log it with logging_first_step=True, or record gradient_norms.jsonl."
+        )
+    return notes

@@ -4,23 +4,98 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
-from ..norms.gradient_norms import GradientNorms
-from ..norms.sources import WHAT_TO_PASS, find_source_file, is_schedule_file, load_norms
-from ..theory.refinement import NormKind, RisingNorms
-from .health import DegenerateScheduleError, check_health, check_shape
-from .refined_schedule import OptimizerFamily, RefinedSchedule
+from ..norms.gradient_norms import GradientNorms, OptimizerFamily
+from ..norms.sources import EXPECTED_SOURCE, find_source, read_norms
+from .health import DegenerateScheduleError, Health, check_health, check_shape
+from .refined_schedule import RefinedSchedule
+from .refinement_options import RefinementOptions
 from .schedule_file import read_schedule
 
 Source = str | os.PathLike[str] | GradientNorms
-"""What a schedule is refined from: where norms lie, or norms themselves."""
+"""A path to the record of an earlier run, or norms in memory."""
+
+
+class Refinement(NamedTuple):
+    """A schedule with the norms it was made from, and how far it can be trusted."""
+
+    schedule: RefinedSchedule
+    runs: list[GradientNorms]
+    """The norms of each source; empty for a schedule file."""
+    health: Health | None
+    """None for a schedule file, whose norms are not known."""
+
+    def trainable_schedule(self, options: RefinementOptions) -> RefinedSchedule:
+        """The schedule for training, with the doubts about it in its notes.
+
+        Args:
+            options: `allow_degenerate` accepts a degenerate schedule.
+
+        Returns:
+            The schedule.
+
+        Raises:
+            DegenerateScheduleError: if the schedule is degenerate and that is not allowed.
+        """
+        schedule = self.schedule
+        degenerate = check_shape(schedule.grid)
+        if degenerate and not options.allow_degenerate:
+            raise DegenerateScheduleError(
+                f"The schedule from {schedule.source} is degenerate: {'; '.join(degenerate)}. Use linear decay, a larger "
+                "smoothing, or allow_degenerate=True."
+            )
+        notes = [*schedule.notes]
+        doubts = [*degenerate, *(self.health.doubts if self.health else ())]
+        if doubts:
+            notes.append(f"It is doubtful: {'; '.join(doubts)}.")
+        elif self.health is not None and self.health.verdict == "linear will do":
+            notes.append(f"Linear decay will do: the {'; '.join(self.health.reasons)}.")
+        return replace(schedule, notes=tuple(notes))
+
+
+def refine_sources(
+    source: Source | Sequence[Source],
+    optimizer: OptimizerFamily | None = None,
+    options: RefinementOptions = RefinementOptions(),  # noqa: B008 - a frozen value
+) -> Refinement:
+    """Refine the schedule of an earlier run, and check how far it can be trusted.
+
+    Args:
+        source: what `load_norms` takes, a schedule file, or norms in memory; or a list of runs, to average.
+        optimizer: the family of the optimizer to schedule; by default that of the source.
+        options: how to refine.
+
+    Returns:
+        The schedule, the norms of each source, and the verdict.
+
+    Raises:
+        MissingSourceError: if nothing exists at a path.
+        UnfinishedRunError: if a run covers too little of its planned updates and `pilot` is False.
+        ValueError: as `load_norms` and `RefinedSchedule.from_norms`; for a schedule file, if it was made for another
+            family of optimizers, or if an option for making a schedule is given beside it.
+    """
+    located = [one if isinstance(one, GradientNorms) else find_source(one) for one in listed_sources(source)]
+    files = [one.path for one in located if not isinstance(one, GradientNorms) and one.kind == "schedule file"]
+    if files and len(located) > 1:
+        raise ValueError(f"{files[0]} is a schedule file, and stands alone; pass the runs that are to be averaged.")
+    if files:
+        return Refinement(_load_schedule_file(files[0], optimizer, options), [], None)
+    runs = [
+        one if isinstance(one, GradientNorms) else read_norms(one, column=options.column, norm=options.norm)
+        for one in located
+    ]
+    if options.num_training_steps is not None:
+        runs = [_as_first_part(run, options.num_training_steps) for run in runs]
+    schedule = RefinedSchedule.from_norms(runs, optimizer or _common_family(runs), options)
+    return Refinement(schedule, runs, check_health(runs, schedule))
 
 
 def listed_sources(source: Source | Sequence[Source]) -> list[Source]:
     """One source or several, as a list.
 
     Args:
-        source: what `load_schedule` takes.
+        source: what `refine_sources` takes.
 
     Returns:
         The sources.
@@ -28,80 +103,47 @@ def listed_sources(source: Source | Sequence[Source]) -> list[Source]:
     Raises:
         ValueError: if one of them is of another type.
     """
-    several = isinstance(source, Sequence) and not isinstance(source, str)
-    sources = list(source) if several else [source]
+    sources: list[Source] = list(source) if isinstance(source, Sequence) and not isinstance(source, str) else [source]
     for one in sources:
-        if not isinstance(one, (str, os.PathLike, GradientNorms)):
-            raise ValueError(f"refined_from is {source!r:.80}, which is no run to refine from; {WHAT_TO_PASS}.")
+        if not isinstance(one, str | os.PathLike | GradientNorms):
+            raise ValueError(f"refined_from is {source!r:.80}, which is not a run to refine from; {EXPECTED_SOURCE}.")
     return sources
 
 
-def load_schedule(
-    source: Source | Sequence[Source],
-    optimizer: OptimizerFamily,
-    *,
-    column: str | None = None,
-    norm: NormKind | None = None,
-    power: float | None = None,
-    smoothing: float | None = None,
-    rising_norms: RisingNorms | None = None,
-    allow_degenerate: bool = False,
-) -> RefinedSchedule:
-    """The refined schedule of a source, as training uses it; what is doubtful about it is in its notes.
-
-    Args:
-        source: what `load_norms` takes, a schedule file, or norms; or several runs, whose smoothed norms are averaged.
-        optimizer: the family of the optimizer to schedule.
-        column: as in `load_norms`.
-        norm: the norm to use instead of the optimizer's own.
-        power: the exponent to use instead of the optimizer's own.
-        smoothing: tau, by default 0.1.
-        rising_norms: as in `refine_schedule`, by default `"keep"`.
-        allow_degenerate: take a schedule that hardly trains but for a moment, too.
-
-    Returns:
-        The schedule.
-
-    Raises:
-        DegenerateScheduleError: for such a schedule, unless it is allowed.
-        ValueError: as `load_norms` and `RefinedSchedule.from_norms`; for a schedule file, if it was made for other
-            optimizers, or if another argument on its making is given beside it.
-        MissingSourceError: if there is nothing at `source`.
-    """
-    making = {"norm": norm, "power": power, "smoothing": smoothing, "rising_norms": rising_norms}
-    located = [one if isinstance(one, GradientNorms) else find_source_file(one) for one in listed_sources(source)]
-    files = [one for one in located if not isinstance(one, GradientNorms) and is_schedule_file(one)]
-    if files and len(located) > 1:
-        raise ValueError(f"{files[0]} is a schedule file, and stands alone; pass the runs that are to be averaged.")
-    if files:
-        beside = [name for name, value in {"column": column, **making}.items() if value is not None]
-        schedule, doubts = _baked_in(files[0], optimizer, beside), []
-    else:
-        runs = [one if isinstance(one, GradientNorms) else load_norms(one, column=column, norm=norm) for one in located]
-        schedule = RefinedSchedule.from_norms(runs, optimizer, **making)
-        doubts = check_health(runs, schedule).doubts
-    degenerate = check_shape(schedule.multipliers)
-    if degenerate and not allow_degenerate:
-        raise DegenerateScheduleError(
-            f"The schedule from {schedule.source} is degenerate: {'; '.join(degenerate)}. Use linear decay, a larger smoothing, "
-            "or allow_degenerate=True."
-        )
-    if degenerate or doubts:
-        schedule = replace(schedule, notes=(*schedule.notes, f"It is doubtful: {'; '.join([*degenerate, *doubts])}."))
-    return schedule
-
-
-def _baked_in(path: Path, optimizer: OptimizerFamily, beside: list[str]) -> RefinedSchedule:
-    """The schedule of a schedule file, whose weights cannot be changed any more."""
+def _load_schedule_file(path: Path, optimizer: OptimizerFamily | None, options: RefinementOptions) -> RefinedSchedule:
+    """The schedule of a file, whose weights can no longer be changed."""
+    beside = [name for name in options.as_keywords() if name != "allow_degenerate"]
     if beside:
         raise ValueError(
             f"{path} is a schedule with its weights baked in, so {' and '.join(beside)} cannot be set beside it; "
             "set it in 'hf-refined-schedule refine', or pass the norms themselves."
         )
     schedule = read_schedule(path)
-    if schedule.optimizer != optimizer:
+    if optimizer not in (schedule.optimizer, None):
         raise ValueError(
             f"{path} was refined for {schedule.optimizer}, but the optimizer is of the {optimizer} family; refine it "
             f"again with --optimizer {optimizer}."
         )
     return schedule
+
+
+def _as_first_part(run: GradientNorms, num_training_steps: int) -> GradientNorms:
+    """A shorter run as the first updates of the full one."""
+    if num_training_steps < run.steps[-1]:
+        raise ValueError(
+            f"num_training_steps is {num_training_steps}, but {run.source} has norms up to update {run.steps[-1]}; pass "
+            f"at least {run.steps[-1]}, the updates of the full run."
+        )
+    return replace(run, num_training_steps=num_training_steps)
+
+
+def _common_family(runs: Sequence[GradientNorms]) -> OptimizerFamily:
+    """The family of the optimizers that the runs used."""
+    families = {run.optimizer for run in runs if run.optimizer is not None}
+    if len(families) != 1:
+        raise ValueError(
+            "The runs used optimizers of different families; pass --optimizer adam or --optimizer sgd."
+            if families
+            else f"{runs[0].source} does not say which optimizer it used; pass --optimizer adam or --optimizer sgd."
+        )
+    return families.pop()

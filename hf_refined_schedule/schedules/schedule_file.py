@@ -1,8 +1,10 @@
-"""A refined schedule as a value, and the small JSON file that holds one."""
+"""The small JSON file that holds a refined schedule: its writer and its reader."""
 
 import json
 import os
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,15 +15,45 @@ VERSION = 1
 
 
 def write_schedule(schedule: RefinedSchedule, path: str | os.PathLike[str]) -> None:
-    """Write a schedule as JSON.
+    """Write a schedule as JSON. An interrupted write leaves an existing file as it was.
 
     Args:
         schedule: the schedule.
-        path: the file, replaced if it is there.
+        path: the file; an existing one is replaced.
+
+    Raises:
+        OSError: if the file cannot be written.
     """
-    content = {
-        "format": SCHEDULE_FORMAT,
-        "version": VERSION,
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"format": SCHEDULE_FORMAT, "version": VERSION, **schedule_fields(schedule)}
+    content["multipliers"] = schedule.grid.tolist()
+    if path.exists() and not path.is_file():  # a device such as /dev/stdout is written, not replaced
+        path.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
+        return
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        try:
+            file.write(json.dumps(content, allow_nan=False) + "\n")
+            file.close()
+            Path(file.name).chmod(0o666 & ~_umask())
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+def schedule_fields(schedule: RefinedSchedule) -> dict[str, Any]:
+    """All of a schedule but its grid and its norms, as JSON values.
+
+    Args:
+        schedule: the schedule.
+
+    Returns:
+        JSON values by name; the fingerprint is that of the grid.
+    """
+    return {
         "fingerprint": schedule.fingerprint,
         "optimizer": schedule.optimizer,
         "norm": schedule.norm,
@@ -30,12 +62,58 @@ def write_schedule(schedule: RefinedSchedule, path: str | os.PathLike[str]) -> N
         "rising_norms": schedule.rising_norms,
         "source": schedule.source,
         "best_peak_ratio": schedule.best_peak_ratio,
-        "notes": schedule.notes,
-        "multipliers": schedule.multipliers.tolist(),
+        "notes": list(schedule.notes),
     }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def schedule_from_fields(fields: dict[str, Any], grid: Any) -> RefinedSchedule:
+    """A schedule from what `schedule_fields` returned and its grid.
+
+    Args:
+        fields: JSON values by name.
+        grid: multipliers at progress t / T for t = 0 .. T.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: if this is not what `schedule_fields` can have returned for this grid.
+    """
+    try:
+        schedule = RefinedSchedule(
+            grid=np.array(grid, dtype=np.float64),
+            optimizer=fields["optimizer"],
+            norm=fields["norm"],
+            power=float(fields["power"]),
+            smoothing=float(fields["smoothing"]),
+            source=str(fields["source"]),
+            best_peak_ratio=float(fields["best_peak_ratio"]),
+            notes=tuple(str(note) for note in fields["notes"]),
+            rising_norms=fields.get("rising_norms", "keep"),
+        )
+        valid = _is_valid(schedule) and schedule.fingerprint == fields["fingerprint"]
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        valid = False
+    if not valid:
+        raise ValueError("The fields of the schedule are damaged; refine it again.")
+    return schedule
+
+
+def _is_valid(schedule: RefinedSchedule) -> bool:
+    grid = schedule.grid
+    return bool(
+        grid.ndim == 1
+        and len(grid) >= 2
+        and ((grid >= 0) & (grid <= 1)).all()
+        and grid.max() == 1
+        and np.isfinite(schedule.best_peak_ratio)
+        and np.isfinite(schedule.power)
+        and schedule.power < 0
+        and 0 <= schedule.smoothing <= 1
+        and schedule.optimizer in ("adam", "sgd")
+        and schedule.norm in ("l1", "l2")
+        and schedule.rising_norms in ("keep", "ignore")
+    )
 
 
 def read_schedule(path: str | os.PathLike[str]) -> RefinedSchedule:
@@ -48,13 +126,13 @@ def read_schedule(path: str | os.PathLike[str]) -> RefinedSchedule:
         The schedule.
 
     Raises:
-        ValueError: if it is damaged or of a later version.
+        ValueError: if the file is damaged or of a later version.
     """
     damaged = f"{path} is a damaged schedule file; write it again with 'hf-refined-schedule refine'."
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        version = content["version"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        version, multipliers = content["version"], content.get("multipliers")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(damaged) from None
     if version != VERSION:
         raise ValueError(
@@ -62,29 +140,13 @@ def read_schedule(path: str | os.PathLike[str]) -> RefinedSchedule:
             "hf-refined-schedule."
         )
     try:
-        schedule = RefinedSchedule(
-            multipliers=np.array(content["multipliers"], dtype=np.float64),
-            optimizer=content["optimizer"],
-            norm=content["norm"],
-            power=float(content["power"]),
-            smoothing=float(content["smoothing"]),
-            source=str(content["source"]),
-            best_peak_ratio=float(content["best_peak_ratio"]),
-            notes=tuple(str(note) for note in content["notes"]),
-            rising_norms=content.get("rising_norms", "keep"),
-        )
-        multipliers = schedule.multipliers
-        sound = (
-            multipliers.ndim == 1
-            and len(multipliers) >= 2
-            and ((multipliers >= 0) & (multipliers <= 1)).all()
-            and schedule.fingerprint == content["fingerprint"]
-            and schedule.optimizer in ("adam", "sgd")
-            and schedule.norm in ("l1", "l2")
-            and schedule.rising_norms in ("keep", "ignore")
-        )
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        sound = False
-    if not sound:
-        raise ValueError(damaged)
-    return schedule
+        return schedule_from_fields(content, multipliers)
+    except ValueError:
+        raise ValueError(damaged) from None
+
+
+def _umask() -> int:
+    """The process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

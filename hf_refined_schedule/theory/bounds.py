@@ -1,4 +1,4 @@
-"""What theory promises of a schedule: the last-iterate bound for arbitrary step sizes."""
+"""What theory promises for a schedule: the last-iterate bound for arbitrary step sizes, and its minimum."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .refinement import DEFAULT_POWER, NormKind, grid_from, linear_decay
+from .refinement import DEFAULT_POWER, NormKind, linear_decay, refine_schedule
 
 
 class LastIterateBound(NamedTuple):
@@ -17,7 +17,7 @@ class LastIterateBound(NamedTuple):
     """
 
     distance_term: float
-    """D^2 / (2 S_1): how far the start is from the optimum."""
+    """D^2 / (2 S_1): the distance from the start to the optimum, over the sum of the steps."""
     norm_term: float
     """H_1 / (2 S_1): the price of noise for an average of the iterates."""
     last_iterate_term: float
@@ -25,7 +25,7 @@ class LastIterateBound(NamedTuple):
 
     @property
     def best_peak(self) -> float:
-        """The peak learning rate that makes the bound least, sqrt(t1 / (t2 + t3)); proportional to D."""
+        """The peak learning rate that minimises the bound, sqrt(t1 / (t2 + t3)); proportional to D."""
         return math.sqrt(self.distance_term / (self.norm_term + self.last_iterate_term))
 
     @property
@@ -60,29 +60,56 @@ def last_iterate_bound(multipliers: ArrayLike, norms: ArrayLike, *, norm: NormKi
 
     Reference: arXiv 2310.07831, Theorem 10; arXiv 2501.18965, Theorem 1.
     """
-    eta = np.asarray(multipliers, dtype=np.float64)
-    if norm not in ("l1", "l2"):
-        raise ValueError(f'norm is {norm!r}, but must be "l1" (Adam) or "l2" (SGD).')
-    norms = np.asarray(norms, dtype=np.float64)
-    if eta.ndim != 1 or eta.shape != norms.shape:
-        raise ValueError(f"multipliers have shape {eta.shape}, norms {norms.shape}; pass one of each for a step.")
-    if not (np.isfinite(eta).all() and np.isfinite(norms).all()) or (eta < 0).any() or (norms <= 0).any():
-        raise ValueError(
-            "multipliers must be finite and not negative, norms finite and positive; smooth the norms first."
+    eta, norms = _checked(multipliers, norms, norm)
+    with np.errstate(over="ignore", under="ignore"):  # the result is checked by `bound_from_squared_norms`
+        squared = norms ** -DEFAULT_POWER[norm]
+    return bound_from_squared_norms(eta, squared)
+
+
+def bound_from_squared_norms(multipliers: NDArray[np.float64], squared_norms: NDArray[np.float64]) -> LastIterateBound:
+    """`last_iterate_bound` on G_t^2 itself.
+
+    Args:
+        multipliers: eta_t, shape (T,), at least one of them positive.
+        squared_norms: G_t^2, shape (T,).
+
+    Returns:
+        As `last_iterate_bound`.
+
+    Raises:
+        ValueError: if a term lies beyond the range of float64.
+    """
+    last = int(np.flatnonzero(multipliers)[-1]) + 1
+    eta, squared_norms = multipliers[:last], squared_norms[:last]
+    with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
+        step_sums = np.cumsum(eta[::-1])[::-1]
+        noise_sums = np.cumsum((eta**2 * squared_norms)[::-1])[::-1]
+        bound = LastIterateBound(
+            distance_term=float(0.5 / step_sums[0]),
+            norm_term=float(0.5 * noise_sums[0] / step_sums[0]),
+            last_iterate_term=float(0.5 * np.sum(eta[:-1] / step_sums[1:] * (noise_sums[:-1] / step_sums[:-1]))),
         )
-    if not eta.any():
+    if not (all(map(math.isfinite, bound)) and bound.distance_term > 0 and bound.norm_term > 0):
         raise ValueError(
-            "The schedule is zero everywhere, so the bound is infinite; pass one with a positive multiplier."
+            "The bound lies beyond the range of float64: the norms or multipliers are too large or too small; divide "
+            "each by its maximum."
         )
-    last = int(np.flatnonzero(eta)[-1]) + 1
-    eta, squared_norms = eta[:last], norms[:last] ** -DEFAULT_POWER[norm]
-    step_sums = np.cumsum(eta[::-1])[::-1]
-    noise_sums = np.cumsum((eta**2 * squared_norms)[::-1])[::-1]
-    return LastIterateBound(
-        distance_term=float(0.5 / step_sums[0]),
-        norm_term=float(0.5 * noise_sums[0] / step_sums[0]),
-        last_iterate_term=float(0.5 * np.sum(eta[:-1] / step_sums[1:] * (noise_sums[:-1] / step_sums[:-1]))),
-    )
+    return bound
+
+
+def squared_norms(effective_norms: NDArray[np.float64], power: float) -> NDArray[np.float64]:
+    """G_t^2 for which refinement with this power minimises the bound, up to a factor: the reciprocal weights.
+
+    Args:
+        effective_norms: what the weights are computed from, positive, shape (T,).
+        power: the exponent of the weights, negative.
+
+    Returns:
+        Squared norms, shape (T,), with maximum 1.
+    """
+    with np.errstate(under="ignore"):  # a norm this far below the maximum adds nothing to the bound
+        squared: NDArray[np.float64] = (effective_norms / effective_norms.max()) ** -power
+    return squared
 
 
 class RankedSchedule(NamedTuple):
@@ -122,14 +149,35 @@ def rank_schedules(
 
     Reference: arXiv 2310.07831, Theorem 10; arXiv 2501.18965, section 4.
     """
-    norms = np.asarray(norms, dtype=np.float64)
-    linear = last_iterate_bound(linear_decay(len(norms)), norms, norm=norm)
-    rows = []
+    _, norms = _checked(np.ones_like(norms, dtype=np.float64), norms, norm)
+    checked = {}
     for name, multipliers in schedules.items():
         try:
-            bound = last_iterate_bound(multipliers, norms, norm=norm)
+            checked[name], _ = _checked(multipliers, norms, norm)
         except ValueError as error:
             raise ValueError(f"The schedule {name!r}: {error}") from None
+    return rank_by_squared_norms(checked, squared_norms(norms, DEFAULT_POWER[norm]))
+
+
+def rank_by_squared_norms(
+    schedules: Mapping[str, NDArray[np.float64]], squared_norms: NDArray[np.float64]
+) -> list[RankedSchedule]:
+    """`rank_schedules` on G_t^2 itself.
+
+    Args:
+        schedules: multipliers by name, shape (T,).
+        squared_norms: G_t^2, shape (T,).
+
+    Returns:
+        Rows, best first.
+
+    Raises:
+        ValueError: as `bound_from_squared_norms`.
+    """
+    linear = bound_from_squared_norms(linear_decay(len(squared_norms)), squared_norms)
+    rows = []
+    for name, multipliers in schedules.items():
+        bound = bound_from_squared_norms(multipliers, squared_norms)
         rows.append(RankedSchedule(name, bound.value / linear.value, bound.best_peak / linear.best_peak))
     return sorted(rows, key=lambda row: row.relative_bound)
 
@@ -159,34 +207,67 @@ def optimize_schedule(norms: ArrayLike, *, norm: NormKind = "l1") -> NDArray[np.
 
     Reference: arXiv 2310.07831, section 4 and Theorem 10.
     """
-    from scipy.optimize import minimize
-
-    norms = np.asarray(norms, dtype=np.float64)
-    last_iterate_bound(np.ones_like(norms), norms, norm=norm)  # refuses what is no such sequence
+    _, norms = _checked(np.ones_like(norms, dtype=np.float64), norms, norm)
     if len(norms) < 2:
         raise ValueError("A schedule needs at least 2 norms; pass one for each step.")
-    squared = (norms / norms.max()) ** -DEFAULT_POWER[norm]
-    closed_form = grid_from(norms, DEFAULT_POWER[norm])[:-1]
-    # A zero anywhere is on the bound's edge, where its gradient says nothing; this much moves nothing.
-    least = 1e-9
-    found = minimize(
+    return optimize_for_squared_norms(squared_norms(norms, DEFAULT_POWER[norm]))
+
+
+def optimize_for_squared_norms(squared_norms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`optimize_schedule` on G_t^2 itself.
+
+    Args:
+        squared_norms: G_t^2 with maximum 1, shape (T,), T at least 2.
+
+    Returns:
+        Multipliers, shape (T,), with maximum 1.
+
+    Raises:
+        ValueError: if a squared norm is zero.
+    """
+    from scipy.optimize import minimize
+
+    extended = np.append(squared_norms, squared_norms[-1])
+    closed_form = refine_schedule(extended, power=-1.0, smoothing=0.0)[:-1]
+    # At a multiplier of exactly zero the gradient of the bound is undefined. A step this small changes nothing.
+    smallest = 1e-9
+    minimum = minimize(
         _log_bound,
-        np.maximum(closed_form, least),
-        args=(squared,),
+        np.maximum(closed_form, smallest),
+        args=(squared_norms,),
         jac=True,
         method="L-BFGS-B",
-        bounds=[(least, None)] * len(norms),
+        bounds=[(smallest, None)] * len(squared_norms),
         options={"maxiter": 5_000, "maxfun": 10_000, "ftol": 1e-13, "gtol": 1e-9, "maxcor": 20},
     ).x
-    best = min(closed_form, found, key=lambda eta: last_iterate_bound(eta, squared).value)
-    return best / best.max()
+    best = min(closed_form, minimum, key=lambda eta: bound_from_squared_norms(eta, squared_norms).value)
+    multipliers: NDArray[np.float64] = best / best.max()
+    return multipliers
 
 
 def _log_bound(eta: NDArray[np.float64], squared_norms: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
     """The logarithm of the squared bound at its best peak, up to a constant, and its gradient."""
     step_sums = np.cumsum(eta[::-1])[::-1]
     noise = eta**2 * squared_norms
-    price = np.sum(noise[:-1] / step_sums[1:]) + eta[-1] * squared_norms[-1]
+    noise_term = np.sum(noise[:-1] / step_sums[1:]) + eta[-1] * squared_norms[-1]
     gradient = np.append(2 * eta[:-1] * squared_norms[:-1] / step_sums[1:], squared_norms[-1])
     gradient[1:] -= np.cumsum(noise[:-1] / step_sums[1:] ** 2)
-    return math.log(price / step_sums[0]), gradient / price - 1 / step_sums[0]
+    return math.log(noise_term / step_sums[0]), gradient / noise_term - 1 / step_sums[0]
+
+
+def _checked(multipliers: ArrayLike, norms: ArrayLike, norm: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    eta = np.asarray(multipliers, dtype=np.float64)
+    norms = np.asarray(norms, dtype=np.float64)
+    if norm not in ("l1", "l2"):
+        raise ValueError(f'norm is {norm!r}, but must be "l1" (Adam) or "l2" (SGD).')
+    if eta.ndim != 1 or eta.shape != norms.shape:
+        raise ValueError(f"multipliers have shape {eta.shape}, norms {norms.shape}; pass one of each for a step.")
+    if not (np.isfinite(eta).all() and np.isfinite(norms).all()) or (eta < 0).any() or (norms <= 0).any():
+        raise ValueError(
+            "multipliers must be finite and not negative, norms finite and positive; smooth the norms first."
+        )
+    if not eta.any():
+        raise ValueError(
+            "The schedule is zero everywhere, so the bound is infinite; pass one with a positive multiplier."
+        )
+    return eta, norms

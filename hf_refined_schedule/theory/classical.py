@@ -1,4 +1,4 @@
-"""The schedules that people use, as arrays of multipliers: to be ranked beside a refined one, or fitted to it."""
+"""Common schedules as arrays of multipliers, and the closest of them to a given schedule."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 WARMUP = 0.05
-"""The share of the run that "with warm-up" warms up for."""
+"""The length of the warm-up of a schedule "with warm-up", as a fraction of the run."""
 
 COOLDOWNS = tuple(tenth / 10 for tenth in range(1, 10))
-"""Shares of the run that warmup-stable-decay decays for."""
+"""Lengths of the decay of warmup-stable-decay, as fractions of the run."""
 
 Shape = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
@@ -18,8 +18,8 @@ Shape = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 def classical_schedules(num_steps: int) -> dict[str, NDArray[np.float64]]:
     """Constant, linear, cosine, inverse square root, and warmup-stable-decay (WSD), each without and with 5 % warm-up.
 
-    WSD stays at the peak, then cools down to zero over the last 10 % to 90 % of the run: linearly, or as 1 - sqrt. As in
-    transformers, a warm-up is a linear ramp from zero, and the decay takes what is left of the run.
+    WSD stays at the peak, then decays to zero over the last 10 % to 90 % of the run: linearly, or as 1 - sqrt. As in
+    transformers, the warm-up is a linear ramp from zero, and the decay covers the rest of the run.
 
     Args:
         num_steps: T, the number of optimizer updates.
@@ -54,18 +54,42 @@ def classical_schedules(num_steps: int) -> dict[str, NDArray[np.float64]]:
         schedules[name] = shape(progress)
         schedules[f"{name}, warm-up"] = _after_warmup(progress, WARMUP, shape)
     schedules["inverse sqrt"] = 1 / np.sqrt(np.arange(1, num_steps + 1))
-    ramp = np.minimum(progress / WARMUP, 1.0)
-    schedules["inverse sqrt, warm-up"] = np.minimum(ramp, np.sqrt(WARMUP / np.maximum(progress, WARMUP)))
+    decay = np.sqrt(WARMUP / np.maximum(progress, WARMUP))
+    schedules["inverse sqrt, warm-up"] = np.minimum(warmup_ramp(num_steps), decay)
     return schedules
 
 
+def warmup_ramp(num_steps: int) -> NDArray[np.float64]:
+    """A linear ramp over the first 5 % of the run, then 1: the cap that an explicit warm-up puts on a schedule.
+
+    Args:
+        num_steps: T, the number of optimizer updates.
+
+    Returns:
+        Multipliers at t / T for t = 0 .. T-1, shape (T,).
+    """
+    return np.minimum(np.arange(num_steps) / num_steps / WARMUP, 1.0)
+
+
+def linear_with_warmup(num_steps: int) -> NDArray[np.float64]:
+    """Linear decay after a linear warm-up over the first 5 % of the run, as transformers' `"linear"`.
+
+    Args:
+        num_steps: T, the number of optimizer updates.
+
+    Returns:
+        Multipliers at t / T for t = 0 .. T-1, shape (T,).
+    """
+    return _after_warmup(np.arange(num_steps) / num_steps, WARMUP, lambda v: 1 - v)
+
+
 def _cooling_down(cooldown: float, decay: Shape) -> Shape:
-    """Flat until `cooldown` of the run is left, then `decay` of the share of the cool-down that is over."""
+    """1 until the last `cooldown` of the run, then `decay` of the progress within it."""
     return lambda progress: decay(np.maximum(0.0, (progress - (1 - cooldown)) / cooldown))
 
 
 def _after_warmup(progress: NDArray[np.float64], warmup: float, shape: Shape) -> NDArray[np.float64]:
-    """A linear ramp over the share `warmup` of the run, then `shape` over what is left."""
+    """A linear ramp over the first `warmup` of the run, then `shape` over the rest."""
     if warmup == 0:
         return shape(progress)
     rest = np.maximum(0.0, (progress - warmup) / (1 - warmup))
@@ -76,23 +100,23 @@ class Fit(NamedTuple):
     """The member of a family of schedules that is closest to a given one."""
 
     warmup: float
-    """The share of the run that it warms up for."""
+    """Length of the warm-up, as a fraction of the run."""
     parameter: float
-    """The power of the polynomial; the share of the run that warmup-stable-decay decays for."""
+    """The power of the polynomial, or the length of the decay of warmup-stable-decay as a fraction of the run."""
     error: float
     """Root mean square difference of the multipliers."""
 
 
 POWERS = (0.1, 10.0)
-"""Between which the power of a polynomial is searched for."""
+"""The range in which the power of a polynomial is searched."""
 
 
 def polynomial(progress: NDArray[np.float64], warmup: float, power: float) -> NDArray[np.float64]:
-    """The schedule "warm up for w, then (1 - v) ** p over what is left".
+    """Polynomial decay after a warm-up: (1 - v) ** p, v the progress of the run after the warm-up.
 
     Args:
         progress: of the run, from 0 to 1, shape (n,).
-        warmup: w, a share of the run.
+        warmup: length of the warm-up as a fraction of the run.
         power: p.
 
     Returns:
@@ -102,13 +126,13 @@ def polynomial(progress: NDArray[np.float64], warmup: float, power: float) -> ND
 
 
 def closest_polynomial(grid: NDArray[np.float64]) -> Fit:
-    """The closest `polynomial`, as transformers' schedule of that name with `lr_end=0`.
+    """The closest `polynomial`: transformers' schedule of that name with `lr_end=0`.
 
     Args:
         grid: multipliers at even progress from 0 to 1, shape (G+1,).
 
     Returns:
-        Warm-up, a multiple of 1 % of the run; power, within `POWERS`; and the error.
+        The warm-up, a multiple of 1 % of the run; the power, within `POWERS`; the error.
 
     Example:
         >>> warmup, power, error = closest_polynomial((1 - np.linspace(0, 1, 101)) ** 2)
@@ -130,7 +154,7 @@ def closest_polynomial(grid: NDArray[np.float64]) -> Fit:
 
 
 def closest_wsd(grid: NDArray[np.float64]) -> Fit:
-    """The closest warmup-stable-decay with linear decay, as transformers' `warmup_stable_decay`.
+    """The closest warmup-stable-decay with linear decay: transformers' `warmup_stable_decay`.
 
     Args:
         grid: multipliers at even progress from 0 to 1, shape (G+1,).

@@ -14,6 +14,9 @@ from scipy.ndimage import median_filter
 NormKind = Literal["l1", "l2"]
 RisingNorms = Literal["keep", "ignore"]
 
+DEFAULT_SMOOTHING = 0.1
+"""tau: the median filter's window as a fraction of the run."""
+
 DEFAULT_POWER: dict[str, float] = {"l1": -1.0, "l2": -2.0}
 """w_t = norm ** power: L1 ** -1 for coordinate-wise steps (Adam), L2 ** -2 for SGD."""
 
@@ -45,7 +48,7 @@ def linear_decay(num_steps: int) -> NDArray[np.float64]:
     return 1.0 - np.arange(num_steps) / num_steps
 
 
-def smooth_norms(norms: ArrayLike, smoothing: float = 0.1) -> NDArray[np.float64]:
+def smooth_norms(norms: ArrayLike, smoothing: float = DEFAULT_SMOOTHING) -> NDArray[np.float64]:
     """Median filter over a window that is a fraction of the run.
 
         window W = 2 * (int(tau * T) // 2) + 1
@@ -70,40 +73,38 @@ def smooth_norms(norms: ArrayLike, smoothing: float = 0.1) -> NDArray[np.float64
     Reference: arXiv 2310.07831, Algorithm 1.
     """
     norms = _checked_norms(norms)
-    if not (isinstance(smoothing, (int, float, np.number)) and 0 <= smoothing <= 1):
-        raise ValueError(
-            f"smoothing is {smoothing!r}, but must be a fraction of the run between 0 and 1 (default 0.1), not steps."
-        )
-    half_window = int(smoothing * len(norms)) // 2
+    half_window = int(checked_smoothing(smoothing) * len(norms)) // 2
+    if half_window == 0:
+        return norms
     extended = np.pad(norms, (half_window, 0), mode="edge")
     extended = np.pad(extended, (0, half_window), mode="reflect")
     filtered = median_filter(extended, size=2 * half_window + 1)
     return filtered[half_window : half_window + len(norms)]
 
 
-def weighting_norms(
+def effective_norms(
     norms: ArrayLike,
     *,
-    smoothing: float = 0.1,
+    smoothing: float = DEFAULT_SMOOTHING,
     rising_norms: RisingNorms = "keep",
     num_training_steps: int | None = None,
 ) -> NDArray[np.float64]:
-    """The norms that a schedule's weights are made of: smoothed, and for every update of the run.
+    """Smoothed norms for every update of a run: what the weights of a schedule are computed from.
 
     Args:
         norms: gradient norms of the first len(norms) updates of the run, before clipping.
-        smoothing: as in `smooth_norms`.
+        smoothing: tau, as in `smooth_norms`.
         rising_norms: `"keep"`: the smoothed norms. `"ignore"`: their running minimum, so that they never rise.
-        num_training_steps: T, by default len(norms). If it is more, the last norm goes on to the end.
+        num_training_steps: T, by default len(norms). If T is larger, the last norm is repeated to the end.
 
     Returns:
         Norms in the unit of `norms`, shape (T,).
 
     Raises:
-        ValueError: as `smooth_norms`, for another `rising_norms`, and if there are more norms than steps.
+        ValueError: as `smooth_norms`; for another `rising_norms`; if there are more norms than steps.
 
     Example:
-        >>> weighting_norms([4.0, 2.0, 1.0, 3.0], smoothing=0, rising_norms="ignore", num_training_steps=5)
+        >>> effective_norms([4.0, 2.0, 1.0, 3.0], smoothing=0, rising_norms="ignore", num_training_steps=5)
         array([4., 2., 1., 1., 1.])
     """
     if rising_norms not in ("keep", "ignore"):
@@ -117,53 +118,55 @@ def weighting_norms(
     return np.pad(smoothed, (0, total - len(smoothed)), mode="edge")
 
 
-def averaged_norms(
+def average_norms(
     runs: Sequence[ArrayLike],
     *,
-    smoothing: float = 0.1,
+    smoothing: float = DEFAULT_SMOOTHING,
     rising_norms: RisingNorms = "keep",
     num_training_steps: Sequence[int] | None = None,
 ) -> NDArray[np.float64]:
-    """The norms that a schedule's weights are made of, from repeated runs: the geometric mean of their smoothed norms.
+    """Effective norms of repeated runs: the geometric mean of their smoothed norms.
+
+    Runs of unequal length are averaged over their progress.
 
     Args:
-        runs: gradient norms of each run, as `weighting_norms` takes them.
-        smoothing: as in `smooth_norms`.
-        rising_norms: as in `weighting_norms`, of the mean.
-        num_training_steps: T of each run, by default the lengths. Runs of unequal length are averaged over their progress.
+        runs: gradient norms of each run, as `effective_norms` takes them.
+        smoothing: tau, as in `smooth_norms`.
+        rising_norms: as in `effective_norms`, applied to the mean.
+        num_training_steps: T of each run, by default their lengths.
 
     Returns:
-        Norms for the longest run's updates, shape (max T,); for one run, those of `weighting_norms`.
+        Norms for the updates of the longest run, shape (max T,). For one run, those of `effective_norms`.
 
     Raises:
-        ValueError: as `weighting_norms`, and if there is no run.
+        ValueError: as `effective_norms`, and if `runs` is empty.
 
     Example:
-        >>> averaged_norms([[4.0, 1.0], [1.0, 1.0, 4.0, 4.0]], smoothing=0).round(3)
+        >>> average_norms([[4.0, 1.0], [1.0, 1.0, 4.0, 4.0]], smoothing=0).round(3)
         array([2.   , 1.581, 2.   , 2.   ])
     """
     if not runs:
         raise ValueError("There is no run to refine from; pass at least one.")
-    totals = [None] * len(runs) if num_training_steps is None else num_training_steps
+    totals = [None] * len(runs) if num_training_steps is None else list(num_training_steps)
     if len(runs) == 1:
-        return weighting_norms(runs[0], smoothing=smoothing, rising_norms=rising_norms, num_training_steps=totals[0])
+        return effective_norms(runs[0], smoothing=smoothing, rising_norms=rising_norms, num_training_steps=totals[0])
     smoothed = [
-        weighting_norms(run, smoothing=smoothing, num_training_steps=total)
+        effective_norms(run, smoothing=smoothing, num_training_steps=total)
         for run, total in zip(runs, totals, strict=True)
     ]
     longest = max(map(len, smoothed))
     progress = np.arange(longest) / longest
     resampled = [np.interp(progress, np.arange(len(norms)) / len(norms), norms) for norms in smoothed]
-    with np.errstate(divide="ignore"):  # a smoothed norm of zero stays zero, and is refused where it divides
+    with np.errstate(divide="ignore"):  # a smoothed norm of zero stays zero; `refine_schedule` refuses it
         mean = np.exp(np.mean(np.log(resampled), axis=0))
-    return weighting_norms(mean, smoothing=0, rising_norms=rising_norms)
+    return effective_norms(mean, smoothing=0, rising_norms=rising_norms)
 
 
 def refine_schedule(
     norms: ArrayLike,
     *,
     norm: NormKind = "l1",
-    smoothing: float = 0.1,
+    smoothing: float = DEFAULT_SMOOTHING,
     power: float | None = None,
     rising_norms: RisingNorms = "keep",
 ) -> NDArray[np.float64]:
@@ -172,22 +175,23 @@ def refine_schedule(
         w_t = smoothed(norm)_t ** power
         multiplier_t = w_t * sum_{p > t} w_p,  divided by its maximum
 
-    The tail sum makes the annealing, the weight makes the warm-up. The last multiplier is 0: the T-th gradient is not
-    used, x_T is the answer.
+    The tail sum makes the annealing; the weight makes the warm-up. The last multiplier is 0: the iterate x_T is the
+    result, and the T-th gradient is not used. A run of T updates visits T + 1 iterates, so for the schedule of T updates
+    pass their norms and one more, a repeat of the last: constant norms then give linear decay, 1 - t / T.
 
     Args:
         norms: ||g_t||, the norm of the whole gradient at each of T optimizer updates, before clipping, shape (T,).
         norm: which norm it is. It sets the default `power`: -1 for `"l1"` (Adam), -2 for `"l2"` (SGD).
         smoothing: tau, the median filter's window as a fraction of the run.
         power: the exponent itself, negative. L2 norms as a stand-in for L1 under Adam: `norm="l2", power=-1`.
-        rising_norms: `"keep"`, as the paper. `"ignore"`: weights are made of the running minimum of the smoothed norms.
-            Where norms rise over the run, as they do for language models from scratch, the formula anneals far too early.
+        rising_norms: `"keep"`: the rule of the paper. `"ignore"`: weights come from the running minimum of the smoothed
+            norms. Norms that rise over the run, as those of language models from scratch do, make the rate fall too early.
 
     Returns:
         Multipliers of the peak learning rate, shape (T,), float64, at least 0, with maximum 1.
 
     Raises:
-        ValueError: as `smooth_norms`, and if a *smoothed* norm is zero, or another argument is not as above.
+        ValueError: as `effective_norms`; if a *smoothed* norm is zero; for another `norm` or `power`.
 
     Example:
         >>> refine_schedule([1.0, 1.0, 1.0, 1.0, 1.0])
@@ -197,63 +201,25 @@ def refine_schedule(
 
     Reference: arXiv 2310.07831, Algorithm 1 and Theorem 3.
     """
-    return _multipliers(
-        weighting_norms(norms, smoothing=smoothing, rising_norms=rising_norms), checked_power(norm, power)
-    )
-
-
-def refined_grid(
-    norms: ArrayLike,
-    *,
-    norm: NormKind = "l1",
-    smoothing: float = 0.1,
-    power: float | None = None,
-    rising_norms: RisingNorms = "keep",
-    num_training_steps: int | None = None,
-) -> NDArray[np.float64]:
-    """The refined schedule as a function of progress: multipliers at t / T for t = 0 .. T, zero at the end.
-
-    A run of T updates visits T+1 iterates, so the formula of `refine_schedule` is applied to the smoothed norms extended
-    by one repeat of the last. With constant norms this is linear decay, 1 - t / T, and no update is wasted.
-
-    Args:
-        norms: as in `refine_schedule`, of the first len(norms) updates of the run.
-        norm: as in `refine_schedule`.
-        smoothing: as in `refine_schedule`.
-        power: as in `refine_schedule`.
-        rising_norms: as in `refine_schedule`.
-        num_training_steps: T, as in `weighting_norms`.
-
-    Returns:
-        Multipliers on the grid t / T, shape (T+1,).
-
-    Raises:
-        ValueError: as `refine_schedule`, and if there are more norms than steps.
-
-    Example:
-        >>> refined_grid([7.0, 7.0, 7.0, 7.0])
-        array([1.  , 0.75, 0.5 , 0.25, 0.  ])
-    """
-    weighting = weighting_norms(
-        norms, smoothing=smoothing, rising_norms=rising_norms, num_training_steps=num_training_steps
-    )
-    return grid_from(weighting, checked_power(norm, power))
-
-
-def grid_from(weighting: NDArray[np.float64], power: float) -> NDArray[np.float64]:
-    """The refined schedule of norms that `weighting_norms` has made.
-
-    Args:
-        weighting: for every update of the run, shape (T,).
-        power: the exponent of the weights, negative.
-
-    Returns:
-        Multipliers on the grid t / T, shape (T+1,).
-
-    Raises:
-        ValueError: if one of the norms is zero, or they reach too far apart.
-    """
-    return _multipliers(np.append(weighting, weighting[-1]), power)
+    power = weight_power(norm, power)
+    smoothed = effective_norms(norms, smoothing=smoothing, rising_norms=rising_norms)
+    zeros = np.flatnonzero(smoothed == 0)
+    if len(zeros):
+        raise ValueError(
+            f"The smoothed gradient norm at position {zeros[0]} is 0, and the schedule divides by it. "
+            "Leave out the part of the run without gradients, or use a larger smoothing."
+        )
+    with np.errstate(over="ignore"):  # a ratio beyond float64 has weight 0
+        weights = (smoothed / smoothed.min()) ** power
+    tail_sums = np.append(np.cumsum(weights[:0:-1])[::-1], 0.0)
+    multipliers: NDArray[np.float64] = weights * tail_sums
+    if not multipliers.max() > 0:
+        raise ValueError(
+            f"The smoothed gradient norms range from {smoothed.min():.3g} to {smoothed.max():.3g}, too far apart for "
+            "a schedule. Leave out the part of the run where they vanish or explode."
+        )
+    multipliers /= multipliers.max()
+    return multipliers
 
 
 def multiplier_at(grid: NDArray[np.float64], progress: float) -> float:
@@ -276,8 +242,8 @@ def multiplier_at(grid: NDArray[np.float64], progress: float) -> float:
     return float(grid[left]) * (1.0 - fraction) + float(grid[left + 1]) * fraction
 
 
-def peak_place(grid: NDArray[np.float64]) -> float:
-    """Where a schedule has its maximum.
+def peak_position(grid: NDArray[np.float64]) -> float:
+    """The progress at which a schedule reaches its maximum.
 
     Args:
         grid: as in `multiplier_at`.
@@ -286,30 +252,29 @@ def peak_place(grid: NDArray[np.float64]) -> float:
         The progress u of the first maximum, from 0 to 1.
 
     Example:
-        >>> peak_place(np.array([0.5, 1.0, 0.5, 0.25, 0.0]))
+        >>> peak_position(np.array([0.5, 1.0, 0.5, 0.25, 0.0]))
         0.25
     """
     return float(grid.argmax() / (len(grid) - 1))
 
 
-def _multipliers(smoothed: NDArray[np.float64], power: float) -> NDArray[np.float64]:
-    """The formula, on norms that are smooth already."""
-    zeros = np.flatnonzero(smoothed == 0)
-    if len(zeros):
+def checked_smoothing(smoothing: float) -> float:
+    """The smoothing itself, if it is valid.
+
+    Args:
+        smoothing: tau.
+
+    Returns:
+        tau.
+
+    Raises:
+        ValueError: if it is not a number from 0 to 1.
+    """
+    if not (isinstance(smoothing, (int, float, np.number)) and 0 <= smoothing <= 1):
         raise ValueError(
-            f"The smoothed gradient norm at position {zeros[0]} is 0, and the schedule divides by it. "
-            "Leave out the part of the run without gradients, or use a larger smoothing."
+            f"smoothing is {smoothing!r}, but must be a fraction of the run between 0 and 1 (default 0.1), not steps."
         )
-    with np.errstate(over="ignore"):  # a ratio beyond float64 has weight 0
-        weights = (smoothed / smoothed.min()) ** power
-    tail_sums = np.append(np.cumsum(weights[:0:-1])[::-1], 0.0)
-    multipliers = weights * tail_sums
-    if not multipliers.max() > 0:
-        raise ValueError(
-            f"The smoothed gradient norms reach from {smoothed.min():.3g} to {smoothed.max():.3g}, too far apart for "
-            "a schedule. Leave out the part of the run where they vanish or explode."
-        )
-    return multipliers / multipliers.max()
+    return smoothing
 
 
 def _checked_norms(norms: ArrayLike) -> NDArray[np.float64]:
@@ -334,7 +299,7 @@ def _checked_norms(norms: ArrayLike) -> NDArray[np.float64]:
     return array
 
 
-def checked_power(norm: str, power: float | None) -> float:
+def weight_power(norm: str, power: float | None) -> float:
     """The exponent of the weights: `power` if given, else the default of the norm.
 
     Args:

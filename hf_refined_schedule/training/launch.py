@@ -16,10 +16,11 @@ from accelerate.optimizer import AcceleratedOptimizer
 
 from ..compatibility import add_default_callback, is_prepared_by, prepared_optimizers, widened_choices
 from ..recording.recorder import GradientNormRecorder
+from ..schedules.refinement_options import RefinementOptions
 from .callback import GradientNormCallback
 from .rank_zero import on_main_process
 from .registration import register
-from .scheduler import REFINED_FROM_VARIABLE
+from .scheduler import OPTIONS_VARIABLE, REFINED_FROM_VARIABLE
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ def launch(
     *,
     refined_from: str | None = None,
     gradient_norms_file: str | None = None,
+    options: RefinementOptions = RefinementOptions(),  # noqa: B008 - a frozen value
 ) -> None:
     """Run a script as `python SCRIPT ARGUMENTS` would, with `refined` registered and gradient norms recorded.
 
@@ -46,15 +48,21 @@ def launch(
         refined_from: the run that `refined` is made from, unless the script's own options say.
         gradient_norms_file: the file of norms, or the folder for it, instead of `gradient_norms.jsonl` in a Trainer's `output_dir`.
 
+        options: how to refine it; needs `refined_from`.
+
     Raises:
-        ValueError: if there is no such script.
+        ValueError: if there is no such script, or options are given without `refined_from`.
         SystemExit: as the script does; with 1, after its traceback, if it raises anything else.
     """
     if not Path(script).is_file():
         raise ValueError(f"There is no script {str(script)!r}; pass the path of a Python file, options before it.")
     register()
+    keywords = options.as_keywords()
     if refined_from is not None:
         os.environ[REFINED_FROM_VARIABLE] = refined_from
+        os.environ[OPTIONS_VARIABLE] = json.dumps(keywords)
+    elif keywords:
+        raise ValueError(f"{' and '.join(keywords)} need the run to refine from; pass --refined-from with them.")
 
     class RecordToFile(GradientNormCallback):
         def __init__(self) -> None:

@@ -1,6 +1,7 @@
 """The refined schedule as a PyTorch learning-rate scheduler, with the signature of transformers' `get_*_schedule`."""
 
 import functools
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -12,19 +13,23 @@ from numpy.typing import NDArray
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..norms.gradient_norms import GradientNorms, UnfinishedRunError
-from ..norms.sources import WHAT_TO_PASS, MissingSourceError
+from ..norms.gradient_norms import GradientNorms, OptimizerFamily, UnfinishedRunError
+from ..norms.sources import EXPECTED_SOURCE, MissingSourceError
 from ..recording.optimizers import optimizer_family, unwrap_optimizer
 from ..schedules.health import DegenerateScheduleError
-from ..schedules.refined_schedule import OptimizerFamily, RefinedSchedule
-from ..schedules.refining import Source, listed_sources, load_schedule
-from ..theory.refinement import NormKind, RisingNorms, multiplier_at
+from ..schedules.refined_schedule import RefinedSchedule
+from ..schedules.refinement_options import RefinementOptions
+from ..schedules.refining import Source, listed_sources, refine_sources
+from ..theory.refinement import multiplier_at
 from .rank_zero import Outcome, is_main_process, latest_answer, on_main_process
 
 logger = logging.getLogger(__name__)
 
 REFINED_FROM_VARIABLE = "HF_REFINED_SCHEDULE_FROM"
-"""The environment variable that stands in for `refined_from` where a script has no way to pass it."""
+"""The environment variable that replaces `refined_from` where a script cannot pass it."""
+
+OPTIONS_VARIABLE = "HF_REFINED_SCHEDULE_OPTIONS"
+"""The environment variable with the options for that source, as a JSON object."""
 
 
 def get_refined_schedule(
@@ -33,58 +38,50 @@ def get_refined_schedule(
     num_training_steps: int | None,
     *,
     refined_from: Source | Sequence[Source] | None = None,
-    column: str | None = None,
-    smoothing: float | None = None,
-    norm: NormKind | None = None,
-    power: float | None = None,
-    rising_norms: RisingNorms | None = None,
     min_lr_ratio: float = 0.0,
-    allow_degenerate: bool = False,
     last_epoch: int = -1,
+    **options: Any,
 ) -> LambdaLR:
     """Create the schedule that the gradient norms of an earlier run ask for.
 
         learning_rate(t) = initial_lr * min(r + (1 - r) * multiplier(t / T), t / num_warmup_steps)
 
-    The multiplier is a function of progress: norms of a run of any length serve, and a loop that steps the scheduler
-    N times an update over N * T steps sees the rates of one that steps it once.
+    The multiplier is a function of progress: the earlier run may have another length, and a loop that steps the scheduler
+    N times an update over N * T steps gets the rates of a loop that steps it once.
 
     Args:
         optimizer: The optimizer for which to schedule the learning rate. `torch.optim.SGD` and its subclasses weight by
             L2 ** -2, all others by L1 ** -1 (by L2 ** -1 where the source has no L1 norms).
-        num_warmup_steps: The steps of a linear ramp that caps the schedule. The warm-up that the norms ask for is part
-            of the schedule already; 0 adds none.
+        num_warmup_steps: The length of a linear ramp that caps the schedule, in steps. The warm-up that the norms ask for
+            is already part of the schedule; 0 adds no ramp.
         num_training_steps: T, the total number of training steps.
         refined_from: The earlier run: its `gradient_norms.jsonl` or `trainer_state.json`, the folder that holds one of
             them, another log as `load_norms` takes it, a schedule file written by `hf-refined-schedule refine`, or
-            `GradientNorms`; or a list of several runs, to average. Without it, what the environment variable
-            HF_REFINED_SCHEDULE_FROM names.
-        column: The name of the norm in a log, where it is not `grad_norm` or the like.
-        smoothing: tau, the median filter's window as a fraction of the run, 0.1 by default.
-        norm: The norm to use, `"l1"` or `"l2"`, instead of the optimizer's own.
-        power: The exponent of the weights, negative, instead of the optimizer's own.
-        rising_norms: `"keep"`, the default: norms that rise over the run make the rate fall early. `"ignore"`: weights
-            are made of the running minimum of the smoothed norms.
+            `GradientNorms`; or a list of several runs, to average. By default the environment variable
+            HF_REFINED_SCHEDULE_FROM names it.
         min_lr_ratio: r, the floor of the learning rate as a fraction of its peak, from 0 to 1.
-        allow_degenerate: Take a schedule that hardly trains but for a moment, too.
         last_epoch: The index of the last epoch when resuming training.
+        **options: The fields of `RefinementOptions`: `column`, `norm`, `power`, `smoothing`, `rising_norms`, `pilot`,
+            `pilot_num_training_steps` (its `num_training_steps`) and `allow_degenerate`.
 
     Returns:
         `torch.optim.lr_scheduler.LambdaLR` with the refined schedule. Its `state_dict` holds the schedule, not the
-        horizon or the warm-up: a resumed run goes on with the schedule it began with, also when the source has gone.
+        horizon or the warm-up: a resumed run continues the schedule it began with, even if the source no longer exists.
 
     Raises:
-        ValueError: if an argument is missing or out of range, or `refined_from` is something else. A source that is not
-            there, is of an unfinished run, or gives a degenerate schedule raises at the first step, unless a saved state is
-            loaded before that.
+        ValueError: if an argument is missing, unknown or out of range, or `refined_from` is not a source. A missing
+            source, an unfinished run or a degenerate schedule raises at the first step, unless a saved state is loaded
+            before that.
 
     Reference: arXiv 2310.07831, Algorithm 1.
     """
     if refined_from is None:
         refined_from = os.environ.get(REFINED_FROM_VARIABLE)
+        options = {**json.loads(os.environ.get(OPTIONS_VARIABLE, "{}")), **options}
     if refined_from is None:
-        raise ValueError(f"The schedule 'refined' needs refined_from, the run to refine it from: {WHAT_TO_PASS}.")
+        raise ValueError(f"The schedule 'refined' needs refined_from, the run to refine it from: {EXPECTED_SOURCE}.")
     sources = listed_sources(refined_from)
+    refinement_options = RefinementOptions.from_keywords(options)
     if num_training_steps is None or num_training_steps < 1:
         raise ValueError(
             f"num_training_steps is {num_training_steps!r}, but the schedule 'refined' needs the number of training steps; "
@@ -95,26 +92,16 @@ def get_refined_schedule(
         raise ValueError(f"num_warmup_steps is {num_warmup_steps!r}, but must not be negative; pass 0 for no warm-up.")
     if not 0 <= min_lr_ratio <= 1:
         raise ValueError(f"min_lr_ratio is {min_lr_ratio!r}, but must be a fraction of the peak between 0 and 1.")
-
     family = optimizer_family(optimizer)
 
-    making = {
-        "column": column,
-        "norm": norm,
-        "power": power,
-        "smoothing": smoothing,
-        "rising_norms": rising_norms,
-        "allow_degenerate": allow_degenerate,
-    }
-
     def load() -> RefinedSchedule:
-        return load_schedule(sources, family, **making)
+        return refine_sources(sources, family, refinement_options).trainable_schedule(refinement_options)
 
     look_again = None
     if _in_memory(sources):
         loaded = Outcome(load(), None)
     else:
-        words = _in_words(sources, family, making)
+        words = _in_words(sources, family, refinement_options.as_keywords())
         loaded = on_main_process(load, words)
         look_again = None if is_main_process() else functools.partial(latest_answer, words)
         if loaded.error is not None and not isinstance(loaded.error, _WAITING):
@@ -176,7 +163,7 @@ class RefinedLR(LambdaLR):
         self.fingerprint = schedule.fingerprint if schedule else None
         self._of_this_call = _Call(num_warmup_steps, num_training_steps)
         # Until a state is loaded, a schedule that could not be had is zero: nothing moves before the error is raised.
-        self._grid = schedule.multipliers if schedule else np.zeros(2)
+        self._grid = schedule.grid if schedule else np.zeros(2)
         self._min_lr_ratio = min_lr_ratio
         super().__init__(optimizer, self._multiplier, last_epoch)
         before_step = getattr(unwrap_optimizer(optimizer), "register_step_pre_hook", None)
@@ -189,7 +176,7 @@ class RefinedLR(LambdaLR):
         latest = None if look_again is None else look_again().value
         if latest is None or latest.fingerprint == self.fingerprint:
             return
-        self._grid, self.fingerprint, self.error = latest.multipliers, latest.fingerprint, None
+        self._grid, self.fingerprint, self.error = latest.grid, latest.fingerprint, None
         self._last_lr = [base * self._multiplier(self.last_epoch) for base in self.base_lrs]
         for group, learning_rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             if isinstance(group["lr"], torch.Tensor):

@@ -2,50 +2,66 @@
 
 import json
 import os
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import Any, get_type_hints
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
 
-from ..norms.sources import WHAT_TO_PASS
+from ..norms.sources import EXPECTED_SOURCE
+from ..schedules.refinement_options import RefinementOptions, keyword_of
 from .registration import register
 from .scheduler import REFINED_FROM_VARIABLE
 
 register()
 
-SCHEDULER_KWARGS = {"refined_from": "refined_from", "refined_smoothing": "smoothing"}
-"""The options here that are written into `lr_scheduler_kwargs`, and their names there."""
+_OPTION_KEYWORDS = {f"refined_{keyword_of(option)}": keyword_of(option) for option in fields(RefinementOptions)}
+
+KEYWORDS = {"refined_from": "refined_from", **_OPTION_KEYWORDS}
+"""The arguments that are written into `lr_scheduler_kwargs`, and their keywords there."""
+
+_types = get_type_hints(RefinementOptions)
+
+_OptionFields = make_dataclass(
+    "_OptionFields",
+    [
+        (
+            f"refined_{keyword_of(option)}",
+            _types[option.name],
+            field(
+                default=option.default,
+                metadata={"help": f"For --lr_scheduler_type refined: {option.metadata['help']}."},
+            ),
+        )
+        for option in fields(RefinementOptions)
+    ],
+)
 
 
 @dataclass
-class RefinedScheduleArguments(TrainingArguments):
-    """`TrainingArguments`, and where a refined schedule comes from.
+class RefinedScheduleArguments(_OptionFields, TrainingArguments):  # type: ignore[misc, valid-type]  # fields made above
+    """`TrainingArguments`, and how a refined schedule is made.
 
         --lr_scheduler_type refined --refined_from runs/baseline
 
-    The options are written into `lr_scheduler_kwargs`, so that a stock `Trainer` obeys them; also one that is set later, as
-    a hyperparameter search does.
+    There is an argument for each field of `RefinementOptions`: `refined_column`, `refined_norm`, `refined_power`,
+    `refined_smoothing`, `refined_rising_norms`, `refined_pilot`, `refined_pilot_num_training_steps` and
+    `refined_allow_degenerate`. They are written into `lr_scheduler_kwargs`, so that a stock `Trainer` obeys them, also when
+    they are set later, as a hyperparameter search does.
 
     Args:
         refined_from: the run to refine the schedule from, as `get_refined_schedule` takes it.
-        refined_smoothing: tau, the median filter's window as a fraction of the run.
         record_gradient_norms: whether `RefinedScheduleTrainer` records this run.
 
     Raises:
-        ValueError: if `refined_from` is missing with `lr_scheduler_type="refined"`, given without it, or contradicts
-            `lr_scheduler_kwargs`.
+        ValueError: if `refined_from` is missing with `lr_scheduler_type="refined"`; if an argument for a refined schedule
+            is given with another scheduler, contradicts `lr_scheduler_kwargs` or is out of range.
     """
 
     refined_from: str | None = field(
         default=None,
         metadata={
-            "help": "The run that --lr_scheduler_type refined is made from: its output_dir or gradient_norms.jsonl."
-        },
-    )
-    refined_smoothing: float | None = field(
-        default=None,
-        metadata={
-            "help": "The median filter's window as a fraction of the run (0.1), for --lr_scheduler_type refined."
+            "help": "For --lr_scheduler_type refined: the run to refine from, its output_dir or gradient_norms.jsonl."
         },
     )
     record_gradient_norms: bool = field(
@@ -56,31 +72,44 @@ class RefinedScheduleArguments(TrainingArguments):
         if name == "refined_from" and isinstance(value, os.PathLike):
             value = os.fspath(value)  # JSON has no paths
         super().__setattr__(name, value)
-        if name in SCHEDULER_KWARGS and vars(self).get("_options_written"):
-            kwargs = {key: old for key, old in self.lr_scheduler_kwargs.items() if key != SCHEDULER_KWARGS[name]}
-            self.lr_scheduler_kwargs = kwargs if value is None else {**kwargs, SCHEDULER_KWARGS[name]: value}
+        if name in KEYWORDS and vars(self).get("_options_written"):
+            kwargs = {key: old for key, old in self._scheduler_kwargs().items() if key != KEYWORDS[name]}
+            if value != _default_of(name):
+                kwargs[KEYWORDS[name]] = value
+            self.lr_scheduler_kwargs = kwargs
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = {name: getattr(self, name) for name in SCHEDULER_KWARGS if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in KEYWORDS if getattr(self, name) != _default_of(name)}
         if self.lr_scheduler_type != "refined":
             if given:
                 raise ValueError(
-                    f"{' and '.join(given)} cannot be used by lr_scheduler_type={self.lr_scheduler_type.value!r}; pass "
+                    f"{' and '.join(given)} cannot be used by lr_scheduler_type={SchedulerType(self.lr_scheduler_type).value!r}; pass "
                     "--lr_scheduler_type refined, or leave it out."
                 )
             return
-        kwargs = self.lr_scheduler_kwargs
-        kwargs = dict(json.loads(kwargs) if isinstance(kwargs, str) else kwargs or {})
+        kwargs = self._scheduler_kwargs()
         for name, value in given.items():
-            if kwargs.setdefault(SCHEDULER_KWARGS[name], value) != value:
+            if kwargs.setdefault(KEYWORDS[name], value) != value:
                 raise ValueError(
-                    f"{name} is {value!r}, but {SCHEDULER_KWARGS[name]} in lr_scheduler_kwargs is "
-                    f"{kwargs[SCHEDULER_KWARGS[name]]!r}; pass one of them."
+                    f"{name} is {value!r}, but {KEYWORDS[name]} in lr_scheduler_kwargs is "
+                    f"{kwargs[KEYWORDS[name]]!r}; pass one of them."
                 )
         if kwargs.get("refined_from") is None and REFINED_FROM_VARIABLE not in os.environ:
             raise ValueError(
-                f"lr_scheduler_type='refined' needs --refined_from, the run to refine it from: {WHAT_TO_PASS}."
+                f"lr_scheduler_type='refined' needs --refined_from, the run to refine it from: {EXPECTED_SOURCE}."
             )
+        RefinementOptions.from_keywords(
+            {key: value for key, value in kwargs.items() if key not in ("refined_from", "min_lr_ratio")}
+        )
         self.lr_scheduler_kwargs = kwargs
         self._options_written = True
+
+    def _scheduler_kwargs(self) -> dict[str, Any]:
+        """A copy of `lr_scheduler_kwargs`, which the command line gives as JSON text."""
+        kwargs = self.lr_scheduler_kwargs
+        return dict(json.loads(kwargs) if isinstance(kwargs, str) else kwargs or {})
+
+
+def _default_of(name: str) -> Any:
+    return RefinedScheduleArguments.__dataclass_fields__[name].default

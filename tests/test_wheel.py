@@ -1,0 +1,55 @@
+"""The wheel: it holds the package alone, and its command line needs numpy and scipy alone."""
+
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy
+
+from .records import write_norms
+from .tiny import REPOSITORY
+from .tolerances import BUILD_SECONDS
+
+PACKAGE = "hf_refined_schedule"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built from the tracked files, as a release is: files that lie around in a working tree stay out."""
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", PACKAGE, "scripts", "tests"):
+        (source / name).symlink_to(REPOSITORY / name)
+    words = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=BUILD_SECONDS)
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_package_alone(wheel):
+    expected = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / PACKAGE).rglob("*.py")}
+    expected.add(f"{PACKAGE}/py.typed")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert held == expected
+
+
+def test_check_runs_from_the_wheel_in_an_empty_environment(wheel, tmp_path):
+    venv.create(tmp_path / "empty", with_pip=True)
+    python = tmp_path / "empty" / "bin" / "python"
+    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel]
+    subprocess.run([python, *install], check=True, capture_output=True, timeout=BUILD_SECONDS)
+    (packages,) = (tmp_path / "empty").glob("lib/python*/site-packages")
+    for module in (np, scipy):
+        folder = Path(module.__file__).parent
+        for needed in (folder, folder.with_name(f"{folder.name}.libs")):
+            if needed.exists():
+                (packages / needed.name).symlink_to(needed)
+    write_norms(tmp_path / "run" / "gradient_norms.jsonl", list(np.linspace(3, 1, 100)))
+    command = [tmp_path / "empty" / "bin" / "hf-refined-schedule", "check", "run"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={}, timeout=BUILD_SECONDS)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "verdict: worth a refined run" in done.stdout
