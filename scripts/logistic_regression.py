@@ -37,15 +37,16 @@ from experiments.cells import Cell, Result
 from experiments.grid import add_sampled_schedules, baseline_cells, compared_cells, keep_baseline, run_missing
 from experiments.logistic_problems import DATASETS, Problem, load_problem, train_linear_model, training_curve
 from experiments.provenance import ProvenanceFile
-from experiments.refining import refine
 from experiments.results_file import ResultsFile
 from experiments.schedules_compared import SCHEDULES, sample_multipliers
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from hf_refined_schedule import load_norms, register
+from hf_refined_schedule import register
+from hf_refined_schedule.norms.gradient_norms import OptimizerFamily
 from hf_refined_schedule.norms.norms_file import NORMS_FILE_NAME
-from hf_refined_schedule.schedules.refined_schedule import OptimizerFamily
+from hf_refined_schedule.schedules.refinement_options import RefinementOptions
+from hf_refined_schedule.schedules.refining import refine_sources
 
 SCRIPT = "logistic_regression.py"
 
@@ -132,7 +133,8 @@ class Regime:
 
     def print_notes(self, best: Cell) -> None:
         """Print what the refined schedule is made from, and what is doubtful about it."""
-        notes = refine(load_norms(self.norms_file), self.optimizer.family).notes
+        refinement = refine_sources(self.norms_file, self.optimizer.family)
+        notes = refinement.trainable_schedule(RefinementOptions(allow_degenerate=True)).notes
         line = f"{self.name}: the refined schedule is made from linear decay at peak {best.peak:g}."
         tqdm.write(" ".join([line, *notes]), sys.stderr)
 

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from hf_refined_schedule import load_norms, smooth_norms
 from hf_refined_schedule.norms.gradient_norms import GradientNorms
 from hf_refined_schedule.schedules.refined_schedule import RefinedSchedule
+from hf_refined_schedule.schedules.refinement_options import RefinementOptions
+from hf_refined_schedule.schedules.refining import refine_sources
 from hf_refined_schedule.schedules.schedule_file import write_schedule
 from hf_refined_schedule.theory.classical import WARMUP
 
 from .cells import TWICE_THE_STEPS
-from .refining import refine
 from .schedules_compared import SCHEDULES, ComparedSchedule
 from .study_folder import BASELINE_FILE
 
@@ -53,10 +54,10 @@ class Variant:
         """The schedule that it makes from the norms of a run."""
         smoothed = self.change(smooth_norms(norms.at_every_step("l1"), self.smoothing))
         changed = GradientNorms(steps=np.arange(1, len(smoothed) + 1), l1=smoothed, num_training_steps=len(smoothed))
-        schedule = refine(changed, "adam", smoothing=0.0).schedule
-        linear = 1 - np.linspace(0, 1, len(schedule.multipliers))
-        mixture = self.share * schedule.multipliers + (1 - self.share) * linear
-        return replace(schedule, multipliers=mixture / mixture.max(), source=f"the baseline, {name}")
+        schedule = refine_sources(changed, "adam", RefinementOptions(smoothing=0.0)).schedule
+        linear = 1 - np.linspace(0, 1, len(schedule.grid))
+        mixture = self.share * schedule.grid + (1 - self.share) * linear
+        return replace(schedule, grid=mixture / mixture.max(), source=f"the baseline, {name}")
 
 
 VARIANTS = {
@@ -94,7 +95,7 @@ def write_variants(folder: Path, norms_of_refined_run: Path) -> None:
     """
     norms = load_norms(folder / BASELINE_FILE)
     schedules = {name: variant.schedule(name, norms) for name, variant in VARIANTS.items()}
-    twice = refine(load_norms(norms_of_refined_run), "adam").schedule
+    twice = refine_sources(norms_of_refined_run, "adam").schedule
     schedules[REFINED_TWICE] = replace(twice, source="a refined run")
     if PartialState().is_main_process:
         for name, schedule in schedules.items():
