@@ -42,7 +42,8 @@ from experiments.language_modeling import DataArguments, ModelArguments
 from experiments.provenance import ProvenanceFile
 from experiments.results_file import ResultsFile
 from experiments.schedules_compared import SCHEDULES, sample_multipliers
-from experiments.variants import BASELINE_FILE_NAME, schedule_and_source, variant_names, write_variants
+from experiments.study_folder import BASELINE_FILE
+from experiments.variants import schedule_and_source, variant_names, write_variants
 from transformers import HfArgumentParser
 
 SCRIPT = "compare_finetuning.py"
@@ -116,7 +117,7 @@ class Comparison:
         names = [name for name in options.schedules if name != VARIANTS]
         if options.needs_baseline:
             self._run_cells(baseline_cells(label, options.peaks, options.max_steps), "baseline")
-            baseline_file = self.folder / BASELINE_FILE_NAME
+            baseline_file = self.folder / BASELINE_FILE
             keep_baseline(self.results, label, options.max_steps, baseline_file, self._copy_norms)
         grid = (options.peaks, options.num_seeds, options.max_steps)
         cells = compared_cells(label, names, *grid)
@@ -172,7 +173,9 @@ class Comparison:
 
 def parse_options() -> tuple[ModelArguments, DataArguments | None, TrainingOptions, GridOptions]:
     """Read the command line; the text options are optional as a group."""
-    PartialState(cpu=not torch.cuda.is_available())  # without cpu=True, processes launched on CPUs do not see each other
+    PartialState(
+        cpu=not torch.cuda.is_available()
+    )  # without cpu=True, processes launched on CPUs do not see each other
     parser = HfArgumentParser((ModelArguments, TrainingOptions, GridOptions))
     model_arguments, training, grid, rest = parser.parse_args_into_dataclasses(return_remaining_strings=True)
     data = HfArgumentParser(DataArguments).parse_args_into_dataclasses(rest)[0] if rest else None

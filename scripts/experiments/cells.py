@@ -12,6 +12,12 @@ from typing import Any
 BASELINE = "baseline"
 """The role of a run that the refined schedule is made from. It is never compared."""
 
+TWICE_THE_STEPS = "linear, twice the steps"
+"""The schedule of cells that give linear decay the compute of a refined run and its baseline."""
+
+FINER_PEAKS = "linear, finer peaks"
+"""The schedule that tables show for cells of linear decay at peaks between those of the grid."""
+
 
 @dataclass(frozen=True)
 class Cell:

@@ -11,19 +11,17 @@ from typing import TypeVar
 from accelerate import PartialState
 from tqdm import tqdm
 
-from .cells import BASELINE, Cell, Result
+from .cells import BASELINE, TWICE_THE_STEPS, Cell, Result
 from .json_file import read_json, write_json
 from .results_file import ResultsFile
-from .schedules_compared import TWICE_THE_STEPS
 from .statistics import TunedSchedule, tune_peak
+from .study_folder import SCHEDULES_FILE
 
 Item = TypeVar("Item")
 Output = TypeVar("Output")
 
 BASELINE_SEED = 0
 """The seed of the runs that the refined schedule is made from. Compared seeds start at 1."""
-
-SCHEDULES_FILE_NAME = "schedules.json"
 
 
 def compared_seeds(num_seeds: int) -> range:
@@ -175,7 +173,7 @@ def add_sampled_schedules(folder: Path, regime: str, multipliers: dict[str, list
     """
     PartialState().wait_for_everyone()
     if PartialState().is_main_process:
-        path = folder / SCHEDULES_FILE_NAME
+        path = folder / SCHEDULES_FILE
         sampled = read_json(path)
         sampled[regime] = {**sampled.get(regime, {}), **multipliers}
         write_json(path, sampled)

@@ -17,8 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from .json_file import read_json, write_json
-
-FILE_NAME = "grid.json"
+from .study_folder import PROVENANCE_FILE
 
 PACKAGES = ("torch", "transformers", "accelerate", "numpy", "scipy")
 """The packages that decide what a training run computes."""
@@ -114,7 +113,7 @@ class ProvenanceFile:
     def __init__(
         self, folder: str | Path, script: str, *, packages: Iterable[str] = PACKAGES, **details: object
     ) -> None:
-        self.path = Path(folder) / FILE_NAME
+        self.path = Path(folder) / PROVENANCE_FILE
         self.previous = read_json(self.path)
         self._script = script
         self._packages = tuple(packages)

@@ -116,9 +116,6 @@ SCHEDULES: dict[str, ComparedSchedule] = {
     "refined_l2": ComparedSchedule("refined", refinement={"norm": "l2"}),
 }
 
-TWICE_THE_STEPS = "linear, twice the steps"
-"""Linear decay with the compute that a refined schedule and its baseline need together."""
-
 
 def sample_multipliers(
     schedule: ComparedSchedule, steps: int, source: Path, optimizer_class: type[Optimizer] = torch.optim.AdamW

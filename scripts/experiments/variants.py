@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from hf_refined_schedule import load_norms, smooth_norms
 from hf_refined_schedule.norms.gradient_norms import GradientNorms
 from hf_refined_schedule.schedules.refined_schedule import RefinedSchedule
+from hf_refined_schedule.schedules.refinement_options import RefinementOptions
+from hf_refined_schedule.schedules.refining import refine_sources
 from hf_refined_schedule.schedules.schedule_file import write_schedule
 from hf_refined_schedule.theory.classical import WARMUP
 
-from .refining import refine
-from .schedules_compared import SCHEDULES, TWICE_THE_STEPS, ComparedSchedule
-
-BASELINE_FILE_NAME = "baseline.jsonl"
-"""The norms of the run that the refined schedules are made from."""
+from .cells import TWICE_THE_STEPS
+from .schedules_compared import SCHEDULES, ComparedSchedule
+from .study_folder import BASELINE_FILE
 
 WARMUP_SUFFIX = "+warmup"
 
@@ -54,10 +54,10 @@ class Variant:
         """The schedule that it makes from the norms of a run."""
         smoothed = self.change(smooth_norms(norms.at_every_step("l1"), self.smoothing))
         changed = GradientNorms(steps=np.arange(1, len(smoothed) + 1), l1=smoothed, num_training_steps=len(smoothed))
-        schedule = refine(changed, "adam", smoothing=0.0).schedule
-        linear = 1 - np.linspace(0, 1, len(schedule.multipliers))
-        mixture = self.share * schedule.multipliers + (1 - self.share) * linear
-        return replace(schedule, multipliers=mixture / mixture.max(), source=f"the baseline, {name}")
+        schedule = refine_sources(changed, "adam", RefinementOptions(smoothing=0.0)).schedule
+        linear = 1 - np.linspace(0, 1, len(schedule.grid))
+        mixture = self.share * schedule.grid + (1 - self.share) * linear
+        return replace(schedule, grid=mixture / mixture.max(), source=f"the baseline, {name}")
 
 
 VARIANTS = {
@@ -81,7 +81,7 @@ def schedule_and_source(name: str, folder: Path) -> tuple[ComparedSchedule, Path
         folder: the folder of the results.
     """
     if name in SCHEDULES or name == TWICE_THE_STEPS:
-        return SCHEDULES["linear" if name == TWICE_THE_STEPS else name], folder / BASELINE_FILE_NAME
+        return SCHEDULES["linear" if name == TWICE_THE_STEPS else name], folder / BASELINE_FILE
     warmup = WARMUP if name.endswith(WARMUP_SUFFIX) else 0.0
     return ComparedSchedule("refined", warmup), _variant_file(folder, name.removesuffix(WARMUP_SUFFIX))
 
@@ -93,9 +93,9 @@ def write_variants(folder: Path, norms_of_refined_run: Path) -> None:
         folder: the folder of the results, with the baseline's norms.
         norms_of_refined_run: the norms of a run with the refined schedule.
     """
-    norms = load_norms(folder / BASELINE_FILE_NAME)
+    norms = load_norms(folder / BASELINE_FILE)
     schedules = {name: variant.schedule(name, norms) for name, variant in VARIANTS.items()}
-    twice = refine(load_norms(norms_of_refined_run), "adam").schedule
+    twice = refine_sources(norms_of_refined_run, "adam").schedule
     schedules[REFINED_TWICE] = replace(twice, source="a refined run")
     if PartialState().is_main_process:
         for name, schedule in schedules.items():
