@@ -375,5 +375,7 @@ def test_a_damaged_source_stops_a_new_run_and_never_a_resumed_one(tmp_path, capl
     resumed = get_refined_schedule(optimizer_of(), 0, 20, refined_from=path)
     resumed.load_state_dict(state)
     assert resumed.get_last_lr() == pytest.approx([whole[5]], abs=EXACT_ROUNDING)
-    assert rates_of(resumed, 15)[1:] == pytest.approx(whole[6:], abs=EXACT_ROUNDING)  # the optimizer's state has the first
+    assert rates_of(resumed, 15)[1:] == pytest.approx(
+        whole[6:], abs=EXACT_ROUNDING
+    )  # the optimizer's state has the first
     assert [record.message.count("continues the refined schedule it began with") for record in caplog.records] == [1]

@@ -27,6 +27,9 @@ REFINE_MILLION_SECONDS = 0.5
 COMMAND_SECONDS = 240
 """A command that starts several trainings of a single process takes a minute."""
 
+STUB_SECONDS = 60
+"""Shell commands that start stubs only take a second."""
+
 LAUNCH_SECONDS = 90
 """A launch of two gloo processes takes 20 s on a busy machine, and sometimes never ends."""
 
