@@ -1,6 +1,7 @@
 """Recording and scheduling in the real Trainer: what it logs, what the file holds, what a resume restores."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from hf_refined_schedule import (
 )
 from hf_refined_schedule.recording import measuring
 
-from .tiny import REPOSITORY, rates, read_rows, tiny_arguments, tiny_data, tiny_model, tiny_options
+from .tiny import PYTHONPATH, rates, read_rows, tiny_arguments, tiny_data, tiny_model, tiny_options
 from .tolerances import BFLOAT16_LOG, FLOAT32_GRADIENTS
 
 
@@ -453,8 +454,9 @@ def test_killed_and_resumed(tmp_path, update):
     """SIGKILL at an arbitrary update; resumed, the run ends with the norms file and the rates of one that was not."""
     baseline(tmp_path)
     words = [sys.executable, "-c", KILLED, str(tmp_path / "run"), str(tmp_path / "baseline")]
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
     with subprocess.Popen(
-        words, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         for line in process.stdout:
             if line.strip() == str(update):

@@ -24,5 +24,14 @@ NEAR_THE_BEST_PEAK = 1e-3
 REFINE_MILLION_SECONDS = 0.5
 """10^6 norms are refined in a quarter of a second on one quiet core; best of three on a shared one."""
 
+COMMAND_SECONDS = 240
+"""A command that starts several trainings of a single process takes a minute."""
+
+STUB_SECONDS = 60
+"""Shell commands that start stubs only take a second."""
+
+LAUNCH_SECONDS = 90
+"""A launch of two gloo processes takes 20 s on a busy machine, and sometimes never ends."""
+
 BUILD_SECONDS = 120
 """Building a wheel or making an environment takes 5 to 10 seconds; a busy machine takes longer."""
