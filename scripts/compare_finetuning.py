@@ -21,6 +21,7 @@ import shutil
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -176,9 +177,11 @@ def parse_options() -> tuple[ModelArguments, DataArguments | None, TrainingOptio
     PartialState(
         cpu=not torch.cuda.is_available()
     )  # without cpu=True, processes launched on CPUs do not see each other
-    parser = HfArgumentParser((ModelArguments, TrainingOptions, GridOptions))
+    classes: Any = (ModelArguments, TrainingOptions, GridOptions)
+    text_class: Any = DataArguments
+    parser = HfArgumentParser(classes)
     model_arguments, training, grid, rest = parser.parse_args_into_dataclasses(return_remaining_strings=True)
-    data = HfArgumentParser(DataArguments).parse_args_into_dataclasses(rest)[0] if rest else None
+    data = HfArgumentParser(text_class).parse_args_into_dataclasses(rest)[0] if rest else None
     processes = PartialState().num_processes
     if processes > 1 and training.num_workers > 1:
         raise ValueError(
@@ -191,16 +194,17 @@ def run_comparison() -> None:
     model_arguments, data, training, grid = parse_options()
     folder = Path(training.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    sizes: list[str | None] = [*grid.sizes] or [None]
     provenance = ProvenanceFile(folder, SCRIPT, processes=PartialState().num_processes)
     try:
-        for size in grid.sizes or [None]:
+        for size in sizes:
             setting = prepare_setting(model_arguments, data, training, size)
             Comparison(setting, grid, training.num_workers).run()
     finally:
         if PartialState().is_main_process:
             provenance.write()
-    for size in grid.sizes or [""]:
-        print(f"Finished; the report: python scripts/report_comparison.py {folder / size}")
+    for size in sizes:
+        print(f"Finished; the report: python scripts/report_comparison.py {folder / (size or '')}")
 
 
 def main() -> None:

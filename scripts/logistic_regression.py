@@ -60,13 +60,13 @@ class ComparedOptimizer:
     Args:
         label: its name in the report.
         family: its family, which decides the weights of the refined schedule.
-        optimizer_class: its class.
+        make: its class.
         peaks: its peak learning rates, up to four times linear decay's best on all data sets.
     """
 
     label: str
     family: OptimizerFamily
-    optimizer_class: type[Optimizer]
+    make: Callable[..., Optimizer]
     peaks: tuple[float, ...]
 
 
@@ -114,7 +114,7 @@ class Regime:
             self.problem,
             cell,
             COMPARED[cell.schedule],
-            self.optimizer.optimizer_class,
+            self.optimizer.make,
             batch_size=self.options.batch_size,
             norms_file=self.norms_file,
             record_to=record_to,
@@ -140,9 +140,8 @@ class Regime:
 
     def sample_schedules(self) -> dict[str, list[float]]:
         """The multipliers of each schedule at even progress."""
-        optimizer_class = self.optimizer.optimizer_class
         return {
-            name: sample_multipliers(COMPARED[name], self.options.steps, self.norms_file, optimizer_class)
+            name: sample_multipliers(COMPARED[name], self.options.steps, self.norms_file, self.optimizer.make)
             for name in self.options.schedules
         }
 

@@ -195,7 +195,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--regimes", nargs="+", choices=tuple(PEAKS), default=list(PEAKS), help="what is trained")
     parser.add_argument("--steps", type=int, default=1000, help="optimizer updates of a full run")
     parser.add_argument("--num_seeds", type=int, default=3, help="the number of seeds: 1, 2, ...; at least 2")
-    fractions = {"nargs": "+", "type": fraction_of_run, "metavar": "FRACTION"}
+    fractions: dict[str, Any] = {"nargs": "+", "type": fraction_of_run, "metavar": "FRACTION"}
     parser.add_argument("--parts", default=[0.1, 0.25, 0.5], help="first parts of the full run", **fractions)
     parser.add_argument("--lengths", default=[0.1, 0.25], help="lengths of shorter runs", **fractions)
     parser.add_argument(

@@ -14,6 +14,7 @@ The script takes every option of `TrainingArguments`. `accelerate launch` and `t
 import logging
 import math
 import sys
+from typing import Any
 
 import datasets
 import transformers
@@ -59,7 +60,8 @@ def make_trainer(
 
 
 def main() -> None:
-    parser = HfArgumentParser((ModelArguments, DataArguments, RefinedScheduleArguments))
+    classes: Any = (ModelArguments, DataArguments, RefinedScheduleArguments)
+    parser = HfArgumentParser(classes)
     try:
         if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
             model_arguments, data, training = parser.parse_json_file(sys.argv[1])

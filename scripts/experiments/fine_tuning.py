@@ -34,6 +34,12 @@ MAX_EVALUATION_BLOCKS = 512
 NUM_CURVE_POINTS = 30
 
 
+def default_num_workers() -> int:
+    """Two cells at the same time on a CPU with several cores, one on a device or if several processes train each cell."""
+    one = torch.cuda.is_available() or PartialState().num_processes > 1 or os.cpu_count() == 1
+    return 1 if one else 2
+
+
 @dataclass
 class TrainingOptions:
     """How every cell trains."""
@@ -50,17 +56,14 @@ class TrainingOptions:
     pretrain_steps: int = field(
         default=400, metadata={"help": "The number of updates of the built-in model's pretraining."}
     )
-    num_workers: int | None = field(
-        default=None,
+    num_workers: int = field(
+        default_factory=default_num_workers,
         metadata={
             "help": "The number of cells that run at the same time and share the cores; by default 2 on a CPU, else 1."
         },
     )
 
     def __post_init__(self) -> None:
-        if self.num_workers is None:
-            one = torch.cuda.is_available() or PartialState().num_processes > 1 or os.cpu_count() == 1
-            self.num_workers = 1 if one else 2
         for name in ("per_device_train_batch_size", "num_workers", "pretrain_steps"):
             check_positive(self, name)
 
@@ -164,7 +167,7 @@ def make_model(setting: Setting) -> torch.nn.Module:
     """The model that a cell starts with. New weights depend on the seed that is set."""
     if setting.regime == "scratch":
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(setting.start))
-    model = AutoModelForCausalLM.from_pretrained(setting.start)
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(setting.start)
     if setting.regime == "lora":
         try:
             import peft
@@ -204,7 +207,6 @@ def prepare_setting(
                 part.save_to_disk(str(prepared / "blocks" / name))
             (prepared / "done").touch()
         PartialState().wait_for_everyone()
-    assigned = options.num_workers or 1
     return Setting(
         regime=options.regime,
         label=options.regime if size is None else f"{options.regime}, {size}",
@@ -213,7 +215,7 @@ def prepare_setting(
         folder=str(folder / (size or "")),
         batch_size=options.per_device_train_batch_size,
         bf16=options.bf16,
-        num_threads=max(1, torch.get_num_threads() // assigned),
+        num_threads=max(1, torch.get_num_threads() // options.num_workers),
     )
 
 

@@ -20,7 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from .builtin_text import builtin_documents
+from .builtin_text import BuiltinText, builtin_documents
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -70,11 +70,10 @@ class DataArguments:
         default=None, metadata={"help": "Training text: a .txt, .jsonl, .json or .csv file."}
     )
     validation_file: str | None = field(default=None, metadata={"help": "Evaluation text, in a file of the same type."})
-    builtin_text: str | None = field(
+    builtin_text: BuiltinText | None = field(
         default=None,
         metadata={
-            "help": "Text that ships with Python: python_source (CPython's library) or english (Python's help topics).",
-            "choices": ["python_source", "english"],
+            "help": "Text that ships with Python: python_source (CPython's library) or english (Python's help topics)."
         },
     )
     text_column: str | None = field(
@@ -125,7 +124,7 @@ def load_text(data: DataArguments) -> DatasetDict:
         reader = FILE_READERS[Path(data.train_file).suffix]
         options = {"keep_linebreaks": True} if reader == "text" else {}
         return load_dataset(reader, data_files=files, **options)
-    folder = Path(data.dataset_name)
+    folder = Path(str(data.dataset_name))  # `DataArguments` has checked that it is given
     if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
         saved = load_from_disk(str(folder))
         return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
@@ -146,7 +145,7 @@ def load_tokenizer(
     """Load the named tokenizer or the model's, or train a byte-level BPE on the text."""
     name = model.tokenizer_name or model.model_name_or_path
     if name is None:
-        folder = Path(training.output_dir) / "tokenizer"
+        folder = Path(str(training.output_dir)) / "tokenizer"
         with training.main_process_first(desc="training a tokenizer"):
             if training.should_save:
                 PreTrainedTokenizerFast(
@@ -189,7 +188,7 @@ def load_model(model: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
             trust_remote_code=model.trust_remote_code,
             dtype=model.dtype,
         )
-        if len(tokenizer) > loaded.get_input_embeddings().weight.shape[0]:
+        if len(tokenizer) > next(loaded.get_input_embeddings().parameters()).shape[0]:
             loaded.resize_token_embeddings(len(tokenizer))
         return loaded
     config = AutoConfig.for_model(

@@ -1,6 +1,7 @@
 """Multi-class logistic regression on the data sets of scikit-learn: the convex problems of the studies, and their training."""
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def train_linear_model(
     problem: Problem,
     cell: Cell,
     schedule: ComparedSchedule,
-    optimizer_class: type[Optimizer],
+    make_optimizer: Callable[..., Optimizer],
     *,
     batch_size: int,
     norms_file: Path,
@@ -105,7 +106,7 @@ def train_linear_model(
         problem: the data.
         cell: the peak, the seed and the number of updates.
         schedule: the learning-rate schedule.
-        optimizer_class: `torch.optim.SGD` or `torch.optim.Adam`.
+        make_optimizer: `torch.optim.SGD` or `torch.optim.Adam`.
         batch_size: the number of rows in a batch.
         norms_file: the recorded norms that a refined schedule is made from.
         record_to: the file for the norms of this run.
@@ -117,7 +118,7 @@ def train_linear_model(
     model = torch.nn.Linear(problem.features.shape[1], problem.num_classes)
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
-    optimizer = optimizer_class(model.parameters(), lr=cell.peak)
+    optimizer = make_optimizer(model.parameters(), lr=cell.peak)
     scheduler = schedule.make_scheduler(optimizer, cell.steps, norms_file)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     losses = []

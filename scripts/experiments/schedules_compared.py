@@ -1,6 +1,6 @@
 """The learning-rate schedules that the studies compare, by the names that results and reports use."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ SCHEDULES: dict[str, ComparedSchedule] = {
 
 
 def sample_multipliers(
-    schedule: ComparedSchedule, steps: int, source: Path, optimizer_class: type[Optimizer] = torch.optim.AdamW
+    schedule: ComparedSchedule, steps: int, source: Path, make_optimizer: Callable[..., Optimizer] = torch.optim.AdamW
 ) -> list[float]:
     """Step a scheduler through a run and sample its multipliers at even progress.
 
@@ -126,17 +126,17 @@ def sample_multipliers(
         schedule: a schedule that is known in advance.
         steps: T, the number of optimizer updates.
         source: as in `ComparedSchedule.scheduler_options`.
-        optimizer_class: the optimizer that is scheduled.
+        make_optimizer: the class of the optimizer that is scheduled.
 
     Returns:
         Multipliers at `NUM_SAMPLES` points from progress 0 to 1.
     """
-    optimizer = optimizer_class([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = schedule.make_scheduler(optimizer, steps, source)
-    grid = [scheduler.get_last_lr()[0]]
+    grid = [float(scheduler.get_last_lr()[0])]
     for _ in range(steps):
         optimizer.step()
         scheduler.step()
-        grid.append(scheduler.get_last_lr()[0])
+        grid.append(float(scheduler.get_last_lr()[0]))
     points = np.interp(np.linspace(0, 1, NUM_SAMPLES), np.linspace(0, 1, steps + 1), grid)
     return [round(float(point), 5) for point in points]
