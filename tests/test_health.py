@@ -9,6 +9,7 @@ from hf_refined_schedule import GradientNorms
 from hf_refined_schedule.schedules.health import check_health, check_shape
 
 from .records import schedule_of
+from .tolerances import CHECK_MILLION_SECONDS
 
 STEPS = 1000
 PROGRESS = np.arange(STEPS) / STEPS
@@ -148,11 +149,11 @@ def test_a_few_norms_of_a_very_long_run(recorded):
     health = check_health(norms, schedule_of(norms, "adam", pilot=True))
     assert health.verdict in ("doubtful", "degenerate")
     assert {finding.name: finding for finding in health.findings}["recorded fraction of the run"].ok is False
-    assert time.perf_counter() - started < 10
+    assert time.perf_counter() - started < CHECK_MILLION_SECONDS
 
 
 def test_a_million_norms_are_checked_in_seconds():
     norms = run(np.linspace(3, 1, 10**6))
     started = time.perf_counter()
     checked(norms)
-    assert time.perf_counter() - started < 3
+    assert time.perf_counter() - started < CHECK_MILLION_SECONDS

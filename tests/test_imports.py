@@ -12,6 +12,8 @@ import pytest
 
 import hf_refined_schedule
 
+from .tolerances import COMMAND_SECONDS
+
 PACKAGE = Path(hf_refined_schedule.__file__).parent
 
 LAYERS = ["theory", "norms", "schedules", "compatibility", "recording", "training", "plots", "cli", "__main__"]
@@ -29,7 +31,7 @@ def run_python(code, *arguments):
     """What a fresh interpreter prints."""
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=COMMAND_SECONDS)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

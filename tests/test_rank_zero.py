@@ -22,6 +22,7 @@ from hf_refined_schedule.training.rank_zero import MalformedMessageError, on_ran
 
 from .records import norms_of, schedule_of, write_norms
 from .tiny import BIN, SCRIPTS, free_port, run_command, torchrun
+from .tolerances import LAUNCH_SECONDS
 
 ALONE = SCRIPTS / "one_rank_alone.py"
 
@@ -387,7 +388,7 @@ def test_two_nodes_without_a_shared_disk(tmp_path):
             "-m", "hf_refined_schedule", "launch", "--refined-from", "baseline", SCRIPTS / "unmodified_trainer.py", "--output_dir", "out",
             "--per_device_train_batch_size", 2, *options, "--use_cpu", "--dataloader_pin_memory", "false", "--disable_tqdm", "true",
             "--lr_scheduler_type", "refined", "--learning_rate", 1.0,
-            folder=nodes[rank], timeout=90, ACCELERATE_USE_CPU="true",
+            folder=nodes[rank], timeout=LAUNCH_SECONDS, ACCELERATE_USE_CPU="true",
         )  # fmt: skip
 
     with ThreadPoolExecutor(2) as pool:

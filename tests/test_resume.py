@@ -24,7 +24,7 @@ from .tiny import (
     tiny_model,
     torchrun,
 )
-from .tolerances import FLOAT32_GRADIENTS
+from .tolerances import COMMAND_SECONDS, FLOAT32_GRADIENTS
 
 TWO_RANKS = SCRIPTS / "two_ranks.py"
 NAME = "gradient_norms.jsonl"
@@ -536,7 +536,7 @@ class TakeTurns(TrainerCallback):
 
     def take_turns(self, args, state, control, **kwargs):
         self.other.release()
-        assert self.mine.acquire(timeout=60)
+        assert self.mine.acquire(timeout=COMMAND_SECONDS)
 
     on_pre_optimizer_step = on_step_end = take_turns
 

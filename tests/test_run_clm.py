@@ -13,6 +13,7 @@ from tokenizers import ByteLevelBPETokenizer
 from hf_refined_schedule.training.checkpoints import last_complete_checkpoint
 
 from .tiny import BIN, REPOSITORY, accelerate_launch, read_rows, run_command
+from .tolerances import QUICKSTART_SECONDS
 
 RUN_CLM = REPOSITORY / "scripts" / "run_clm.py"
 SHORT = (
@@ -127,7 +128,12 @@ def test_quickstart_with_few_steps(tmp_path):
         (copy / ".venv" / "bin" / name).write_text(f'#!/bin/sh\nexec "{BIN / name}" "$@"\n')
         (copy / ".venv" / "bin" / name).chmod(0o755)
     done = run_command(
-        "bash", copy / "scripts" / "quickstart.sh", STEPS="10", PRETRAIN_STEPS="5", OUT=tmp_path / "out", timeout=600
+        "bash",
+        copy / "scripts" / "quickstart.sh",
+        STEPS="10",
+        PRETRAIN_STEPS="5",
+        OUT=tmp_path / "out",
+        timeout=QUICKSTART_SECONDS,
     )
     assert done.returncode == 0, done.stderr
     for schedule in ("linear", "cosine", "refined"):

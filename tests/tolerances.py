@@ -35,3 +35,18 @@ LAUNCH_SECONDS = 90
 
 BUILD_SECONDS = 120
 """Building a wheel or making an environment takes 5 to 10 seconds; a busy machine takes longer."""
+
+OPTIMIZE_SECONDS = 10
+"""The bound of 2,000 steps is minimised in half a second."""
+
+RANK_SECONDS = 2
+"""Forty schedules of 10^5 steps are ranked in half a second."""
+
+CHECK_MILLION_SECONDS = 3
+"""A million norms are judged in half a second, a few norms of a million updates likewise."""
+
+READ_MILLION_SECONDS = 12
+"""A million rows of a log are read in 4 s."""
+
+QUICKSTART_SECONDS = 600
+"""The quickstart with few updates takes a minute."""
