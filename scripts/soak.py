@@ -251,7 +251,7 @@ def trial(folder: Path, source: Path, whole: Path, world_size: int, chance: rand
         counts["kills"] += 1
         counts["with a checkpoint half written"] += unfinished_checkpoint(folder)
         counts["with a line half written"] += norms.exists() and not norms.read_bytes().endswith(b"\n")
-        counts["with the norms file half replaced"] += norms.with_name(f"{NORMS_FILE_NAME}.tmp").exists()
+        counts["with the norms file half replaced"] += any(folder.glob(f".{NORMS_FILE_NAME}.*"))
         counts["before the first checkpoint"] += last_complete_checkpoint(folder) is None
     if not is_finished(folder, world_size):
         attempt(folder, source, True, world_size, None, chance, duration)

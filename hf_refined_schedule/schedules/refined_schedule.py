@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..norms.gradient_norms import GradientNorms, UnfinishedRunError
+from ..norms.text import shown
 from ..theory.bounds import bound_from_squared_norms, optimize_for_squared_norms, squared_norms
 from ..theory.refinement import (
     DEFAULT_POWER,
@@ -201,20 +202,41 @@ def _choose_norm(runs: Sequence[GradientNorms], optimizer: OptimizerFamily, norm
 
 def _coverage_notes(run: GradientNorms, pilot: bool) -> list[str]:
     """What a user should know about the norms that a run lacks; refuses a run that covers too little."""
-    last, total = int(run.steps[-1]), run.total_steps
+    last, total = run.last_step, run.total_steps
+    length_is_unknown = run.finished is False and run.num_training_steps is None
+    if length_is_unknown and not pilot:
+        raise UnfinishedRunError(
+            f"{shown(run.source)} is of a run that stopped at update {last} and does not say how many were planned; pass that "
+            "number as --num-training-steps (pilot_num_training_steps in lr_scheduler_kwargs), or --pilot (pilot) to let "
+            "these count as the whole run."
+        )
     if last < MIN_COVERAGE * total and not pilot:
         raise UnfinishedRunError(
-            f"{run.source} covers {last} of {total} planned updates ({last / total:.0%}); finish that run, or use it "
-            "as a pilot: 'hf-refined-schedule refine SOURCE --pilot -o schedule.json'."
+            f"{shown(run.source)} covers {last} of {total} planned updates ({last / total:.0%}); finish that run, or pass "
+            f"--num-training-steps {last} (pilot_num_training_steps in lr_scheduler_kwargs) if it ended there, or --pilot "
+            "(pilot) to repeat its last norm."
         )
     notes = []
+    if length_is_unknown:
+        notes.append(
+            f"A pilot: the planned updates are not known, so the {last} that were made count as the whole run."
+        )
+    if run.num_training_steps is not None and run.num_training_steps < last:
+        notes.append(f"Norms go up to update {last}, beyond the {run.num_training_steps} planned; all of them count.")
+    if run.num_zero:
+        notes.append(
+            f"{run.num_zero} logged norms are 0, the first at update {run.zero_steps[0]}: no gradient, or an update that a "
+            "loss scaler skipped. They carry no information and were interpolated over."
+        )
+    notes += [f"Of the log: {remark}." for remark in run.remarks]
     if last < total and pilot:
         notes.append(f"A pilot: norms cover {last / total:.0%} of the run, and the last smoothed norm is repeated.")
     if run.num_not_finite:
         notes.append(f"{run.num_not_finite} logged norms are not finite and were interpolated over.")
     if run.steps[0] > 1:
+        missing = "missing or 0" if run.num_zero and run.zero_steps[0] < run.steps[0] else "missing"
         notes.append(
-            f"The norms of the first {run.steps[0] - 1} updates are missing, and the first norm shapes the start; "
+            f"The norms of the first {run.steps[0] - 1} updates are {missing}, and the first norm shapes the start; "
             "log it with logging_first_step=True, or record gradient_norms.jsonl."
         )
     if min(last, total) < SMALLEST_SMOOTHED_RUN:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ..norms.gradient_norms import GradientNorms
 from ..norms.sources import EXPECTED_SOURCE, find_source, read_norms
+from ..norms.text import shown
 from .health import DegenerateScheduleError, Health, check_health, check_shape
 from .refined_schedule import OptimizerFamily, RefinedSchedule
 from .refinement_options import RefinementOptions
@@ -83,7 +84,7 @@ def refine_sources(
         for one in located
     ]
     if options.num_training_steps is not None:
-        runs = [_as_first_part(run, options.num_training_steps) for run in runs]
+        runs = [_with_length(run, options.num_training_steps) for run in runs]
     schedule = RefinedSchedule.from_norms(runs, optimizer or _common_family(runs), options)
     return Refinement(schedule, runs, check_health(runs, schedule))
 
@@ -124,12 +125,12 @@ def _load_schedule_file(path: Path, optimizer: OptimizerFamily | None, options: 
     return schedule
 
 
-def _as_first_part(run: GradientNorms, num_training_steps: int) -> GradientNorms:
-    """A shorter run as the first updates of the full one."""
-    if num_training_steps < run.steps[-1]:
+def _with_length(run: GradientNorms, num_training_steps: int) -> GradientNorms:
+    """The run as one of this many planned updates, whatever its source says."""
+    if num_training_steps < run.last_step:
         raise ValueError(
-            f"num_training_steps is {num_training_steps}, but {run.source} has norms up to update {run.steps[-1]}; pass "
-            f"at least {run.steps[-1]}, the updates of the full run."
+            f"num_training_steps is {num_training_steps}, but {shown(run.source)} has norms up to update {run.last_step}; "
+            f"pass at least {run.last_step}, the updates of the full run."
         )
     return replace(run, num_training_steps=num_training_steps)
 
