@@ -242,7 +242,7 @@ def test_a_short_run_as_the_first_part_of_the_full_one(tmp_path, capsys):
     assert main(["check", str(short), "--pilot", "--num-training-steps", "200"]) == 0
     assert " ! recorded fraction of the run: 0.2 (less than 0.25)" in capsys.readouterr().out
     for words, remedy in (
-        (("--num-training-steps", 200), "pass pilot with it"),
+        (("--num-training-steps", 200), "covers 40 of 200"),
         (("--pilot", "--num-training-steps", 39), "pass at least 40"),
     ):
         assert remedy in refused(capsys, "refine", short, *words, "-o", out)

@@ -75,7 +75,7 @@ def norm_columns(
         return {kind: column}
     candidates = [name for name in names if NORM_NAME.search(name) and not _OTHER_QUANTITY.search(name)]
     if not candidates:
-        raise NoNormsError(f"{shown(path)} has no column that is named as a gradient norm, only {listed(names)}")
+        raise NoNormsError(f"{shown(path)} has no column that is named as a gradient norm (it has {listed(names)})")
     known: dict[NormKind, list[str]] = {}
     for name in candidates:
         if (kind := kind_of(name)) is not None:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..theory.refinement import NormKind
-from .limits import MAX_STEPS, MAX_UPDATES_PER_NORM
+from .limits import ANY_NUMBER_OF_NORMS, MAX_STEPS, MAX_UPDATES_PER_NORM
 from .text import shown
 
 
@@ -97,7 +97,7 @@ class GradientNorms:
                 object.__setattr__(self, name, values[~zero])
 
     def _check_length(self) -> None:
-        limit = min(MAX_STEPS, MAX_UPDATES_PER_NORM * len(self.steps))
+        limit = min(MAX_STEPS, max(ANY_NUMBER_OF_NORMS, MAX_UPDATES_PER_NORM * len(self.steps)))
         if self.total_steps > limit:
             error = ValueError if self.last_step > limit else UnfinishedRunError
             raise error(

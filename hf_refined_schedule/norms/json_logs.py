@@ -93,7 +93,7 @@ def _log_of_document(content: Any, path: Path, column: str | None, norm: NormKin
         columns = {name: values for name, values in flat(content).items() if isinstance(values, list)}
         if columns:
             return _log_of_columns(columns, path, column, norm)
-    raise NoNormsError(f"{shown(path)} is no trainer_state.json, nor another log in JSON")
+    raise NoNormsError(f"{shown(path)} is not a log in JSON")
 
 
 def _log_of_columns(columns: Mapping[str, list[Any]], path: Path, column: str | None, norm: NormKind | None) -> RunLog:

@@ -6,8 +6,11 @@ MAX_STEPS = 5 * 10**7
 """The largest number of an optimizer update, and the longest planned run."""
 
 MAX_UPDATES_PER_NORM = 10_000
-"""The length of a run over the number of its norms. Norms are interpolated to every update, so that a few norms with huge
-step numbers would fill the memory; and so few say nothing about a run."""
+"""The length of a long run over the number of its norms. Norms are interpolated to every update, so that a few norms with
+huge step numbers would fill the memory, and they would say nothing about the run."""
+
+ANY_NUMBER_OF_NORMS = 10**6
+"""Updates of a run that may have fewer norms than that: its arrays take 8 MB each."""
 
 MAX_LINE = 10**6
 """Characters in a line of a text file. A longer line is no row of a log; a sparse file is one line of null bytes."""

@@ -26,7 +26,7 @@ SCHEDULE_FORMAT = "refined_schedule"
 
 EXPECTED_SOURCE = (
     f"pass a {NORMS_FILE_NAME}, a {TRAINER_STATE_NAME}, a folder with one of them, TensorBoard events, a CSV, JSON Lines or "
-    "console log, or a schedule file of 'hf-refined-schedule refine'"
+    "console log, or a schedule file"
 )
 """The end of an error message about a source."""
 

@@ -48,7 +48,7 @@ def read_tensorboard(path: Path, column: str | None = None, norm: NormKind | Non
             rows[-1][value.tag] = number
     names = list(dict.fromkeys(["step", *(name for row in rows for name in row)]))
     if len(names) == 1 and column is None:
-        raise NoNormsError(f"{shown(path)} has no scalar that is named as a gradient norm, only {listed(tags)}")
+        raise NoNormsError(f"{shown(path)} has no scalar that is named as a gradient norm (it has {listed(tags)})")
     return norms_of_log(RunLog(path, "TensorBoard's log", lambda: rows, names), column, norm)
 
 

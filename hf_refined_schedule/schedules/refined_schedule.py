@@ -206,9 +206,8 @@ def _coverage_notes(run: GradientNorms, pilot: bool) -> list[str]:
     length_is_unknown = run.finished is False and run.num_training_steps is None
     if length_is_unknown and not pilot:
         raise UnfinishedRunError(
-            f"{shown(run.source)} is of a run that stopped at update {last} and does not say how many were planned; pass that "
-            "number as --num-training-steps (pilot_num_training_steps in lr_scheduler_kwargs), or --pilot (pilot) to let "
-            "these count as the whole run."
+            f"{shown(run.source)} is of a run that stopped at update {last} and does not say how many were planned; pass "
+            "--num-training-steps (pilot_num_training_steps in lr_scheduler_kwargs), or --pilot (pilot) if that was all."
         )
     if last < MIN_COVERAGE * total and not pilot:
         raise UnfinishedRunError(
