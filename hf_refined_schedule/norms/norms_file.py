@@ -109,7 +109,7 @@ def read_norms_file(path: str | os.PathLike[str]) -> GradientNorms:
         l1.append(math.nan if row["l1"] is None else row["l1"])
         l2.append(row["l2"])
         clip_factor = row.get("clip_factor")
-        if type(clip_factor) in (int, float):
+        if clip_factor is not None and type(clip_factor) in (int, float):
             num_clip_factors += 1
             num_clipped += clip_factor < 1
     if not steps:
