@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SOURCE_HELP = (
     "the run: its output_dir or gradient_norms.jsonl, a trainer_state.json or the checkpoint that holds one, TensorBoard "
-    "events, a W&B export or another CSV table, or JSON Lines; of several runs the smoothed norms are averaged"
+    "events, a W&B export or another CSV table, JSON Lines, or console output; of several runs the smoothed norms are averaged"
 )
 
 

@@ -84,7 +84,10 @@ def test_every_command_has_every_option(command):
         pytest.param({"column": 3}, ["column is 3"], id="column"),
         pytest.param({"pilot": "yes"}, ["pilot is 'yes'", "true or false"], id="pilot"),
         pytest.param({"allow_degenerate": 1}, ["allow_degenerate is 1"], id="allow_degenerate"),
-        pytest.param({"num_training_steps": 100}, ["num_training_steps is 100", "pilot"], id="a horizon, no pilot"),
+        pytest.param(
+            {"num_training_steps": 10**12}, ["num_training_steps is 1000000000000", "50,000,000"], id="10^12 steps"
+        ),
+        pytest.param({"num_training_steps": True}, ["num_training_steps is True"], id="true steps"),
         pytest.param({"num_training_steps": 0, "pilot": True}, ["num_training_steps is 0"], id="no steps"),
         pytest.param(
             {"num_training_steps": 10.0, "pilot": True}, ["num_training_steps is 10.0"], id="fractional steps"

@@ -384,7 +384,7 @@ def test_arguments_out_of_range_are_refused(optimizer, options, words):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        pytest.param([1.0] * 10 + [0.0] * 20, ["smoothed", "0"], id="norms vanish"),
+        pytest.param([1.0] * 10 + [0.0] * 20, ["20 of 30", "are 0", "at update 11"], id="norms vanish"),
         pytest.param([1.0] * 29 + [NAN], ["nan"], id="nan"),
         pytest.param([1.0] * 29 + [-1.0], ["negative"], id="negative"),
         pytest.param([1.0], ["at least 2"], id="one norm"),
@@ -393,6 +393,37 @@ def test_arguments_out_of_range_are_refused(optimizer, options, words):
 def test_norms_that_make_no_schedule_are_refused_with_their_source(values, words):
     with refuses("the run", *words):
         schedule_of(norms_of(values), "adam")
+
+
+@pytest.mark.parametrize(
+    ("values", "without"),
+    [
+        pytest.param([4.0, 0.0, 2.0, 2.0], norms_of([4.0, 2.0, 2.0], steps=[1, 3, 4]), id="among others"),
+        pytest.param([0.0, 4.0, 2.0, 2.0], norms_of([4.0, 2.0, 2.0], steps=[2, 3, 4]), id="the first"),
+        pytest.param([4.0, 2.0, 2.0, 0.0], norms_of([4.0, 2.0, 2.0, 2.0]), id="the last"),
+        pytest.param([0.0, 4.0, 2.0, 0.0], norms_of([4.0, 4.0, 2.0, 2.0]), id="half of them"),
+    ],
+)
+def test_a_norm_of_0_is_no_information(tmp_path, values, without):
+    """From norms in memory and from each kind of file alike."""
+    expected = schedule_of(without, smoothing=0).grid
+    path = write_norms(tmp_path / "gradient_norms.jsonl", values)
+    history = [entry(step, value) for step, value in enumerate(np.repeat(values, 10).tolist(), start=1)]
+    state = load_norms(write_state(tmp_path / "trainer_state.json", history, max_steps=40))
+    for norms in (norms_of(values, planned=4), load_norms(path)):
+        assert_equal_up_to_rounding(schedule_of(norms, smoothing=0).grid, expected)
+        assert norms.num_zero == values.count(0.0)
+    assert state.num_zero == 10 * values.count(0.0)
+    assert state.last_step == 40
+    assert f"{state.num_zero} of norm 0 left out, the first at update {10 * values.index(0.0) + 1}" in state.description
+
+
+def test_norms_of_0_are_named_in_the_notes():
+    norms = norms_of([0.0, 0.0, *[1.0] * 48], planned=50)
+    notes = schedule_of(norms).notes
+    assert len(notes) == 2
+    assert "first 2 updates are missing or 0" in notes[0]
+    assert "2 logged norms are 0, the first at update 1" in notes[1]
 
 
 # --- how much of the run is covered ---
@@ -444,6 +475,44 @@ def test_a_finished_run_may_be_called_a_pilot():
 
 def test_a_run_of_unknown_length_is_as_long_as_its_norms():
     assert len(schedule_of(norms_of([1.0] * 30), "adam").grid) == 31
+
+
+def test_a_run_that_died_without_a_length_needs_an_option(tmp_path):
+    """Norms 2 1 of a run of 4: w = 1/2 1 1 1 1, products 2 3 2 1 0; of a run of 2: w = 1/2 1 1, products 1 1 0."""
+    path = write_norms(tmp_path / "gradient_norms.jsonl", [2.0, 1.0], planned=4)
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps({**json.loads(header), "num_training_steps": None}), *rows]) + "\n")
+    assert (load_norms(path).num_training_steps, load_norms(path).finished) == (None, False)
+    with refuses(str(path), "update 2", "--num-training-steps", "--pilot", error=UnfinishedRunError):
+        load_schedule(path)
+    as_it_is = load_schedule(path, pilot=True, smoothing=0, allow_degenerate=True)
+    assert_equal_up_to_rounding(as_it_is.grid, [1, 1, 0])
+    assert any("the 2 that were made count as the whole run" in note for note in as_it_is.notes)
+    whole = load_schedule(path, num_training_steps=2, smoothing=0, allow_degenerate=True)
+    assert_equal_up_to_rounding(whole.grid, [1, 1, 0])
+    part = load_schedule(path, num_training_steps=4, pilot=True, smoothing=0)
+    assert_equal_up_to_rounding(part.grid, [2 / 3, 1, 2 / 3, 1 / 3, 0])
+    with refuses("covers 2 of 4", error=UnfinishedRunError):
+        load_schedule(path, num_training_steps=4)
+
+
+def test_the_length_of_a_run_that_ended_early_may_be_given(tmp_path):
+    """120 of 200 planned updates: finished with --num-training-steps 120, as the error says."""
+    path = write_norms(tmp_path / "gradient_norms.jsonl", [1.0] * 120, planned=200)
+    with refuses("covers 120 of 200", "--num-training-steps 120", error=UnfinishedRunError):
+        load_schedule(path)
+    assert_equal_up_to_rounding(load_schedule(path, num_training_steps=120).grid, [1 - t / 120 for t in range(121)])
+    with refuses("num_training_steps is 119", "up to update 120"):
+        load_schedule(path, num_training_steps=119)
+
+
+def test_a_planned_length_below_the_logged_steps_drops_no_row(tmp_path):
+    norms = load_norms(write_state(tmp_path / "trainer_state.json", entries(60), max_steps=40))
+    assert len(norms.steps) == 60
+    assert norms.description.endswith("60 L2 norms, of every update, to update 60 of 60, though 40 were planned")
+    schedule = schedule_of(norms)
+    assert len(schedule.grid) == 61
+    assert any("up to update 60, beyond the 40 planned" in note for note in schedule.notes)
 
 
 # --- what the user is told ---

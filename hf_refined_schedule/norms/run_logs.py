@@ -1,305 +1,218 @@
-"""Gradient norms out of logs that other tools have written: a Trainer's state, TensorBoard events, CSV, JSON Lines."""
+"""Gradient norms from the rows of a log that another tool has written, whatever its format."""
 
-import csv
-import json
-import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..theory.refinement import NormKind
-from .gradient_norms import MAX_STEPS, GradientNorms, is_step_number
+from .columns import epoch_column, is_trainer_norm, norm_columns, step_candidates
+from .gradient_norms import GradientNorms
+from .limits import MAX_STEPS
+from .step_order import Entries, RestartError, order_by_entry, order_by_step
+from .text import shown
 
 MIN_LOGGED_NORMS = 20
 """A log with fewer norms says too little about a run: at 20, the default window is a single value."""
 
 MAX_NOT_FINITE = 0.1
-"""Of more norms than this share, the ones that are left are not the run's."""
-
-MAX_JSON_BYTES = 200 * 10**6
-"""A JSON file is read as a whole, and takes about ten times its size in memory."""
-
-MAX_LINE = 10**6
-"""Characters in a line of a table; a longer one is no row of numbers."""
-
-STEP_COLUMNS = ("train/global_step", "global_step", "step", "_step")
-"""Names of the number of an update, the best first, in any case."""
+"""The largest fraction of norms that are not finite. With more, the others do not describe the run."""
 
 ROWS_FOR_NAMES = 10_000
-"""Of JSON Lines, whose rows may differ, the ones whose names are looked at."""
+"""Columns are chosen from this many rows, because the rows of JSON Lines may differ."""
 
-_NORM_NAME = re.compile(r"grad(ient)?s?[ _-]?norm|gnorm", re.IGNORECASE)
-_NOT_A_VALUE = re.compile(r"__(MIN|MAX)$")
+Row = Mapping[str, Any]
 
 
-def read_trainer_state(path: Path, column: str | None = None, norm: NormKind | None = None) -> GradientNorms:
-    """Norms from the `log_history` of a Trainer: `grad_norm` (L2, before clipping), and `grad_norm_l1` where it is.
+class RunLog(NamedTuple):
+    """A log as rows of named values."""
+
+    path: Path
+    origin: str
+    """The kind of log, for messages."""
+    rows: Callable[[], Iterable[Row]]
+    """Reads the rows from the beginning."""
+    names: Sequence[str] | None = None
+    """The names of all columns; None where they are those of the first rows."""
+    num_training_steps: int | None = None
+    """T, if the log says it."""
+
+
+class _Columns(NamedTuple):
+    """The columns that are read."""
+
+    main: str
+    """The norm that decides which entries count: L2 where there are both."""
+    l1_beside: str | None
+    step: str | None
+    """None: the entries are counted."""
+    epoch: str | None
+
+
+class _Logged(NamedTuple):
+    """The entries that have a norm, in the order of the log; norms are NaN where they are not finite."""
+
+    steps: NDArray[np.int64]
+    epochs: NDArray[np.float64]
+    norms: NDArray[np.float64]
+    l1_beside: NDArray[np.float64] | None
+
+
+def norms_of_log(log: RunLog, column: str | None = None, norm: NormKind | None = None) -> GradientNorms:
+    """Collect the gradient norms of a log.
 
     Args:
-        path: a `trainer_state.json`, or its `log_history` alone.
-        column: the name of the logged value to take instead.
+        log: the log.
+        column: the name of the norm; by default, the column that is named like a gradient norm.
         norm: which norm that is, where its name does not say.
 
     Returns:
-        The norms of the logged steps; the last entry counts where a step was logged twice.
+        The norms in the order of the run. The last entry counts where a step was logged twice, and those of a resumed run
+        replace the earlier ones.
 
     Raises:
-        ValueError: if the file is something else, is too large, or holds too few norms.
+        NoNormsError: if no column is named like a gradient norm.
+        ValueError: if the log holds too few norms, more than one column that could be meant, or more than one run.
     """
-    size = path.stat().st_size
-    if size > MAX_JSON_BYTES:
-        raise ValueError(
-            f"{path} has {size / 1e6:.0f} MB, and JSON is read up to {MAX_JSON_BYTES / 1e6:.0f} MB; write its log_history as "
-            "JSON Lines, an entry a line, which has no such limit."
-        )
+    names = list(dict.fromkeys(name for row in _first_rows(log) for name in row)) if log.names is None else log.names
+    by_kind = norm_columns(names, log.path, column, norm)
+    main: NormKind = "l2" if "l2" in by_kind else "l1"
+    step, planned = _step_column(log, names, by_kind[main])
+    l1_beside = by_kind["l1"] if len(by_kind) == 2 else None
+    logged = _collect(log, _Columns(by_kind[main], l1_beside, step, epoch_column(names)))
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        state = None
-    if isinstance(state, list) and any(isinstance(entry, dict) for entry in state):  # the log_history itself
-        state = {"log_history": state}
-    if not isinstance(state, dict) or not isinstance(state.get("log_history"), list):
-        raise ValueError(f"{path} is not a trainer_state.json; pass one, or a gradient_norms.jsonl.")
-    entries = [entry for entry in state["log_history"] if isinstance(entry, dict) and is_step_number(entry.get("step"))]
-    names = list(dict.fromkeys(["grad_norm", *(name for entry in entries for name in entry)]))
-    planned = state.get("max_steps")
-    return _norms_of_rows(
-        path,
-        "a Trainer's log",
-        entries,
-        "step",
-        _norm_columns(names, path, column, norm),
-        planned if is_step_number(planned) else None,
-    )
+        order = order_by_entry if step is None else order_by_step
+        entries = order(logged.steps, logged.epochs)
+    except RestartError as error:
+        raise ValueError(f"{shown(log.path)}: {error}.") from None
+    if step is not None and entries.steps.size and entries.steps[-1] > logged.steps.max():
+        planned = None  # of an epoch
+    norms = _gradient_norms(log, main, logged, entries, planned)
+    return replace(norms, logged_by_trainer=is_trainer_norm(by_kind[main]))
 
 
-def read_json_lines(path: Path, column: str | None = None, norm: NormKind | None = None) -> GradientNorms:
-    """Norms from a log with one JSON object a line.
-
-    Args:
-        path: the file.
-        column: as in `read_trainer_state`; unless given, the name that says it is a gradient norm.
-        norm: as in `read_trainer_state`.
-
-    Returns:
-        As `read_trainer_state`. Lines that are damaged, or have no norm, are left out.
-
-    Raises:
-        ValueError: if it holds no or too few norms, or more than one column that could be meant.
-    """
-    names = dict.fromkeys(name for row in islice(_json_rows(path), ROWS_FOR_NAMES) for name in row)
-    columns = _norm_columns(list(names), path, column, norm)
-    return _norms_of_rows(path, "JSON Lines", _json_rows(path), _step_column(names), columns)
+def _first_rows(log: RunLog) -> Iterable[Row]:
+    return islice(log.rows(), ROWS_FOR_NAMES)
 
 
-def read_csv(path: Path, column: str | None = None, norm: NormKind | None = None) -> GradientNorms:
-    """Norms from a table with a line of names: a W&B export, or any other.
-
-    Args:
-        path: the file; values are parted by commas, or by semicolons or tabs, where a number may have a decimal comma.
-        column: as in `read_json_lines`.
-        norm: as in `read_json_lines`.
-
-    Returns:
-        As `read_trainer_state`; rows without a value are left out.
-
-    Raises:
-        ValueError: as `read_json_lines`.
-    """
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        header = file.readline(MAX_LINE)
-        file.seek(0)
-        delimiter = max(",;\t", key=re.sub(r'"[^"]*"', "", header).count)
-        decimal_sign = "." if delimiter == "," else ","
-        rows = csv.reader(file, delimiter=delimiter)
-        try:
-            names = next(rows, [])
-            columns = _norm_columns(names, path, column, norm)
-            step = _step_column(names)
-            wanted = {name: names.index(name) for name in (step, *columns.values()) if name is not None}
-            entries = (
-                {name: row[place].replace(decimal_sign, ".") for name, place in wanted.items()}
-                for row in rows
-                if len(row) == len(names)
-            )
-            return _norms_of_rows(path, "a table", entries, step, columns)
-        except csv.Error as error:
-            raise ValueError(f"{path} is damaged ({error}); export it again.") from None
+def _step_column(log: RunLog, names: Sequence[str], main: str) -> tuple[str | None, int | None]:
+    """The column of steps that the rows with a norm have, and T if it says "10/438"."""
+    candidates = step_candidates(names)
+    counts: Counter[str] = Counter()
+    totals: dict[str, set[int | None]] = {name: set() for name in candidates}
+    num_rows = 0
+    for row in _first_rows(log):
+        if not _is_given(row.get(main)):
+            continue
+        num_rows += 1
+        for name in candidates:
+            if _is_given(value := row.get(name)):
+                counts[name] += 1
+                totals[name].add(_step(value.partition("/")[2]) if isinstance(value, str) else None)
+    chosen = next((name for name in candidates if 2 * counts[name] >= num_rows), None)
+    total = totals[chosen].pop() if chosen is not None and len(totals[chosen]) == 1 else None
+    return chosen, total or log.num_training_steps
 
 
-def read_tensorboard(path: Path, column: str | None = None, norm: NormKind | None = None) -> GradientNorms:
-    """Norms from a TensorBoard event file, as `--report_to tensorboard` leaves it.
-
-    Args:
-        path: the event file.
-        column: the tag; unless given, the one that says it is a gradient norm, such as `train/grad_norm`.
-        norm: as in `read_trainer_state`.
-
-    Returns:
-        As `read_trainer_state`.
-
-    Raises:
-        ValueError: as `read_json_lines`, and if tensorboard is not installed.
-    """
-    try:
-        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-        from tensorboard.util.tensor_util import make_ndarray
-    except ImportError:
-        raise ValueError(f"{path} is of TensorBoard, which reading it needs; pip install tensorboard.") from None
-    by_tag: dict[str, dict[int, float]] = {}
-    try:
-        for event in EventFileLoader(str(path)).Load():
-            for value in event.summary.value:
-                if _NORM_NAME.search(value.tag) or value.tag == column:
-                    number = make_ndarray(value.tensor) if value.HasField("tensor") else value.simple_value
-                    by_tag.setdefault(value.tag, {})[event.step] = number
-    except Exception as error:  # whatever a damaged file makes of its protocol buffers
-        raise ValueError(f"{path} is a damaged event file ({type(error).__name__}); use another log.") from None
-    columns = _norm_columns(list(by_tag), path, column, norm)
-    steps = sorted({step for tag in columns.values() for step in by_tag[tag]})
-    entries = ({"step": step, **{tag: by_tag[tag].get(step) for tag in columns.values()}} for step in steps)
-    return _norms_of_rows(path, "TensorBoard's log", entries, "step", columns)
-
-
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        while line := file.readline(MAX_LINE):
-            if not line.endswith("\n") and len(line) == MAX_LINE:
-                raise ValueError(f"{path} has a line of more than {MAX_LINE:,} characters, which is no row of a log.")
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(row, dict):
-                yield row
-
-
-def _step_column(names: Iterable[str]) -> str | None:
-    lowered = {name.lower(): name for name in reversed(list(names))}
-    return next((lowered[name] for name in STEP_COLUMNS if name in lowered), None)
-
-
-def _norm_columns(names: Sequence[str], path: Path, column: str | None, norm: NormKind | None) -> dict[NormKind, str]:
-    """The columns to read, by the norm that they hold."""
-    if column is not None:
-        if column not in names:
-            raise ValueError(f"{path} has no column {column!r}; it has {_listed(names)}.")
-        kind = norm or _kind_of(column)
-        if kind is None:
-            raise ValueError(f"{path}: whether {column!r} is an L1 or an L2 norm is not known; pass norm='l1' or 'l2'.")
-        return {kind: column}
-    candidates = [name for name in names if _NORM_NAME.search(name) and not _NOT_A_VALUE.search(name)]
-    if not candidates:
-        raise ValueError(
-            f"{path} has no column that is named as a gradient norm; name one as column, of {_listed(names)}, or pass "
-            "a gradient_norms.jsonl or a trainer_state.json."
-        )
-    by_kind: dict[NormKind | None, list[str]] = {}
-    for name in candidates:
-        by_kind.setdefault(_kind_of(name), []).append(name)
-    if len(candidates) == 1 and None in by_kind and norm is not None:
-        return {norm: candidates[0]}
-    unclear = next((group for group in by_kind.values() if len(group) > 1), None)
-    if unclear:
-        raise ValueError(f"{path} has several columns of gradient norms; pass one as column, of {_listed(unclear)}.")
-    known = {kind: group[0] for kind, group in by_kind.items() if kind is not None}
-    if not known:
-        raise ValueError(
-            f"{path}: whether {candidates[0]!r} is an L1 or an L2 norm is not known; pass norm='l1' or 'l2'."
-        )
-    return known
-
-
-def _kind_of(name: str) -> NormKind | None:
-    """What a name says; transformers' `grad_norm` is the L2 norm."""
-    words = set(re.split(r"[^a-z0-9]+", re.split(r"[/ .]", name.lower())[-1].replace("_", " ")))
-    if "l1" in words or "l2" in words:
-        return "l1" if "l1" in words else "l2"
-    return "l2" if re.split(r"[/ ]", name)[-1] == "grad_norm" else None
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = [repr(name[:60]) for name in names]
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "none"
-
-
-def _norms_of_rows(
-    path: Path,
-    origin: str,
-    rows: Iterable[Mapping[str, Any]],
-    step_column: str | None,
-    columns: Mapping[NormKind, str],
-    planned: int | None = None,
-) -> GradientNorms:
-    """Collect what is finite, the last entry of each step; L2 decides where there are both."""
-    main: NormKind = "l2" if "l2" in columns else "l1"
-    steps, values, l1_beside = array("q"), array("d"), array("d")
-    for number, row in enumerate(rows, start=1):
-        value = row.get(columns[main])
-        step = number if step_column is None else _step(row.get(step_column))
-        if value is None or value == "" or step is None:
+def _collect(log: RunLog, columns: _Columns) -> _Logged:
+    steps, epochs, norms, l1_beside = array("q"), array("d"), array("d"), array("d")
+    main, beside, step_name, epoch_name = columns
+    number = 0
+    for row in log.rows():
+        if main not in row:
+            continue
+        number += 1
+        value = row[main]
+        step = number if step_name is None else _step(row.get(step_name))
+        if step is None or not _is_given(value):
             continue
         steps.append(step)
-        values.append(_number(value))
-        if len(columns) == 2:
-            l1_beside.append(_number(row.get(columns["l1"])))
-    by_step = np.frombuffer(steps, dtype=np.int64) if len(steps) else np.empty(0, dtype=np.int64)
+        norms.append(_norm(value))
+        epochs.append(float("nan") if epoch_name is None else _epoch(row.get(epoch_name)))
+        if beside is not None:
+            l1_beside.append(_norm(row.get(beside)))
+    by_step = np.array(steps, dtype=np.int64)
     if len(by_step) and by_step.min() == 0:  # counted from zero
-        by_step = by_step + 1
-    # np.unique keeps the first of equals: of the reversed steps, the last that was logged.
-    unique, places = np.unique(by_step[::-1], return_index=True)
-    places = len(by_step) - 1 - places
-    norms = np.array(values)[places]
-    num_not_finite = int(np.isnan(norms).sum())
+        by_step += 1
+    return _Logged(by_step, np.array(epochs), np.array(norms), None if beside is None else np.array(l1_beside))
+
+
+def _gradient_norms(
+    log: RunLog, main: NormKind, logged: _Logged, entries: Entries, planned: int | None
+) -> GradientNorms:
+    norms = logged.norms[entries.positions]
+    finite = np.isfinite(norms)
+    num_not_finite = int((~finite).sum())
     if num_not_finite > MAX_NOT_FINITE * len(norms):
         raise ValueError(
-            f"{path}: {num_not_finite} of {len(norms)} gradient norms are not finite, more than {MAX_NOT_FINITE:.0%}; take "
-            "the norms of a run that did not diverge."
+            f"{shown(log.path)}: {num_not_finite} of {len(norms)} gradient norms are not finite, more than "
+            f"{MAX_NOT_FINITE:.0%}; take the norms of a run that did not diverge."
         )
-    kept = ~np.isnan(norms) & (unique <= (planned or MAX_STEPS))
-    if kept.sum() < MIN_LOGGED_NORMS:
-        raise ValueError(
-            f"{path} holds {kept.sum()} gradient norms, too few for a schedule (at least {MIN_LOGGED_NORMS}); run with "
-            "a smaller --logging_steps and --logging_first_step, or record a gradient_norms.jsonl."
-        )
-    arrays = {main: norms[kept]}
-    if len(columns) == 2:
-        l1 = np.array(l1_beside)[places][kept]
-        arrays |= {"l1": l1} if np.isfinite(l1).all() else {}
-    return GradientNorms(
-        steps=unique[kept],
-        **arrays,
+    _check_number(log.path, int(finite.sum()), entries.remark)
+    norms = norms[finite]
+    l1 = norms if main == "l1" else None
+    if logged.l1_beside is not None:
+        beside = logged.l1_beside[entries.positions][finite]
+        l1 = beside if np.isfinite(beside).all() else None
+    gradient_norms = GradientNorms(
+        steps=entries.steps[finite],
+        l1=l1,
+        l2=norms if main == "l2" else None,
         num_training_steps=planned,
         num_not_finite=num_not_finite,
-        source=str(path),
-        origin=origin,
+        source=str(log.path),
+        origin=log.origin,
+        remarks=(entries.remark,) if entries.remark else (),
     )
+    _check_number(log.path, len(gradient_norms.steps), f"{gradient_norms.num_zero} more are 0")
+    return gradient_norms
+
+
+def _check_number(path: Path, number: int, remark: str | None) -> None:
+    if number < MIN_LOGGED_NORMS:
+        raise ValueError(
+            f"{shown(path)} holds {number} gradient norms, too few for a schedule (at least {MIN_LOGGED_NORMS}"
+            f"{'; ' + remark if remark else ''}); run with a smaller --logging_steps and --logging_first_step, or record a "
+            "gradient_norms.jsonl."
+        )
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and value != ""
 
 
 def _step(value: Any) -> int | None:
-    """The number of an update, or None."""
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    if isinstance(value, float) and value.is_integer():
+    """The number of an update, also out of "10/438"; None where it is no such number."""
+    if type(value) is str:
+        value = _number(value if "/" not in value else value.partition("/")[0])
+    if type(value) is float and value.is_integer():
         value = int(value)
     return value if type(value) is int and 0 <= value <= MAX_STEPS else None
 
 
-def _number(value: Any) -> float:
+def _epoch(value: Any) -> float:
+    return _norm(value.partition("/")[0] if isinstance(value, str) else value)
+
+
+def _norm(value: Any) -> float:
     """A logged norm as a float, also out of nested lists of one, as old logs have it; NaN where it is none."""
-    while isinstance(value, list) and len(value) == 1:
+    while type(value) is list and len(value) == 1:
         value = value[0]
-    if isinstance(value, bool):
+    number = value if type(value) is float else _number(value)
+    return number if 0 <= number < float("inf") else float("nan")
+
+
+def _number(value: Any) -> float:
+    """A number or its text as a float. Python's own `float` takes "1_0" for ten."""
+    if type(value) is bool or (type(value) is str and "_" in value):
         return float("nan")
     try:
-        number = float(value)
+        return float(value)
     except (TypeError, ValueError, OverflowError):
         return float("nan")
-    return number if 0 <= number < float("inf") else float("nan")

@@ -5,6 +5,8 @@ from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, Self
 
+from ..norms.limits import MAX_STEPS, is_step_number
+from ..norms.text import quoted
 from ..theory.refinement import DEFAULT_SMOOTHING, NormKind, RisingNorms, checked_smoothing, weight_power
 
 
@@ -51,7 +53,8 @@ class RefinementOptions:
     num_training_steps: int | None = field(
         default=None,
         metadata={
-            "help": "with pilot: the updates of the full run, of which a shorter run counts as the first part",
+            "help": "the updates of the full run, where the source does not say or says otherwise; with pilot, a shorter run "
+            "counts as its first part",
             "keyword": "pilot_num_training_steps",
         },
     )
@@ -71,11 +74,10 @@ class RefinementOptions:
         for name in ("pilot", "allow_degenerate"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but must be true or false.")
-        steps = self.num_training_steps
-        if steps is not None and (type(steps) is not int or steps < 1 or not self.pilot):
+        if self.num_training_steps is not None and not is_step_number(self.num_training_steps):
             raise ValueError(
-                f"num_training_steps is {steps!r}, but must be a positive integer, the updates of the full run of which "
-                "the source is the first part; pass pilot with it."
+                f"num_training_steps is {quoted(self.num_training_steps)}, but must be an integer from 1 to {MAX_STEPS:,}, the "
+                "updates of the full run."
             )
 
     @classmethod

@@ -2,13 +2,13 @@
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..norms.sources import SCHEDULE_FORMAT
+from ..norms.text_files import replace_file
 from .refined_schedule import RefinedSchedule
 
 VERSION = 1
@@ -31,17 +31,8 @@ def write_schedule(schedule: RefinedSchedule, path: str | os.PathLike[str]) -> N
     if path.exists() and not path.is_file():  # a device such as /dev/stdout is written, not replaced
         path.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
         return
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        try:
-            file.write(json.dumps(content, allow_nan=False) + "\n")
-            file.close()
-            Path(file.name).chmod(0o666 & ~_umask())
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    with replace_file(path) as file:
+        file.write(json.dumps(content, allow_nan=False) + "\n")
 
 
 def schedule_fields(schedule: RefinedSchedule) -> dict[str, Any]:
@@ -143,10 +134,3 @@ def read_schedule(path: str | os.PathLike[str]) -> RefinedSchedule:
         return schedule_from_fields(content, multipliers)
     except ValueError:
         raise ValueError(damaged) from None
-
-
-def _umask() -> int:
-    """The process's file mode mask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

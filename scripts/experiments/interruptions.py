@@ -237,7 +237,7 @@ class InterruptedRuns:
             counts["kills"] += 1
             counts["unfinished checkpoint"] += unfinished_checkpoint(folder) is not None
             counts["torn line"] += norms.exists() and not norms.read_bytes().endswith(b"\n")
-            counts["unfinished replacement"] += norms.with_name(f"{NORMS_FILE_NAME}.tmp").exists()
+            counts["unfinished replacement"] += any(folder.glob(f".{NORMS_FILE_NAME}.*"))
             counts["before the first checkpoint"] += last_complete_checkpoint(folder) is None
         if not finished:
             self._attempt(folder, True, None, chance)
