@@ -379,3 +379,28 @@ def test_a_damaged_source_stops_a_new_run_and_never_a_resumed_one(tmp_path, capl
         whole[6:], abs=EXACT_ROUNDING
     )  # the optimizer's state has the first
     assert [record.message.count("continues the refined schedule it began with") for record in caplog.records] == [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("AdamW", None),
+        ("Lion", None),
+        ("PagedAdamW8bit", None),
+        ("Muon", "Muon takes orthogonalised steps, whose weights are the inverse nuclear norm"),
+        ("Landing", "The steps of Landing are not known; the weights for Adam stand in."),
+    ],
+)
+def test_an_optimizer_with_other_steps_has_a_stand_in_and_is_told_so(caplog, name, words):
+    optimizer = optimizer_of(type(name, (torch.optim.Adam,), {}))
+    scheduler = get_refined_schedule(optimizer, 0, 4, refined_from=norms(FALLING), smoothing=0)
+    assert scheduler.get_last_lr() == [0.875]
+    stand_ins = [record.message for record in caplog.records if name in record.message]
+    assert [words in message for message in stand_ins] == ([] if words is None else [True])
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon since 2.9")
+def test_torchs_own_muon_has_a_stand_in(caplog):
+    optimizer = torch.optim.Muon([torch.nn.Parameter(torch.ones(2, 2))], lr=1.0)
+    get_refined_schedule(optimizer, 0, 4, refined_from=norms(FALLING), smoothing=0)
+    assert "nuclear norm" in caplog.text

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..norms.gradient_norms import GradientNorms, OptimizerFamily
 from ..norms.sources import EXPECTED_SOURCE
-from ..recording.optimizers import optimizer_family
+from ..recording.optimizers import optimizer_family, stand_in_note
 from ..schedules.refined_schedule import RefinedSchedule
 from ..schedules.refinement_options import RefinementOptions
 from ..schedules.refining import Source, listed_sources, refine_sources
@@ -51,7 +51,8 @@ def get_refined_schedule(
 
     Args:
         optimizer: The optimizer for which to schedule the learning rate. `torch.optim.SGD` and its subclasses weight by
-            L2 ** -2, all others by L1 ** -1 (by L2 ** -1 where the source has no L1 norms).
+            L2 ** -2, all others by L1 ** -1 (by L2 ** -1 where the source has no L1 norms). For an optimizer that is
+            neither coordinate-wise nor SGD, such as Muon, L1 ** -1 is a stand-in, and a warning says so.
         num_warmup_steps: The length of a linear ramp that caps the schedule, in steps. The warm-up that the norms ask for
             is already part of the schedule; 0 adds no ramp.
         num_training_steps: T, the total number of training steps.
@@ -114,7 +115,8 @@ def get_refined_schedule(
             schedule.source,
             schedule.best_peak_ratio,
         )
-        for note in schedule.notes:
+        stand_in = stand_in_note(optimizer)
+        for note in schedule.notes if stand_in is None else (stand_in, *schedule.notes):
             logger.warning("Refined schedule from %s: %s", schedule.source, note)
     return RefinedLR(
         optimizer,
