@@ -6,6 +6,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..compatibility import contribute_to_logs, stop_contributing_to_logs
+from ..recording.norms_log import norms_path
 from ..recording.recorder import GradientNormRecorder
 from .registration import register
 from .scheduler import RefinedLR
@@ -23,13 +24,14 @@ class GradientNormCallback(TrainerCallback):
     gradient cannot be read, the callback warns once and stops recording, and training continues.
 
     Args:
-        path: the file, or its folder, instead of `gradient_norms.jsonl` in the Trainer's `output_dir`.
+        path: the file, instead of `gradient_norms.jsonl` in the Trainer's `output_dir`; or a folder for it. A name without
+            a suffix is a folder. A relative path is resolved here.
 
     Reference: arXiv 2310.07831, section 3.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        self.path = path
+        self.path = None if path is None else norms_path(path)
         self._recorder: GradientNormRecorder | None = None
 
     def add_to_logs(self, logs: dict[str, float]) -> None:
