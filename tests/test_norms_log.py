@@ -213,9 +213,7 @@ def test_home_is_resolved(tmp_path, monkeypatch):
 def test_a_resumed_run_without_an_update_left_keeps_the_header(tmp_path):
     """It has not trained, so it knows neither the clip's limit nor who trained."""
     stored = {"optimizer": "AdamW", "optimizer_family": "adam", "world_size": 8, "max_grad_norm": 0.5}
-    rows = [
-        {"step": step, "l1": 5.0, "l2": 3.0, "clip_factor": 0.5, "learning_rate": 0.1} for step in range(1, 8)
-    ]
+    rows = [{"step": step, "l1": 5.0, "l2": 3.0, "clip_factor": 0.5, "learning_rate": 0.1} for step in range(1, 8)]
     lines = [{"format": "gradient_norms", "version": 1, **stored, "num_training_steps": None}, *rows]
     (tmp_path / NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
     make_log(tmp_path / NAME).finish(6)

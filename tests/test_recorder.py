@@ -425,7 +425,9 @@ def test_a_folder_as_path_gets_the_file(tmp_path):
 def test_a_folder_that_does_not_exist_yet_is_there_when_the_block_begins(tmp_path):
     optimizer = Accelerator(cpu=True).prepare(torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))], lr=0.1))
     with GradientNormRecorder(optimizer, path=f"{tmp_path}/runs/baseline/"):
-        (tmp_path / "runs" / "baseline" / "model.bin").touch()  # as a loop that saves its model before any norm is written
+        (
+            tmp_path / "runs" / "baseline" / "model.bin"
+        ).touch()  # as a loop that saves its model before any norm is written
 
 
 def test_a_folder_that_cannot_be_made_is_one_clear_failure(tmp_path, caplog):

@@ -291,7 +291,7 @@ def test_a_degenerate_schedule_stops_with_the_remedy_but_never_a_resume(tmp_path
 
 
 REFUSALS = [
-    ("no source", {}, "needs refined_from.*gradient_norms.jsonl"),
+    ("no source", {}, "needs the run to refine it from: refined_from in lr_scheduler_kwargs, .*gradient_norms.jsonl"),
     ("a number for a source", {"refined_from": 5}, "refined_from is 5, which is not a run to refine from; pass"),
     ("no steps", {"refined_from": "x", "num_training_steps": None}, "num_training_steps is None"),
     ("zero steps", {"refined_from": "x", "num_training_steps": 0}, "num_training_steps is 0"),
@@ -375,5 +375,7 @@ def test_a_damaged_source_stops_a_new_run_and_never_a_resumed_one(tmp_path, capl
     resumed = get_refined_schedule(optimizer_of(), 0, 20, refined_from=path)
     resumed.load_state_dict(state)
     assert resumed.get_last_lr() == pytest.approx([whole[5]], abs=EXACT_ROUNDING)
-    assert rates_of(resumed, 15)[1:] == pytest.approx(whole[6:], abs=EXACT_ROUNDING)  # the optimizer's state has the first
+    assert rates_of(resumed, 15)[1:] == pytest.approx(
+        whole[6:], abs=EXACT_ROUNDING
+    )  # the optimizer's state has the first
     assert [record.message.count("continues the refined schedule it began with") for record in caplog.records] == [1]
