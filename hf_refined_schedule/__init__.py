@@ -3,6 +3,8 @@
 Importing this package imports neither torch nor transformers and changes nothing; its names are loaded when used.
 """
 
+import logging
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -38,3 +40,25 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+class _NamedLastResort(logging.Handler):
+    """Prints warnings to stderr with the name of their logger, unless the program has configured logging.
+
+    Python's own last resort prints the bare message, which does not say that it comes from this package.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if logging.getLogger().handlers or logging.getLogger(__name__).handlers != [self]:
+            return
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except Exception:  # of any class, as in every handler of `logging`: a message must not stop the program
+            self.handleError(record)
+
+
+logging.getLogger(__name__).addHandler(_NamedLastResort())

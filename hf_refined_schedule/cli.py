@@ -142,16 +142,31 @@ def _parser() -> argparse.ArgumentParser:
         usage="%(prog)s [-h] [--refined-from SOURCE] [--gradient-norms-file FILE] [OPTION ...] SCRIPT ...",
     )
     launch.add_argument(
-        "--refined-from", metavar="SOURCE", help="the run to refine from, for scripts without an option for it"
+        *_flags("refined_from", training=True),
+        metavar="SOURCE",
+        help="the run to refine from, for scripts without an option for it",
     )
     launch.add_argument(
-        "--gradient-norms-file", metavar="FILE", help="where norms go; needed to record a raw Accelerate loop"
+        *_flags("gradient_norms_file", training=True),
+        metavar="FILE",
+        help="where norms go, a file or a folder; needed to record a raw Accelerate loop",
     )
+    launch.add_argument("-m", "--module", action="store_true", help="SCRIPT is the name of a module, as for python -m")
     _add_refinement_options(launch, training=True)
-    launch.add_argument("script", metavar="SCRIPT", help="the training script; these options come before it")
+    launch.add_argument(
+        "script",
+        metavar="SCRIPT",
+        help="the training script, or the name of a console script; these options come before it",
+    )
     launch.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the script's own arguments")
     launch.set_defaults(run=_launch)
     return parser
+
+
+def _flags(name: str, *, training: bool) -> list[str]:
+    """The names of an option. Training scripts spell theirs with underscores, so the launcher accepts both spellings."""
+    dashed, underscored = f"--{name.replace('_', '-')}", f"--{name}"
+    return [dashed, underscored] if training and underscored != dashed else [dashed]
 
 
 def _add_refinement_options(parser: argparse.ArgumentParser, *, training: bool) -> None:
@@ -160,16 +175,16 @@ def _add_refinement_options(parser: argparse.ArgumentParser, *, training: bool) 
     for option in fields(RefinementOptions):
         if option.metadata.get("training_only") and not training:
             continue
-        flag, help_text = f"--{option.name.replace('_', '-')}", option.metadata["help"]
+        flags, help_text = _flags(option.name, training=training), option.metadata["help"]
         if types[option.name] is bool:
-            parser.add_argument(flag, action="store_true", help=help_text)
+            parser.add_argument(*flags, action="store_true", help=help_text)
             continue
         (kind,) = set(get_args(types[option.name])) - {type(None)}
         if get_origin(kind) is Literal:
-            parser.add_argument(flag, choices=get_args(kind), help=help_text)
+            parser.add_argument(*flags, choices=get_args(kind), help=help_text)
         else:
             metavar = {str: "NAME", int: "T"}.get(kind)
-            parser.add_argument(flag, type=kind, metavar=metavar, help=help_text)
+            parser.add_argument(*flags, type=kind, metavar=metavar, help=help_text)
 
 
 def _refinement_options(options: argparse.Namespace) -> RefinementOptions:
@@ -341,6 +356,7 @@ def _launch(options: argparse.Namespace) -> None:
     launch(
         options.script,
         options.arguments,
+        as_module=options.module,
         refined_from=options.refined_from,
         gradient_norms_file=options.gradient_norms_file,
         options=_refinement_options(options),

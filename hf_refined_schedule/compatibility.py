@@ -1,15 +1,15 @@
 """Every patch and private name of transformers, accelerate and torch, each with its reason, versions and end.
 
+Those with which the launcher reaches scripts that do not import this package are in `script_compatibility`.
+
 transformers is imported inside the functions, so that a plain Accelerate loop never loads it.
 """
 
-import argparse
-import functools
 import math
-import types
+import os
+import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,92 +17,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
-
-class MethodWrap:
-    """Calls `around` in place of a method of a class, or of one object, while it is installed.
-
-        around(call, instance, *args, **kwargs)
-
-    `call` is the method as it was, bound to the instance. All wraps of this package are made here. They get along with
-    other tools, which may wrap the same method before or after:
-
-    - Another tool may hold our wrapper under its own when it is to be removed. It then stays and passes calls through. If
-      the wrap is installed again, one call meets two wrappers of ours, and only the outer one calls `around`.
-    - PyTorch's schedulers mark the `step` of an optimizer as theirs. The wrapper keeps the marks, and on an object it is a
-      bound method, because they expect one.
-    - An object that was copied while it was wrapped takes the wrapper along. It then calls the method of its class.
-
-    Args:
-        name: the name of the method.
-        around: called in its place; it returns the result.
-    """
-
-    def __init__(self, name: str, around: Callable[..., Any]) -> None:
-        self._name = name
-        self._around = around
-        self._owner: Any = None
-        self._replaced: Any = None
-        self._wrapper: Any = None
-        self._was_own_attribute = False
-        self._inside: set[int] = set()
-
-    def install(self, owner: Any) -> None:
-        """Wrap the method, above the wrappers of other tools. A wrapper of ours that is on top already stays.
-
-        Args:
-            owner: the class, whose instances are all wrapped, or one object.
-        """
-        method = getattr(owner, self._name)
-        if method is self._wrapper:
-            self._owner = owner
-            return
-        is_class = isinstance(owner, type)
-
-        @functools.wraps(method)
-        def wrapper(instance: Any, *args: Any, **kwargs: Any) -> Any:
-            if not is_class and instance is not owner:  # a copy
-                return getattr(type(instance), self._name)(instance, *args, **kwargs)
-            call = functools.partial(method, instance) if is_class else method
-            if self._owner is None or id(instance) in self._inside:
-                return call(*args, **kwargs)
-            self._inside.add(id(instance))
-            try:
-                return self._around(call, instance, *args, **kwargs)
-            finally:
-                self._inside.discard(id(instance))
-
-        self._owner, self._replaced = owner, method
-        self._was_own_attribute = self._name in vars(owner)
-        self._wrapper = wrapper if is_class else types.MethodType(wrapper, owner)
-        setattr(owner, self._name, self._wrapper)
-
-    def remove(self) -> None:
-        """Stop calling `around`, and put the method back unless another tool has wrapped the wrapper."""
-        owner, self._owner = self._owner, None
-        if owner is None or vars(owner).get(self._name) is not self._wrapper:
-            return
-        if self._was_own_attribute:
-            setattr(owner, self._name, self._replaced)
-        else:
-            delattr(owner, self._name)
-        self._replaced = self._wrapper = None
-
-    @contextmanager
-    def installed(self, owner: Any) -> Iterator[None]:
-        """Wrap the method while a `with` block runs.
-
-        Args:
-            owner: the class or the object.
-
-        Yields:
-            None.
-        """
-        self.install(owner)
-        try:
-            yield
-        finally:
-            self.remove()
-
+from .method_wrap import MethodWrap
 
 # --- torch: gradients ---
 
@@ -258,46 +173,6 @@ def engine_clip_limit(optimizer: AcceleratedOptimizer) -> float:
     return optimizer.optimizer.clip_grad or math.inf
 
 
-@contextmanager
-def prepared_optimizers(notify: Callable[[Accelerator, Any], None]) -> Iterator[None]:
-    """Call `notify` for every optimizer that an Accelerator prepares in the `with` block.
-
-    A wrap of the public `Accelerator.prepare_optimizer` (accelerate 1.1 to 1.15), for raw loops in scripts that do not
-    import this package. It can go when accelerate has callbacks.
-
-    Args:
-        notify: called with the Accelerator and the prepared optimizer.
-
-    Yields:
-        None.
-    """
-
-    def prepare_and_notify(
-        prepare_optimizer: Callable[..., Any], accelerator: Accelerator, *args: Any, **kwargs: Any
-    ) -> Any:
-        prepared = prepare_optimizer(*args, **kwargs)
-        notify(accelerator, prepared)
-        return prepared
-
-    with MethodWrap("prepare_optimizer", prepare_and_notify).installed(Accelerator):
-        yield
-
-
-def is_prepared_by(accelerator: Accelerator, optimizer: AcceleratedOptimizer) -> bool:
-    """Decide whether an Accelerator still holds an optimizer that it has prepared. `free_memory` lets go of them.
-
-    `Accelerator._optimizers` (accelerate 1.1 to 1.15). It can go when accelerate lists them publicly.
-
-    Args:
-        accelerator: the Accelerator.
-        optimizer: the prepared optimizer.
-
-    Returns:
-        True if the Accelerator holds it.
-    """
-    return any(held is optimizer for held in accelerator._optimizers)
-
-
 # --- transformers ---
 
 
@@ -377,6 +252,55 @@ def add_scheduler_type(name: str, function: Callable[..., Any]) -> None:
     optimization.TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)] = function
 
 
+def pickle_scheduler_type(name: str, function: Callable[[], Any]) -> None:
+    """Pickle a member of `SchedulerType` as a call of `function`, which returns the member where it is unpickled.
+
+    An instance attribute in place of `enum`'s `__reduce_ex__` (Python 3.11 to 3.13), which looks the member up and fails in
+    a process that has not added it: a spawned process, or one that loads a `training_args.bin`. It can go with
+    `add_scheduler_type`.
+
+    Args:
+        name: the value of the member.
+        function: a function of a module.
+    """
+    from transformers.trainer_utils import SchedulerType
+
+    member: Any = SchedulerType(name)
+    member.__reduce_ex__ = lambda protocol: (function, ())
+
+
+_normalizers: dict[str, Callable[[Any], Any]] = {}
+
+
+def normalize_scheduler_kwargs(name: str, normalize: Callable[[Any], Any]) -> None:
+    """Pass the `lr_scheduler_kwargs` of every `TrainingArguments` that names a schedule through a function, from now on.
+
+    A wrap of the public `TrainingArguments.__post_init__` (transformers 5.3 to 5.23), which parses text that begins with a
+    brace and accepts everything else. It can go when schedules can check their own arguments.
+
+    Args:
+        name: the value of the schedule.
+        normalize: returns the kwargs to use, or raises a ValueError.
+    """
+    from transformers import TrainingArguments
+
+    _normalizers[name] = normalize
+    _argument_checks.install(TrainingArguments)
+
+
+def _check_arguments(post_init: Callable[..., None], arguments: Any, *args: Any, **kwargs: Any) -> None:
+    normalize = _normalizers.get(arguments.lr_scheduler_type)
+    if normalize is None or arguments.lr_scheduler_kwargs is None:
+        post_init(*args, **kwargs)
+        return
+    normalize(arguments.lr_scheduler_kwargs)  # before transformers, whose error would be json's
+    post_init(*args, **kwargs)
+    arguments.lr_scheduler_kwargs = normalize(arguments.lr_scheduler_kwargs)
+
+
+_argument_checks = MethodWrap("__post_init__", _check_arguments)
+
+
 def scheduler_function(name: str) -> Callable[..., Any] | None:
     """Get the function that `get_scheduler` builds a schedule with.
 
@@ -394,45 +318,24 @@ def scheduler_function(name: str) -> Callable[..., Any] | None:
     return functions.get(name)
 
 
-def add_default_callback(callback: type) -> None:
-    """Give a callback to every Trainer that is created from now on.
+def trial_folder_name(callback: Any) -> str | None:
+    """Get the folder in `output_dir` to which a Trainer saves the current trial of a hyperparameter search, such as `run-3`.
 
-    `transformers.trainer.DEFAULT_CALLBACKS` (transformers 5.3 to 5.23), for scripts that do not import this package. It can
-    go when transformers has a public way to add default callbacks.
-
-    Args:
-        callback: a class of `TrainerCallback`. Each Trainer creates its own.
-    """
-    from transformers import trainer
-
-    callbacks: list[Any] = trainer.DEFAULT_CALLBACKS
-    callbacks.append(callback)
-
-
-# --- scripts ---
-
-
-@contextmanager
-def widened_choices(names: list[str]) -> Iterator[None]:
-    """Add `names` to argparse options whose literal list of choices has transformers' schedules.
-
-    A wrap of `argparse`'s `add_argument` (Python 3.11 to 3.13) while a script runs: the `*_no_trainer.py` examples list
-    their choices. It can go when they take them from `SchedulerType`.
+    `Trainer._get_output_dir` and `Trainer._trial` (transformers 5.3 to 5.23). Events do not get the trial, and neither do
+    they get the Trainer, so it is looked up among the callers. It can go when `TrainerState` has the trial's number.
 
     Args:
-        names: the schedules to offer.
+        callback: a callback of the Trainer, during one of its events.
 
-    Yields:
-        None.
+    Returns:
+        The folder relative to `output_dir`; None if no Trainer has called.
     """
+    from transformers import Trainer
 
-    def widen(add_argument: Callable[..., Any], parser: Any, *args: Any, **kwargs: Any) -> Any:
-        choices = kwargs.get("choices")
-        if isinstance(choices, (list, tuple)):
-            values = {str(getattr(choice, "value", choice)) for choice in choices}
-            if {"linear", "cosine"} <= values:
-                kwargs["choices"] = [*choices, *(name for name in names if name not in choices)]
-        return add_argument(*args, **kwargs)
-
-    with MethodWrap("add_argument", widen).installed(argparse._ActionsContainer):
-        yield
+    frame = sys._getframe(1)
+    while frame is not None:
+        trainer = frame.f_locals.get("self")
+        if isinstance(trainer, Trainer) and any(one is callback for one in trainer.callback_handler.callbacks):
+            return os.path.relpath(trainer._get_output_dir(trainer._trial), trainer.args.output_dir)
+        frame = frame.f_back
+    return None

@@ -10,14 +10,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hf_refined_schedule.compatibility import (
-    MethodWrap,
-    change_count,
-    prepared_optimizers,
-    unwatch_clipping,
-    watch_clipping,
-    widened_choices,
-)
+from hf_refined_schedule.compatibility import change_count, unwatch_clipping, watch_clipping
+from hf_refined_schedule.method_wrap import MethodWrap
+from hf_refined_schedule.script_compatibility import prepared_optimizers, widened_choices
 
 
 class Greeter:

@@ -16,7 +16,19 @@ from .tolerances import COMMAND_SECONDS
 
 PACKAGE = Path(hf_refined_schedule.__file__).parent
 
-LAYERS = ["theory", "norms", "schedules", "compatibility", "recording", "training", "plots", "cli", "__main__"]
+LAYERS = [
+    "theory",
+    "norms",
+    "schedules",
+    "method_wrap",
+    "compatibility",
+    "script_compatibility",
+    "recording",
+    "training",
+    "plots",
+    "cli",
+    "__main__",
+]
 """Folders, and modules that are a layer of their own. A layer may import only layers before it, and modules of its own."""
 
 MODULES = sorted(

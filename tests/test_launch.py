@@ -67,8 +67,20 @@ def test_several_processes(baseline, tmp_path):
     assert reported_rates(tmp_path / "one") == (1, rates)
 
 
+def test_a_source_that_is_not_there_stops_all_processes_before_the_script(tmp_path):
+    script = tmp_path / "waits.py"
+    script.write_text("import torch.distributed as dist\ndist.init_process_group('gloo')\nprint('started')\n")
+    words = ("-m", "hf_refined_schedule", "launch", "--refined-from", tmp_path / "nothing", script)
+    done = accelerate_launch(*words)
+    assert done.returncode != 0
+    assert done.stderr.count("hf-refined-schedule launch: error: There is no file or folder") == 1
+    assert "started" not in done.stdout
+
+
 def test_a_source_that_is_not_there_stops_all_processes(tmp_path):
-    words = ("-m", "hf_refined_schedule", "launch", "--refined-from", tmp_path / "nothing", TRAINER)
+    """Where a script names its own source."""
+    kwargs = json.dumps({"refined_from": str(tmp_path / "nothing")})
+    words = ("-m", "hf_refined_schedule", "launch", TRAINER, "--lr_scheduler_kwargs", kwargs)
     done = accelerate_launch(*words, "--output_dir", tmp_path, *TRAINER_OPTIONS, "--lr_scheduler_type", "refined")
     assert done.returncode != 0
     assert (
@@ -225,5 +237,6 @@ def test_a_script_that_is_not_there(tmp_path):
     done = launch(tmp_path / "nothing.py")
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        f"hf-refined-schedule launch: error: There is no script '{tmp_path}/nothing.py'; pass the path of a Python file, options before it."
+        f"hf-refined-schedule launch: error: There is no script '{tmp_path}/nothing.py'; pass the path of a Python file, the name of a console "
+        "script, or -m MODULE, options before it."
     ]

@@ -1,5 +1,6 @@
 """Rows that wait, the header, the file, and what happens when it cannot be written."""
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -8,20 +9,20 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from hf_refined_schedule.recording.failures import RecordingError
-from hf_refined_schedule.recording.norms_log import FLUSH_EVERY, NormsLog, RecordedUpdate
+from hf_refined_schedule.recording.norms_log import FLUSH_EVERY, NormsLog, RecordedUpdate, norms_path
 
 from .tiny import read_rows
 
 NAME = "gradient_norms.jsonl"
 
 
-def make_log(path, num_training_steps=None, on_failure="raise", is_main_process=True):
+def make_log(path, num_training_steps=None, on_failure="raise", is_main_process=True, estimate_updates=None):
     """A log for an optimizer that looks like a prepared one: one of four processes."""
     optimizer = SimpleNamespace(
         optimizer=torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1),
         accelerator_state=SimpleNamespace(is_main_process=is_main_process, num_processes=4),
     )
-    return NormsLog(path, optimizer, num_training_steps, on_failure)
+    return NormsLog(path, optimizer, num_training_steps, on_failure, estimate_updates)
 
 
 def update(step, l1=5.0, l2=3.0, clip_factor=0.5, learning_rate=0.1):
@@ -181,3 +182,71 @@ def test_a_file_that_is_taken_away_is_not_begun_anew(tmp_path, caplog):
     with pytest.raises(RecordingError, match="cannot be written"):
         log.flush()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "file"),
+    [
+        ("runs/baseline", "runs/baseline/gradient_norms.jsonl"),
+        ("runs/norms.d/", "runs/norms.d/gradient_norms.jsonl"),
+        ("llama-3.1", "llama-3.1/gradient_norms.jsonl"),  # a suffix that begins with a letter
+        ("qwen2.5-7b", "qwen2.5-7b/gradient_norms.jsonl"),
+        (".norms", ".norms/gradient_norms.jsonl"),
+        ("norms.jsonl", "norms.jsonl"),
+        ("runs/norms.txt", "runs/norms.txt"),
+        ("a-folder.jsonl", "a-folder.jsonl/gradient_norms.jsonl"),  # exists as a folder
+        ("a-file", "a-file"),  # exists as a file
+    ],
+)
+def test_a_name_without_a_suffix_is_a_folder(tmp_path, monkeypatch, given, file):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-folder.jsonl").mkdir()
+    (tmp_path / "a-file").touch()
+    assert norms_path(given) == tmp_path / file
+
+
+def test_home_is_resolved(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert norms_path("~/norms.jsonl") == tmp_path / "norms.jsonl"
+
+
+def test_a_resumed_run_without_an_update_left_keeps_the_header(tmp_path):
+    """It has not trained, so it knows neither the clip's limit nor who trained."""
+    stored = {"optimizer": "AdamW", "optimizer_family": "adam", "world_size": 8, "max_grad_norm": 0.5}
+    rows = [{"step": step, "l1": 5.0, "l2": 3.0, "clip_factor": 0.5, "learning_rate": 0.1} for step in range(1, 8)]
+    lines = [{"format": "gradient_norms", "version": 1, **stored, "num_training_steps": None}, *rows]
+    (tmp_path / NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    make_log(tmp_path / NAME).finish(6)
+    header, kept = read_rows(tmp_path / NAME)
+    assert header == {"format": "gradient_norms", "version": 1, **stored, "num_training_steps": 6}
+    assert kept == rows[:6]
+
+
+def test_the_planned_updates_are_in_the_header_until_the_run_ends(tmp_path):
+    log = make_log(tmp_path / NAME, estimate_updates=lambda step: 4)
+    for step, planned in ((1, 4), (4, 4), (5, None)):  # a fifth update shows that the estimate was too small
+        log.append(update(step))
+        log.flush()
+        assert read_rows(tmp_path / NAME)[0]["num_training_steps"] == planned
+    log.finish(5)
+    header, rows = read_rows(tmp_path / NAME)
+    assert (header["num_training_steps"], [row["step"] for row in rows]) == (5, [1, 4, 5])
+
+
+@pytest.mark.parametrize(("updates", "horizon"), [(3, 4), (4, 4), (5, 5)])
+def test_a_run_that_stops_with_an_error_is_finished_if_it_has_made_all_updates(tmp_path, updates, horizon):
+    log = make_log(tmp_path / NAME, estimate_updates=lambda step: 4)
+    for step in range(1, updates + 1):
+        log.append(update(step))
+    log.flush()
+    log.finish_if_complete(updates)
+    header, rows = read_rows(tmp_path / NAME)
+    assert (header["num_training_steps"], len(rows)) == (horizon, updates)
+
+
+def test_without_an_estimate_a_run_that_stops_with_an_error_has_no_horizon(tmp_path):
+    log = make_log(tmp_path / NAME, estimate_updates=lambda step: None)
+    log.append(update(1))
+    log.flush()
+    log.finish_if_complete(1)
+    assert read_rows(tmp_path / NAME)[0]["num_training_steps"] is None

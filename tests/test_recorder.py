@@ -422,6 +422,70 @@ def test_a_folder_as_path_gets_the_file(tmp_path):
     assert GradientNormRecorder(optimizer, path=tmp_path).path == tmp_path / "gradient_norms.jsonl"
 
 
+def test_a_folder_that_does_not_exist_yet_is_there_when_the_block_begins(tmp_path):
+    optimizer = Accelerator(cpu=True).prepare(torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))], lr=0.1))
+    with GradientNormRecorder(optimizer, path=f"{tmp_path}/runs/baseline/"):
+        (
+            tmp_path / "runs" / "baseline" / "model.bin"
+        ).touch()  # as a loop that saves its model before any norm is written
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_failure(tmp_path, caplog):
+    (tmp_path / "runs").touch()
+    optimizer = Accelerator(cpu=True).prepare(torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))], lr=0.1))
+    with pytest.raises(RecordingError, match=r"^Gradient norms cannot be recorded: \S+ cannot be written \(.*\)\.$"):
+        GradientNormRecorder(optimizer, path=tmp_path / "runs" / "norms.jsonl").__enter__()
+    with GradientNormRecorder(optimizer, path=tmp_path / "runs" / "norms.jsonl", on_failure="warn"):
+        optimizer.param_groups[0]["params"][0].grad = torch.ones(3)
+        optimizer.step()
+    assert caplog.text.count("not recorded from update 1 on") == 1
+
+
+def test_another_working_directory_is_the_same_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    accelerator = Accelerator(cpu=True)
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = accelerator.prepare(torch.optim.SGD([weight], lr=0.1))
+    (tmp_path / "elsewhere").mkdir()
+    with GradientNormRecorder(optimizer, output_dir="run") as recorder:
+        for folder in (".", "elsewhere"):
+            monkeypatch.chdir(folder)
+            weight.grad = torch.ones(3)
+            optimizer.step()
+            recorder.flush()
+    assert [row["step"] for row in read_rows(tmp_path / "run" / "gradient_norms.jsonl")[1]] == [1, 2]
+    assert [path.name for path in tmp_path.rglob("*.jsonl")] == ["gradient_norms.jsonl"]
+
+
+STOPPED = """
+import os, sys, torch
+from accelerate import Accelerator
+from hf_refined_schedule import GradientNormRecorder
+accelerator = Accelerator(cpu=True)
+weight = torch.nn.Parameter(torch.zeros(3))
+optimizer = accelerator.prepare(torch.optim.SGD([weight], lr=0.1))
+recorder = GradientNormRecorder(optimizer, path=sys.argv[1], num_training_steps=9).__enter__()
+for step in range(4):
+    accelerator.backward((weight * torch.tensor([1.0, -2.0, 2.0])).sum())
+    optimizer.step()
+    optimizer.zero_grad()
+child = os.fork()
+if child == 0:
+    sys.exit()  # writes nothing
+os.waitpid(child, 0)
+raise {error}
+"""
+
+
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "SystemExit(3)", "RuntimeError('evaluation')"])
+def test_a_block_that_nobody_leaves_is_written_when_the_program_ends(tmp_path, error):
+    """As that of a Trainer, whose callbacks are not called when it stops with an error."""
+    run_command(BIN / "python", "-c", STOPPED.format(error=error), tmp_path / "norms.jsonl")
+    header, rows = read_rows(tmp_path / "norms.jsonl")
+    assert (header["num_training_steps"], [row["l2"] for row in rows]) == (9, [3.0] * 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["norms.jsonl"]
+
+
 class Unwatchable(torch.optim.Optimizer):
     """Wraps an optimizer without having been made as one, so that it has no hooks."""
 

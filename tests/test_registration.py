@@ -3,6 +3,7 @@
 import json
 import pickle
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,15 +73,44 @@ def test_parser_choices(tmp_path, capsys):
     assert "refined" in capsys.readouterr().err
 
 
-def test_a_training_args_file_needs_register_first(tmp_path):
-    """Documented: the error where it has not run names the schedule."""
-    torch.save(tiny_arguments(tmp_path, lr_scheduler_type="refined"), tmp_path / "training_args.bin")
-    load = f"import torch; torch.load({str(tmp_path / 'training_args.bin')!r}, weights_only=False)"
-    without = run_command(BIN / "python", "-c", load)
-    assert without.returncode == 1
-    assert "refined is not a valid SchedulerType" in without.stderr
-    done = run_command(BIN / "python", "-c", f"import hf_refined_schedule as h; h.register(); {load}")
-    assert done.returncode == 0, done.stderr
+def test_a_training_args_file_loads_in_a_process_that_has_not_registered(tmp_path):
+    arguments = tiny_arguments(tmp_path, lr_scheduler_type="refined", lr_scheduler_kwargs={"refined_from": "a"})
+    torch.save(arguments, tmp_path / "training_args.bin")
+    load = (
+        f"import torch; arguments = torch.load({str(tmp_path / 'training_args.bin')!r}, weights_only=False)\n"
+        "print(repr(arguments.lr_scheduler_type), arguments.lr_scheduler_kwargs)"
+    )
+    done = run_command(BIN / "python", "-c", load)
+    assert (done.stdout, done.returncode) == ("<SchedulerType.REFINED: 'refined'> {'refined_from': 'a'}\n", 0), (
+        done.stderr
+    )
+
+
+SPAWN = """
+import multiprocessing, sys
+from transformers import TrainingArguments
+def name_of(arguments):
+    return repr(arguments.lr_scheduler_type)
+if __name__ == "__main__":
+    import hf_refined_schedule
+    hf_refined_schedule.register()
+    arguments = TrainingArguments(sys.argv[1], lr_scheduler_type="refined", report_to="none", use_cpu=True)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        print(pool.apply(name_of, (arguments,)))
+"""
+
+
+def test_a_spawned_process_gets_the_arguments(tmp_path):
+    """Its own main module does not register: the pickle does."""
+    (tmp_path / "spawn.py").write_text(SPAWN)
+    done = run_command(BIN / "python", tmp_path / "spawn.py", tmp_path)
+    assert (done.stdout, done.returncode) == ("<SchedulerType.REFINED: 'refined'>\n", 0), done.stderr
+
+
+def test_pickles_of_other_members_do_not_need_this_package():
+    assert b"hf_refined_schedule" in pickle.dumps(SchedulerType.REFINED)
+    assert b"hf_refined_schedule" not in pickle.dumps(SchedulerType.COSINE)
+    assert pickle.loads(pickle.dumps(SchedulerType.COSINE)) is SchedulerType.COSINE
 
 
 def get_quarter_schedule(optimizer, num_warmup_steps, num_training_steps, factor=0.25, last_epoch=-1):
@@ -137,7 +167,10 @@ def test_options_reach_the_scheduler_kwargs(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr_scheduler_type": "refined"}, "needs --refined_from"),
+        (
+            {"lr_scheduler_type": "refined"},
+            "needs the run to refine it from: refined_from in lr_scheduler_kwargs, --refined_from of .* or --refined-from of",
+        ),
         ({"refined_from": "a"}, "pass --lr_scheduler_type refined"),
         ({"lr_scheduler_type": "cosine", "refined_smoothing": 0.2}, "pass --lr_scheduler_type refined"),
         (
@@ -177,3 +210,38 @@ def test_an_option_that_is_set_later_counts(tmp_path):
     linear = refined_arguments(tmp_path)
     linear.refined_from = "b"
     assert linear.lr_scheduler_kwargs == tiny_arguments(tmp_path).lr_scheduler_kwargs
+
+
+@pytest.mark.parametrize("make", [tiny_arguments, refined_arguments])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("{'refined_from': 'a'}", r"""but must be a JSON object .* pass --lr_scheduler_kwargs '{"refined_from": "runs/baseline"}'"""),
+        ("refined_from=a", r"""but must be a JSON object .* pass --lr_scheduler_kwargs '{"refined_from": "runs/baseline"}'"""),
+        ('["a"]', "but must be a JSON object"),
+        ("{" * 10_000, "but must be a JSON object"),
+        ('{"refined_from": "a", "smooting": 0.2}', "no option 'smooting'; did you mean 'smoothing'?"),
+        ({"refined_from": "a", "refined": "b"}, "no option 'refined'; did you mean 'refined_from'?"),
+    ],
+)  # fmt: skip
+def test_malformed_scheduler_kwargs_are_explained_in_one_line(tmp_path, make, given, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        make(tmp_path, lr_scheduler_type="refined", lr_scheduler_kwargs=given)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_scheduler_kwargs_of_other_schedules_are_left_alone(tmp_path):
+    assert tiny_arguments(tmp_path, lr_scheduler_kwargs="power=2").lr_scheduler_kwargs == "power=2"
+    kwargs = {"num_cycles": 2}
+    assert (
+        tiny_arguments(tmp_path, lr_scheduler_type="cosine", lr_scheduler_kwargs=kwargs).lr_scheduler_kwargs is kwargs
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "text"), [(Path("runs") / "a", "runs/a"), ([Path("a"), "b"], ["a", "b"]), ("a", "a")]
+)
+def test_a_path_becomes_text(tmp_path, given, text):
+    arguments = tiny_arguments(tmp_path, lr_scheduler_type="refined", lr_scheduler_kwargs={"refined_from": given})
+    assert json.loads(arguments.to_json_string())["lr_scheduler_kwargs"] == {"refined_from": text}

@@ -487,7 +487,7 @@ def test_auto_find_batch_size(tmp_path, refined):
 
 
 def test_hyperparameter_search(tmp_path, refined):
-    """One callback, and for each trial a file of its own, in order: the last has the plain name."""
+    """One callback, and for each trial a file in the folder to which the Trainer saves it."""
     optuna = pytest.importorskip("optuna")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     arguments = tiny_arguments(tmp_path, max_steps=8, logging_steps=2, eval_strategy="steps", eval_steps=4, **refined)
@@ -502,17 +502,20 @@ def test_hyperparameter_search(tmp_path, refined):
         steps.append(trial.suggest_int("max_steps", 6, 9))
         return {"learning_rate": peaks[-1], "max_steps": steps[-1]}
 
-    trainer.hyperparameter_search(
+    best = trainer.hyperparameter_search(
         space, n_trials=3, backend="optuna", direction="minimize", sampler=optuna.samplers.RandomSampler(seed=0)
     )
-    files = [tmp_path / "gradient_norms.1.jsonl", tmp_path / "gradient_norms.2.jsonl", tmp_path / NAME]
+    files = [tmp_path / f"run-{number}" / NAME for number in range(3)]
     assert len(set(peaks)) == 3
     for file, peak, count in zip(files, peaks, steps, strict=True):
         header, rows = read_rows(file)
         assert (header["num_training_steps"], len(rows)) == (count, count)
-        alone = run(tmp_path / file.stem, learning_rate=peak, max_steps=count, save_strategy="no", **refined)
+        alone = run(
+            tmp_path / "alone" / file.parent.name, learning_rate=peak, max_steps=count, save_strategy="no", **refined
+        )
         assert [row["learning_rate"] for row in rows] == rates(alone)
-    assert len(list(tmp_path.glob("*.jsonl"))) == 3
+    assert list(tmp_path.glob("*.jsonl")) == []
+    assert load_norms(tmp_path / f"run-{best.run_id}").num_training_steps == steps[int(best.run_id)]
 
 
 def test_a_trainer_that_trains_again_and_resumes(tmp_path):

@@ -107,7 +107,10 @@ def test_two_processes_and_resume_from_the_newest_complete_checkpoint(pretrained
         (("--builtin_text", "english", "--train_file", "x.txt"), "--train_file and --builtin_text; pass one"),
         (("--train_file", "nothing.txt"), "There is no file 'nothing.txt'"),
         (("--train_file", RUN_CLM), "must end in one of .txt"),
-        (("--builtin_text", "english", "--lr_scheduler_type", "refined"), "needs --refined_from"),
+        (
+            ("--builtin_text", "english", "--lr_scheduler_type", "refined"),
+            "needs the run to refine it from: refined_from in lr_scheduler_kwargs",
+        ),
         (("--builtin_text", "english", "--model_name_or_path", "a", "--config_overrides", "b=1"), "leave out"),
     ],
 )

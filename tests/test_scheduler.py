@@ -291,7 +291,7 @@ def test_a_degenerate_schedule_stops_with_the_remedy_but_never_a_resume(tmp_path
 
 
 REFUSALS = [
-    ("no source", {}, "needs refined_from.*gradient_norms.jsonl"),
+    ("no source", {}, "needs the run to refine it from: refined_from in lr_scheduler_kwargs, .*gradient_norms.jsonl"),
     ("a number for a source", {"refined_from": 5}, "refined_from is 5, which is not a run to refine from; pass"),
     ("no steps", {"refined_from": "x", "num_training_steps": None}, "num_training_steps is None"),
     ("zero steps", {"refined_from": "x", "num_training_steps": 0}, "num_training_steps is 0"),

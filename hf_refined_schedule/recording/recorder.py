@@ -14,6 +14,7 @@ This module decides when an update begins and ends. `norm_sources` measures, `no
 """
 
 import math
+import multiprocessing.util
 import os
 import weakref
 from collections.abc import Callable
@@ -28,10 +29,16 @@ from ..norms.norms_file import NORMS_FILE_NAME
 from .failures import RecordingError, in_one_line, report_failure
 from .measuring import plain_scalar
 from .norm_sources import NormSource, OpenUpdate, choose_norm_source
-from .norms_log import NormsLog, RecordedUpdate
+from .norms_log import NormsLog, RecordedUpdate, norms_path
 from .optimizers import is_main_process, unwrap_optimizer
 
 _recording: weakref.WeakSet["GradientNormRecorder"] = weakref.WeakSet()
+
+_process_with_exit_hook: int | None = None
+"""The process that writes its open recordings when it ends. A forked process inherits the value and not the hook."""
+
+recording_observers: list[Callable[[], None]] = []
+"""Called whenever a recording begins, also one that cannot see the gradients and warns."""
 
 
 class GradientNormRecorder:
@@ -49,11 +56,15 @@ class GradientNormRecorder:
         optimizer: the optimizer as `Accelerator.prepare` returned it.
         output_dir: the folder for the file, created if it does not exist.
         num_training_steps: T, the planned number of optimizer updates; if None, the updates made until the block ends.
-        path: the file itself, instead of `output_dir`; if it is a folder, `gradient_norms.jsonl` in it.
+        path: the file itself, instead of `output_dir`; or a folder for `gradient_norms.jsonl`. A name without a suffix is a
+            folder. Relative paths are resolved here.
         start_step: the updates made before, in a resumed run.
         clips: whether the loop clips at every update. An update without a clip through Accelerate was then clipped by other
             means, before it could be measured.
         on_failure: `"raise"`, or `"warn"` to stop recording with one warning while the run goes on.
+        estimate_updates: returns the planned number of updates from the number made so far, or None if it is not known. The
+            header has this number until the block ends, so that the file of a run that crashes can be used. It needs
+            `num_training_steps=None`.
 
     Raises:
         RecordingError: on entering, if the optimizer was not prepared or has no hooks, or an engine hides the gradients or
@@ -74,6 +85,7 @@ class GradientNormRecorder:
         start_step: int = 0,
         clips: bool = False,
         on_failure: str = "raise",
+        estimate_updates: Callable[[int], int | None] | None = None,
     ) -> None:
         if on_failure not in ("raise", "warn"):
             raise ValueError(f'on_failure is {on_failure!r}, but must be "raise" or "warn".')
@@ -84,7 +96,7 @@ class GradientNormRecorder:
         self._optimizer: Any = optimizer
         self._clips = clips
         self._on_failure = on_failure
-        self._log = NormsLog(self.path, optimizer, num_training_steps, on_failure)
+        self._log = NormsLog(self.path, optimizer, num_training_steps, on_failure, estimate_updates)
         self._source: NormSource
         self._update = OpenUpdate()
         self._last: RecordedUpdate | None = None
@@ -93,12 +105,20 @@ class GradientNormRecorder:
         self._hook: torch.utils.hooks.RemovableHandle | None = None
 
     def __enter__(self) -> Self:
+        for notify in recording_observers:
+            notify()
         try:
             self._start()
         except RecordingError as error:
             self._fail(str(error))
         except Exception as error:  # an optimizer may lack any of torch's own methods
             self._fail(f"a {type(unwrap_optimizer(self._optimizer)).__name__} cannot be watched ({in_one_line(error)})")
+        if self.recording:
+            try:
+                self._log.make_folder(self.step + 1)
+            except RecordingError:
+                self._stop()
+                raise
         return self
 
     def __exit__(
@@ -106,8 +126,10 @@ class GradientNormRecorder:
     ) -> None:
         try:
             self.flush()
-            if kind is None and self.recording:
+            if self.recording and kind is None:
                 self._log.finish(self.step)
+            elif self.recording:
+                self._log.finish_if_complete(self.step)
         finally:
             self._stop()
 
@@ -122,9 +144,16 @@ class GradientNormRecorder:
             raise
 
     def abandon(self) -> None:
-        """Write the norms measured so far and stop recording, without marking the run as finished."""
-        self.flush()
-        self._stop()
+        """Write the norms measured so far and stop recording.
+
+        The run counts as unfinished, unless `estimate_updates` says that it has made all its updates.
+        """
+        try:
+            self.flush()
+            if self.recording:
+                self._log.finish_if_complete(self.step)
+        finally:
+            self._stop()
 
     def last_l1(self) -> float | None:
         """The L1 norm of the last update, for a log entry. This makes the host wait for the device.
@@ -191,6 +220,7 @@ class GradientNormRecorder:
             if other._optimizer is self._optimizer:
                 other._stop()
         _recording.add(self)
+        _close_recordings_at_exit()
         self.recording = True
         self._update = OpenUpdate()
         watch_clipping(self)
@@ -266,12 +296,29 @@ class GradientNormRecorder:
             self.flush()
 
 
+def close_recordings() -> None:
+    """Write what was measured in every recording that is still open, and end it.
+
+    A Trainer that stops with an error calls no callback, so that its recording stays open.
+    """
+    for recorder in list(_recording):
+        recorder.abandon()
+
+
+def _close_recordings_at_exit() -> None:
+    """Also in processes that multiprocessing has started, which do not call the functions of `atexit`."""
+    global _process_with_exit_hook
+    if _process_with_exit_hook != os.getpid():
+        _process_with_exit_hook = os.getpid()
+        multiprocessing.util.Finalize(None, close_recordings, exitpriority=0)
+
+
 def _norms_path(output_dir: str | os.PathLike[str] | None, path: str | os.PathLike[str] | None) -> Path:
     if path is None and output_dir is not None:
-        return Path(output_dir) / NORMS_FILE_NAME
+        return norms_path(Path(output_dir) / NORMS_FILE_NAME)
     if path is None or output_dir is not None:
         given = "Neither output_dir nor path is" if path is None else "Both output_dir and path are"
         raise ValueError(
             f"{given} given. Pass either output_dir, the folder for {NORMS_FILE_NAME}, or path, the file itself."
         )
-    return Path(path) / NORMS_FILE_NAME if Path(path).is_dir() else Path(path)
+    return norms_path(path)

@@ -1,16 +1,17 @@
 """A `TrainerCallback` that records the gradient norms of a run."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..compatibility import contribute_to_logs, stop_contributing_to_logs
+from ..compatibility import contribute_to_logs, stop_contributing_to_logs, trial_folder_name
+from ..norms.norms_file import NORMS_FILE_NAME
+from ..recording.norms_log import norms_path
 from ..recording.recorder import GradientNormRecorder
 from .registration import register
 from .scheduler import RefinedLR
-
-register()
 
 
 class GradientNormCallback(TrainerCallback):
@@ -22,14 +23,18 @@ class GradientNormCallback(TrainerCallback):
     `grad_norm` (L2, before clipping). A resumed run truncates the file to the checkpoint and appends to it. If the whole
     gradient cannot be read, the callback warns once and stops recording, and training continues.
 
+    A trial of a hyperparameter search writes to the folder in which the Trainer saves it: `output_dir/run-3` for trial 3, so
+    that `f"run-{best_run.run_id}"` is the source for a schedule refined from the best trial.
+
     Args:
-        path: the file, or its folder, instead of `gradient_norms.jsonl` in the Trainer's `output_dir`.
+        path: the file, instead of `gradient_norms.jsonl` in the Trainer's `output_dir`; or a folder for it. A name without
+            a suffix is a folder. A relative path is resolved here.
 
     Reference: arXiv 2310.07831, section 3.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        self.path = path
+        self.path = None if path is None else norms_path(path)
         self._recorder: GradientNormRecorder | None = None
 
     def add_to_logs(self, logs: dict[str, float]) -> None:
@@ -52,8 +57,7 @@ class GradientNormCallback(TrainerCallback):
         self._close()
         self._recorder = GradientNormRecorder(
             kwargs["optimizer"],
-            output_dir=args.output_dir if self.path is None else None,
-            path=self.path,
+            path=self._path_of(args, state),
             num_training_steps=state.max_steps,
             start_step=state.global_step,
             clips=args.max_grad_norm > 0,
@@ -87,6 +91,11 @@ class GradientNormCallback(TrainerCallback):
         """End the recording."""
         self._close()
 
+    def _path_of(self, args: TrainingArguments, state: TrainerState) -> Path:
+        path = Path(str(args.output_dir)) / NORMS_FILE_NAME if self.path is None else self.path
+        folder = trial_folder_name(self) if state.is_hyper_param_search else None
+        return path if folder is None else path.parent / folder / path.name
+
     def _flush_before_save(self, control: TrainerControl) -> None:
         if self._recorder is not None and (control.should_save or control.should_training_stop):
             self._recorder.flush()
@@ -96,3 +105,6 @@ class GradientNormCallback(TrainerCallback):
         if self._recorder is not None:
             self._recorder.__exit__(None, None, None)
             self._recorder = None
+
+
+register()  # at the end, because in a child of the launcher it adds a subclass of this callback to every Trainer

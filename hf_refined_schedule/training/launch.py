@@ -4,35 +4,32 @@ import json
 import logging
 import os
 import runpy
+import shutil
 import sys
+import tempfile
 import traceback
-from contextlib import ExitStack, nullcontext
-from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import NamedTuple
 
-from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import broadcast_object_list
-
-from ..compatibility import add_default_callback, is_prepared_by, prepared_optimizers, widened_choices
-from ..recording.recorder import GradientNormRecorder
+from ..norms.checkpoint_folders import checkpoint_folders
+from ..norms.sources import find_source
+from ..recording.norms_log import norms_path
 from ..schedules.refinement_options import RefinementOptions
-from .callback import GradientNormCallback
+from ..schedules.refining import refine_sources
+from .launch_recording import LaunchRecording
 from .registration import register
 from .scheduler import OPTIONS_VARIABLE, REFINED_FROM_VARIABLE
 
 logger = logging.getLogger(__name__)
-
-STEP_FILE_NAME = "gradient_norms_step.json"
-"""Written beside the files of `Accelerator.save_state`. It holds the number of optimizer updates at that time."""
 
 
 def launch(
     script: str | os.PathLike[str],
     arguments: list[str],
     *,
+    as_module: bool = False,
     refined_from: str | None = None,
     gradient_norms_file: str | None = None,
     options: RefinementOptions = RefinementOptions(),  # noqa: B008 - a frozen value
@@ -41,131 +38,171 @@ def launch(
 
     Every `Trainer` in the script records. A raw Accelerate loop records if `gradient_norms_file` is given, and
     `Accelerator.load_state` continues the file from the checkpoint. `sys.argv`, `__main__`, imports from the script's folder,
-    the exit code and tracebacks are the same as without the launcher.
+    the exit code and tracebacks are the same as without the launcher. A warning at the end says if nothing was recorded, or
+    no schedule was refined although `refined_from` is given.
+
+    A relative path means the same in the whole run, also if the script changes its working directory.
 
     Args:
-        script: the path of the script.
+        script: the path of the script, or the name of a console script on `PATH`, such as `trl`.
         arguments: the arguments of the script.
+        as_module: whether `script` is the name of a module, as for `python -m`.
         refined_from: the run to refine `refined` from, unless the script's own options name one.
         gradient_norms_file: the file for the norms, or its folder, instead of `gradient_norms.jsonl` in a Trainer's
-            `output_dir`.
+            `output_dir`. A name without a suffix is a folder, which is created.
         options: how to refine; they need `refined_from`.
 
     Raises:
-        ValueError: if the script does not exist, or options are given without `refined_from`.
+        ValueError: before the script starts, if it does not exist, `refined_from` cannot be used, or options are given without
+            `refined_from`. If the script seems to resume a run, a source that cannot be used is left to the script: a
+            resumed run keeps its schedule.
+        OSError: before the script starts, if the folder of `gradient_norms_file` cannot be created.
         SystemExit: as the script raises it; with code 1, after the traceback, if the script raises any other exception.
     """
-    path = Path(script)
-    if not path.is_file():
-        raise ValueError(f"There is no script {str(script)!r}; pass the path of a Python file, options before it.")
-    register()
+    program = _find_program(os.fspath(script), as_module)
     keywords = options.as_keywords()
     if refined_from is not None:
+        refined_from = os.path.abspath(os.path.expanduser(refined_from))
+        if _is_rank_zero() and not _may_resume(arguments):
+            _check_source(refined_from, options)
         os.environ[REFINED_FROM_VARIABLE] = refined_from
         os.environ[OPTIONS_VARIABLE] = json.dumps(keywords)
     elif keywords:
         raise ValueError(f"{' and '.join(keywords)} need the run to refine from; pass --refined-from with them.")
-    _record_every_trainer(gradient_norms_file)
-    raw_loops = nullcontext() if gradient_norms_file is None else _RawLoopRecording(gradient_norms_file)
-    sys.argv = [str(script), *arguments]
-    sys.path[0] = str(path.resolve().parent)
-    try:
-        with widened_choices(["refined"]), raw_loops:
-            runpy.run_path(str(script), run_name="__main__")
-    except Exception as error:
-        _print_traceback(error, path)
-        sys.exit(1)
+    norms_file = None if gradient_norms_file is None else norms_path(gradient_norms_file)
+    if norms_file is not None and _is_rank_zero():
+        norms_file.parent.mkdir(parents=True, exist_ok=True)
+    register()
+    with tempfile.TemporaryDirectory(prefix="hf_refined_schedule-", ignore_cleanup_errors=True) as notes:
+        exit_code = _run(program, arguments, LaunchRecording(norms_file, Path(notes)))
+        if not exit_code and _is_rank_zero():
+            _warn_of_no_effect({note.name for note in Path(notes).iterdir()}, refined_from)
+    if exit_code is not None:
+        sys.exit(exit_code)
 
 
-def _record_every_trainer(gradient_norms_file: str | None) -> None:
-    class RecordToFile(GradientNormCallback):
-        """transformers creates default callbacks without arguments."""
+class _Program(NamedTuple):
+    """A program to run.
 
-        def __init__(self) -> None:
-            super().__init__(gradient_norms_file)
-
-    add_default_callback(RecordToFile)
-
-
-class _RawLoopRecording:
-    """Records the first optimizer that the script prepares, until the script ends.
-
-    It starts over once the script's Accelerator has released that optimizer. The callback of a Trainer takes over the
-    recording of the Trainer's optimizer.
-
-    Args:
-        path: the file for the norms, or its folder.
+    Attributes:
+        name: the path of a script, or the name of a module.
+        file: the file with which its traceback begins.
+        is_module: whether it is a module.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._recorder: GradientNormRecorder | None = None
-        self._optimizer: AcceleratedOptimizer | None = None
-        self._exits = ExitStack()
-
-    def __enter__(self) -> None:
-        self._exits.enter_context(prepared_optimizers(self._start))
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if isinstance(error, SystemExit) and not error.code:  # a script that ends with sys.exit() has finished its run
-            kind = error = traceback = None
-        self._exits.__exit__(kind, error, traceback)
-
-    def _start(self, accelerator: Accelerator, optimizer: Any) -> None:
-        if not isinstance(optimizer, AcceleratedOptimizer):
-            return
-        if self._recorder is not None and is_prepared_by(accelerator, self._optimizer):
-            if self._recorder.recording:
-                logger.warning("The script prepares more than one optimizer; only the norms of the first are recorded.")
-            return
-        if self._recorder is not None:
-            self._recorder.abandon()
-        recorder = GradientNormRecorder(optimizer, path=self._path, on_failure="warn")
-        self._exits.enter_context(recorder)
-        accelerator.register_save_state_pre_hook(partial(_save_step, recorder, accelerator))
-        accelerator.register_load_state_pre_hook(partial(_load_step, recorder, accelerator))
-        self._recorder, self._optimizer = recorder, optimizer
+    name: str
+    file: str
+    is_module: bool
 
 
-def _save_step(
-    recorder: GradientNormRecorder, accelerator: Accelerator, models: Any, weights: Any, output_dir: str
-) -> None:
-    """Store the recorder's step in a checkpoint. Called on every rank by `Accelerator.save_state`."""
-    state = recorder.state_dict()
-    if accelerator.is_main_process:
-        (Path(output_dir) / STEP_FILE_NAME).write_text(json.dumps(state), encoding="utf-8")
+def _find_program(name: str, is_module: bool) -> _Program:
+    """Find a program and put the folder of its imports on `sys.path`, as Python does."""
+    if is_module:
+        sys.path[0] = os.getcwd()
+        file = _file_of_module(name)
+        if file is None:
+            raise ValueError(f"There is no module {name!r}; pass -m with the name of a module that can be run.")
+        return _Program(name, file, is_module)
+    path = name if os.path.isfile(name) else _console_script(name)
+    if path is None:
+        raise ValueError(
+            f"There is no script {name!r}; pass the path of a Python file, the name of a console script, or -m MODULE, "
+            "options before it."
+        )
+    sys.path[0] = str(Path(path).resolve().parent)
+    return _Program(path, path, is_module)
 
 
-def _load_step(recorder: GradientNormRecorder, accelerator: Accelerator, models: Any, input_dir: str) -> None:
-    """Continue from a checkpoint's step, or stop recording. Called on every rank by `Accelerator.load_state`."""
-    step = [_read_step(Path(input_dir) / STEP_FILE_NAME) if accelerator.is_main_process else None]
-    broadcast_object_list(step)
-    if step[0] is not None:
-        recorder.load_state_dict({"step": step[0]})
-    elif recorder.recording:
-        recorder.abandon()
-        if accelerator.is_main_process:
-            logger.warning(
-                "Gradient norms are not recorded: the checkpoint %s has no valid %s, the number of its updates; save checkpoints "
-                "under the launcher with --gradient-norms-file to continue the recording.",
-                input_dir,
-                STEP_FILE_NAME,
-            )
-
-
-def _read_step(path: Path) -> int | None:
+def _file_of_module(name: str) -> str | None:
     try:
-        step = json.loads(path.read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        specification = find_spec(name)
+        if specification is not None and specification.submodule_search_locations is not None:
+            specification = find_spec(f"{name}.__main__")
+    except (ImportError, ValueError):  # a parent that is missing or no package; a malformed name
         return None
-    return step if type(step) is int and step >= 0 else None
+    return None if specification is None else specification.origin
 
 
-def _print_traceback(error: BaseException, script: Path) -> None:
-    """Print a traceback that begins in the script, as Python prints it without the launcher."""
+def _console_script(name: str) -> str | None:
+    """The path of a command that is written in Python, as package installers create them."""
+    path = shutil.which(name) if os.path.basename(name) == name else None
+    if path is None:
+        return None
+    with open(path, "rb") as file:
+        beginning = file.readline(1000) + file.readline(1000)  # a long path of the interpreter is in the second line
+    return path if beginning.startswith(b"#!") and b"python" in beginning else None
+
+
+def _run(program: _Program, arguments: list[str], recording: LaunchRecording) -> str | int | None:
+    """Run a program to its end and return its exit code."""
+    sys.argv = [program.name, *arguments]
+    try:
+        with recording:
+            if program.is_module:
+                runpy.run_module(program.name, run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(program.name, run_name="__main__")
+    except SystemExit as error:
+        return error.code
+    except Exception as error:
+        _print_traceback(error, program.file)
+        return 1
+    return None
+
+
+def _is_rank_zero() -> bool:
+    """Whether this process speaks for all, before any process group exists: torchrun and accelerate set RANK."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _may_resume(arguments: list[str]) -> bool:
+    """Whether the arguments ask to resume a run, or name an `output_dir` with checkpoints, which a script may resume from."""
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if not equals:
+            value = arguments[position + 1] if position + 1 < len(arguments) else ""
+        if name.startswith("--resume") and value.lower() not in ("false", "no", "none", "0"):
+            return True
+        if name in ("--output_dir", "--output-dir") and os.path.isdir(value) and checkpoint_folders(Path(value)):
+            return True
+    return False
+
+
+def _check_source(refined_from: str, options: RefinementOptions) -> None:
+    """Raise the error of a source that cannot be used.
+
+    The optimizer is not known yet. Adam's weights are made from any norm, and a schedule file has its own optimizer.
+    """
+    source = find_source(refined_from)
+    refine_sources(source.path, None if source.kind == "schedule file" else "adam", options)
+
+
+def _warn_of_no_effect(events: set[str], refined_from: str | None) -> None:
+    """Log one warning if something was asked for and did not happen."""
+    missing = []
+    if "recording started" not in events and "optimizer prepared" in events:
+        missing.append(
+            "no gradient norms were recorded, because a raw Accelerate loop has no output_dir: pass --gradient-norms-file FILE "
+            "before the script"
+        )
+    elif "recording started" not in events:
+        missing.append(
+            "no gradient norms were recorded, because neither a Trainer nor an Accelerate loop trained here: if the program "
+            "trains in a child process, launch the script that trains (for several processes: accelerate launch [...] -m "
+            "hf_refined_schedule launch SCRIPT), or call hf_refined_schedule.register() in it"
+        )
+    if refined_from is not None and "refined schedule created" not in events:
+        missing.append(
+            "--refined-from had no effect, because no schedule 'refined' was created: pass --lr_scheduler_type refined to the "
+            "script"
+        )
+    if missing:
+        logger.warning("The run ended, but %s.", "; and ".join(missing))
+
+
+def _print_traceback(error: BaseException, file: str) -> None:
+    """Print a traceback that begins in the program, as Python prints it without the launcher."""
     frames: TracebackType | None = error.__traceback__
-    while frames is not None and Path(frames.tb_frame.f_code.co_filename) != script:
+    while frames is not None and Path(frames.tb_frame.f_code.co_filename) != Path(file):
         frames = frames.tb_next
     traceback.print_exception(type(error), error, frames or error.__traceback__)

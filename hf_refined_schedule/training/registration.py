@@ -1,14 +1,27 @@
 """Register `"refined"` and other schedules with transformers. No other module changes which schedules it has."""
 
 import inspect
+import os
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from transformers import get_linear_schedule_with_warmup
 from transformers.trainer_utils import SchedulerType
 
-from ..compatibility import add_scheduler_type, scheduler_function
+from ..compatibility import (
+    add_scheduler_type,
+    normalize_scheduler_kwargs,
+    pickle_scheduler_type,
+    scheduler_function,
+)
 from .scheduler import get_refined_schedule
+from .scheduler_kwargs import parse_scheduler_kwargs
+
+LAUNCH_VARIABLE = "HF_REFINED_SCHEDULE_LAUNCH"
+"""The environment variable with which `launch` asks child processes of the program to record, too."""
+
+_inheritance_begun = False
 
 
 def register() -> None:
@@ -16,8 +29,12 @@ def register() -> None:
 
     `SchedulerType("refined")`, `TrainingArguments`, the choices of `HfArgumentParser` and `get_scheduler("refined", ...)`
     then accept it. `"linear"` remains transformers' own linear decay. Call this before building an `HfArgumentParser`, which
-    fixes its choices when it is built, and before unpickling a `training_args.bin` that names `refined`. A second call
-    changes nothing.
+    fixes its choices when it is built. A second call changes nothing.
+
+    In a child process of a program that `hf-refined-schedule launch` runs, Trainers record from then on, as in the program.
+
+    `TrainingArguments` that name `refined` accept paths in `lr_scheduler_kwargs` and explain malformed ones. Unpickling them,
+    as a spawned process does or `torch.load("training_args.bin", weights_only=False)`, calls this function.
 
     Raises:
         ValueError: if another function is registered as `"refined"` or `"linear"`.
@@ -30,6 +47,22 @@ def register() -> None:
     """
     register_scheduler("linear", get_linear_schedule_with_warmup)
     register_scheduler("refined", get_refined_schedule)
+    pickle_scheduler_type("refined", registered_member)
+    normalize_scheduler_kwargs("refined", parse_scheduler_kwargs)
+    global _inheritance_begun
+    if LAUNCH_VARIABLE in os.environ and not _inheritance_begun:
+        _inheritance_begun = True  # the module below calls this function while it is imported
+        import_module(f"{__package__}.launch_recording").inherit_launch()
+
+
+def registered_member() -> SchedulerType:
+    """Get `SchedulerType.REFINED` in a process that may not have called `register`. Pickles call this.
+
+    Returns:
+        The member.
+    """
+    register()
+    return SchedulerType("refined")
 
 
 def register_scheduler(name: str, function: Callable[..., Any]) -> SchedulerType:

@@ -22,6 +22,7 @@ from ..schedules.refining import Source, listed_sources, refine_sources
 from ..schedules.schedule_file import schedule_fields, schedule_from_fields
 from ..theory.refinement import multiplier_at
 from .rank_zero import MalformedMessageError, Message, is_rank_zero, on_rank_zero
+from .scheduler_kwargs import NEEDS_SOURCE
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def get_refined_schedule(
         refined_from = os.environ.get(REFINED_FROM_VARIABLE)
         options = {**json.loads(os.environ.get(OPTIONS_VARIABLE, "{}")), **options}
     if refined_from is None:
-        raise ValueError(f"The schedule 'refined' needs refined_from, the run to refine it from: {EXPECTED_SOURCE}.")
+        raise ValueError(f"The schedule 'refined' {NEEDS_SOURCE}; {EXPECTED_SOURCE}.")
     sources = listed_sources(refined_from)
     refinement_options = RefinementOptions.from_keywords(options)
     if num_training_steps is None or num_training_steps < 1:
@@ -109,10 +110,12 @@ def get_refined_schedule(
             raise error
         schedule = None if message is None else _schedule_from_message(message, key)
     if schedule is not None and is_rank_zero():
-        logger.info(
-            "Refined schedule %s from %s: its best peak learning rate is %.2f times linear decay's, by the last-iterate bound.",
-            schedule.fingerprint,
+        # A warning, because the user has to act on it, by changing the peak learning rate, and because most scripts do not
+        # show INFO. Showing INFO in spite of the script's configuration would be the greater surprise.
+        logger.warning(
+            "Refined schedule from %s (%s): its best peak learning rate is %.2f times linear decay's, by the last-iterate bound.",
             schedule.source,
+            schedule.fingerprint,
             schedule.best_peak_ratio,
         )
         stand_in = stand_in_note(optimizer)
@@ -191,6 +194,11 @@ class RefinedLR(LambdaLR):
             )
         self._horizon = _Horizon(num_warmup_steps, num_training_steps)
         super().__init__(optimizer, self._multiplier, last_epoch)
+
+    @property
+    def num_training_steps(self) -> int:
+        """T, the steps from progress 0 to 1."""
+        return self._horizon.num_training_steps
 
     @property
     def fingerprint(self) -> str | None:

@@ -1,6 +1,5 @@
 """`TrainingArguments` with the options of a refined schedule, for scripts that parse them from the command line."""
 
-import json
 import os
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, get_type_hints
@@ -12,6 +11,7 @@ from ..norms.sources import EXPECTED_SOURCE
 from ..schedules.refinement_options import RefinementOptions, keyword_of
 from .registration import register
 from .scheduler import REFINED_FROM_VARIABLE
+from .scheduler_kwargs import NEEDS_SOURCE, parse_scheduler_kwargs
 
 register()
 
@@ -96,9 +96,7 @@ class RefinedScheduleArguments(_OptionFields, TrainingArguments):  # type: ignor
                     f"{kwargs[KEYWORDS[name]]!r}; pass one of them."
                 )
         if kwargs.get("refined_from") is None and REFINED_FROM_VARIABLE not in os.environ:
-            raise ValueError(
-                f"lr_scheduler_type='refined' needs --refined_from, the run to refine it from: {EXPECTED_SOURCE}."
-            )
+            raise ValueError(f"lr_scheduler_type='refined' {NEEDS_SOURCE}; {EXPECTED_SOURCE}.")
         RefinementOptions.from_keywords(
             {key: value for key, value in kwargs.items() if key not in ("refined_from", "min_lr_ratio")}
         )
@@ -107,8 +105,7 @@ class RefinedScheduleArguments(_OptionFields, TrainingArguments):  # type: ignor
 
     def _scheduler_kwargs(self) -> dict[str, Any]:
         """A copy of `lr_scheduler_kwargs`, which the command line gives as JSON text."""
-        kwargs = self.lr_scheduler_kwargs
-        return dict(json.loads(kwargs) if isinstance(kwargs, str) else kwargs or {})
+        return parse_scheduler_kwargs(self.lr_scheduler_kwargs)
 
 
 def _default_of(name: str) -> Any:
