@@ -332,7 +332,7 @@ def trial_folder_name(callback: Any) -> str | None:
     """
     from transformers import Trainer
 
-    frame: types.FrameType | None = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         trainer = frame.f_locals.get("self")
         if isinstance(trainer, Trainer) and any(one is callback for one in trainer.callback_handler.callbacks):
