@@ -20,9 +20,7 @@ LAYERS = [
     "theory",
     "norms",
     "schedules",
-    "method_wrap",
     "compatibility",
-    "script_compatibility",
     "recording",
     "training",
     "plots",
@@ -222,7 +220,13 @@ print(json.dumps(facts))
 @pytest.fixture(scope="module")
 def facts():
     registering = ["training.callback", "training.training_args", "training.trainer"]
-    sparing = [*WITHOUT_TORCH, "compatibility", "recording.recorder", "training.scheduler", "training.registration"]
+    sparing = [
+        *WITHOUT_TORCH,
+        "compatibility.libraries",
+        "recording.recorder",
+        "training.scheduler",
+        "training.registration",
+    ]
     return json.loads(run_python(IMPORT_EVERYTHING, json.dumps(["hf_refined_schedule", sparing, registering])))
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..compatibility import norm_of_each
+from ..compatibility.libraries import norm_of_each
 
 CHUNK = 2**18
 """Elements that are summed at a time on a CPU: 1 MB in float32, which stays in the cache."""

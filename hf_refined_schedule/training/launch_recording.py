@@ -19,9 +19,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast_object_list
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..recording.optimizers import unwrap_optimizer
-from ..recording.recorder import GradientNormRecorder, close_recordings, recording_observers
-from ..script_compatibility import (
+from ..compatibility.unmodified_scripts import (
     add_default_callback,
     created_schedulers,
     is_prepared_by,
@@ -30,6 +28,8 @@ from ..script_compatibility import (
     steps_per_update,
     widened_choices,
 )
+from ..recording.optimizers import unwrap_optimizer
+from ..recording.recorder import GradientNormRecorder, close_recordings, recording_observers
 from .callback import GradientNormCallback
 from .registration import LAUNCH_VARIABLE
 from .scheduler import RefinedLR

@@ -1,6 +1,4 @@
-"""Every patch and private name of transformers, accelerate and torch, each with its reason, versions and end.
-
-Those with which the launcher reaches scripts that do not import this package are in `script_compatibility`.
+"""Patches and private names of torch, accelerate and transformers that training and recording need.
 
 transformers is imported inside the functions, so that a plain Accelerate loop never loads it.
 """
