@@ -7,7 +7,7 @@ import pytest
 from hf_refined_schedule import load_norms
 from hf_refined_schedule.norms.columns import NoNormsError, epoch_column, kind_of, norm_columns, step_candidates
 
-from .records import json_lines
+from .records import entry, json_lines, write_state
 from .refusals import refuses
 
 LOG = Path("log.csv")
@@ -127,6 +127,13 @@ def test_the_steps_are_those_of_the_rows_with_norms(tmp_path):
     assert norms.steps.tolist() == list(range(10, 401, 10))
     assert norms.l2.tolist() == VALUES
     assert norms.num_training_steps == 438
+
+
+def test_the_steps_of_a_trainers_state_are_its_own(tmp_path):
+    """A callback may add values that are named like steps."""
+    history = [entry(step, num_updates=4 * step) for step in range(1, 41)]
+    norms = load_norms(write_state(tmp_path / "trainer_state.json", history, max_steps=40))
+    assert norms.steps.tolist() == list(range(1, 41))
 
 
 def test_a_total_of_an_epoch_is_not_that_of_the_run(tmp_path):

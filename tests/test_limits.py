@@ -114,16 +114,19 @@ def test_a_sparse_file_of_20_gigabytes(tmp_path, name, beginning):
     assert name in cost_of_refusal(sparse(tmp_path / name, beginning))
 
 
-def test_an_event_that_holds_a_huge_tensor(tmp_path):
-    """A record of 800 MB with the right checksums, in a sparse file."""
-    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+@pytest.mark.parametrize("length", [800_000_000, 2**64 - 1])
+def test_an_event_that_holds_a_huge_tensor(tmp_path, length):
+    """A record with the right checksum of its length, in a sparse file of 800 MB."""
 
-    length = (800_000_000).to_bytes(8, "little")
-    header = length + masked_crc32c(length).to_bytes(4, "little")
+    def checksum(content):
+        from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+        return masked_crc32c(content).to_bytes(4, "little")
+
     version = b"\x09\0\0\0\0\0\0\0\0\x1a\x0dbrain.Event:2"
-    first = len(version).to_bytes(8, "little")
-    record = first + masked_crc32c(first).to_bytes(4, "little") + version + masked_crc32c(version).to_bytes(4, "little")
-    path = sparse(tmp_path / "events.out.tfevents.1.host", record + header, 800_000_100)
+    first, second = (number.to_bytes(8, "little") for number in (len(version), length))
+    beginning = first + checksum(first) + version + checksum(version) + second + checksum(second)
+    path = sparse(tmp_path / "events.out.tfevents.1.host", beginning, 800_000_100)
     assert "no scalar that is named as a gradient norm" in cost_of_refusal(path)
 
 

@@ -86,7 +86,9 @@ def _log_of_document(content: Any, path: Path, column: str | None, norm: NormKin
         rows = [flat(row) for row in _objects(content["log_history"]) if is_step_number(row.get("step"))]
         names = list(dict.fromkeys(["grad_norm", *(name for row in rows for name in row)]))
         planned = content.get("max_steps")
-        return RunLog(path, "a Trainer's log", lambda: rows, names, planned if is_step_number(planned) else None)
+        return RunLog(
+            path, "a Trainer's log", lambda: rows, names, "step", planned if is_step_number(planned) else None
+        )
     if isinstance(content, list) and (rows := [flat(row) for row in _objects(content)]):
         return RunLog(path, "a Trainer's log", lambda: rows)
     if isinstance(content, dict):

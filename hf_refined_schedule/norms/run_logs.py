@@ -40,6 +40,8 @@ class RunLog(NamedTuple):
     """Reads the rows from the beginning."""
     names: Sequence[str] | None = None
     """The names of all columns; None where they are those of the first rows."""
+    step: str | None = None
+    """The column of steps, where the format has one; otherwise it is recognised by its name."""
     num_training_steps: int | None = None
     """T, if the log says it."""
 
@@ -91,8 +93,8 @@ def norms_of_log(log: RunLog, column: str | None = None, norm: NormKind | None =
         entries = order(logged.steps, logged.epochs)
     except RestartError as error:
         raise ValueError(f"{shown(log.path)}: {error}.") from None
-    if step is not None and entries.steps.size and entries.steps[-1] > logged.steps.max():
-        planned = None  # of an epoch
+    if entries.steps.max(initial=0) > logged.steps.max(initial=0):  # steps within an epoch, so that is the total of one
+        planned = None
     norms = _gradient_norms(log, main, logged, entries, planned)
     return replace(norms, logged_by_trainer=is_trainer_norm(by_kind[main]))
 
@@ -103,7 +105,7 @@ def _first_rows(log: RunLog) -> Iterable[Row]:
 
 def _step_column(log: RunLog, names: Sequence[str], main: str) -> tuple[str | None, int | None]:
     """The column of steps that the rows with a norm have, and T if it says "10/438"."""
-    candidates = step_candidates(names)
+    candidates = step_candidates(names) if log.step is None else [log.step]
     counts: Counter[str] = Counter()
     totals: dict[str, set[int | None]] = {name: set() for name in candidates}
     num_rows = 0

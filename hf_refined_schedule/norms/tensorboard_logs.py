@@ -49,7 +49,7 @@ def read_tensorboard(path: Path, column: str | None = None, norm: NormKind | Non
     names = list(dict.fromkeys(["step", *(name for row in rows for name in row)]))
     if len(names) == 1 and column is None:
         raise NoNormsError(f"{shown(path)} has no scalar that is named as a gradient norm (it has {listed(tags)})")
-    return norms_of_log(RunLog(path, "TensorBoard's log", lambda: rows, names), column, norm)
+    return norms_of_log(RunLog(path, "TensorBoard's log", lambda: rows, names, "step"), column, norm)
 
 
 def _scalar(value: Any) -> Any:
@@ -73,10 +73,11 @@ def _records(path: Path) -> Iterator[bytes]:
     """The records of an event file up to the first that is damaged, without those too large for a scalar."""
     from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
+    size = path.stat().st_size
     with path.open("rb") as file:
         while len(header := file.read(12)) == 12:
             length, header_checksum = struct.unpack("<QI", header)
-            if masked_crc32c(header[:8]) != header_checksum:
+            if masked_crc32c(header[:8]) != header_checksum or file.tell() + length > size:
                 return
             if length > MAX_EVENT_BYTES:
                 file.seek(length + 4, 1)
