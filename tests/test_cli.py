@@ -317,3 +317,34 @@ def test_a_picture_without_an_ending(run, tmp_path, capsys):
     assert main(["plot", str(run), "-o", str(tmp_path / "picture")]) == 0
     assert capsys.readouterr().out == f"wrote {tmp_path / 'picture.png'}\n"
     assert (tmp_path / "picture.png").exists()
+
+
+def test_a_file_called_like_a_schedule_replaces_no_row(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["refine", str(run), "-o", "linear"]) == 0
+    capsys.readouterr()
+    assert main(["rank", str(run), "--with", "linear"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    (own,) = [row for row in rows if row.startswith("linear  ")]
+    (file,) = [row for row in rows if row.startswith("linear (file) ")]
+    assert own.split()[1] == "1.000"
+    assert file.split()[2:] == next(row for row in rows if row.startswith("refined  ")).split()[1:]
+
+
+@pytest.mark.parametrize("command", ["check", "rank", "plot"])
+def test_a_path_in_a_terminal_is_escaped(tmp_path, capsys, command):
+    folder = tmp_path / "a\x1b[31mred\nrun"
+    write_norms(folder / "gradient_norms.jsonl", list(np.linspace(3, 1, 100)))
+    assert main([command, str(folder), *(["--text"] if command == "plot" else [])]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert r"a\x1b[31mred\nrun" in out
+
+
+def test_a_dollar_in_a_path_is_no_formula_in_a_picture(tmp_path):
+    """matplotlib would refuse the formula."""
+    folders = [tmp_path / name for name in ("$x_{", "b$\\frac$")]
+    for folder in folders:
+        write_norms(folder / "gradient_norms.jsonl", list(np.linspace(3, 1, 100)))
+    assert main(["plot", *map(str, folders), "-o", str(tmp_path / "two.png")]) == 0
+    assert main(["plot", str(folders[0]), "-o", str(tmp_path / "one.png")]) == 0

@@ -1,5 +1,6 @@
 """Norms and schedules from what earlier runs left behind: found, recognised, refined, written and read again."""
 
+import hashlib
 import json
 import math
 from dataclasses import replace
@@ -198,6 +199,11 @@ def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write_norms(tmp_path / "runs" / "gradient_norms.jsonl", [3.0] * 5)
     assert load_norms("~/runs").l1.tolist() == [3.0] * 5
+
+
+def test_the_home_folder_of_an_unknown_user_is_a_missing_source():
+    with refuses("'~nosuchuser/runs'", "gradient_norms.jsonl", error=MissingSourceError):
+        load_norms("~nosuchuser/runs")
 
 
 def test_a_missing_source_is_both_a_missing_file_and_a_bad_value(tmp_path):
@@ -654,6 +660,43 @@ def test_the_file_says_what_it_holds(schedule, schedule_path):
 def test_a_file_that_does_not_say_kept_rising_norms(schedule_path):
     rewritten(schedule_path, rising_norms=...)
     assert read_schedule(schedule_path).rising_norms == "keep"
+
+
+def test_text_from_a_schedule_file_is_escaped(schedule_path):
+    rewritten(schedule_path, source="a\x1b[31mrun", notes=["one\ntwo", "x" * 1000])
+    schedule = read_schedule(schedule_path)
+    assert schedule.source == r"a\x1b[31mrun"
+    assert schedule.notes[0] == r"one\ntwo"
+    assert len(schedule.notes[1]) == 300
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"multipliers": [0.5, 0.25, 0.0]}, id="half of the multipliers"),
+        pytest.param({"multipliers": [0.0, 0.0]}, id="all zero"),
+        pytest.param({"power": INF}, id="infinite power"),
+        pytest.param({"power": 1.0}, id="positive power"),
+        pytest.param({"smoothing": 1.5}, id="smoothing above 1"),
+        pytest.param({"best_peak_ratio": NAN}, id="no ratio"),
+    ],
+)
+def test_a_file_that_write_schedule_cannot_have_written_is_refused(schedule_path, changes):
+    grid = changes.get("multipliers")
+    if grid is not None:  # the fingerprint is right, so it is the values that are refused
+        changes = {**changes, "fingerprint": hashlib.sha256(np.array(grid).tobytes()).hexdigest()[:12]}
+    rewritten(schedule_path, **changes)
+    with refuses(str(schedule_path), "damaged"):
+        read_schedule(schedule_path)
+
+
+def test_a_full_disk_leaves_a_schedule_file_as_it_was(schedule, schedule_path, monkeypatch):
+    before = schedule_path.read_bytes()
+    monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        write_schedule(replace(schedule, source="another"), schedule_path)
+    assert schedule_path.read_bytes() == before
+    assert [path.name for path in schedule_path.parent.iterdir()] == [schedule_path.name]
 
 
 def test_equal_schedules_make_equal_files(schedule, schedule_path, tmp_path):

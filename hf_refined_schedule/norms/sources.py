@@ -17,7 +17,7 @@ from .norms_file import FORMAT as NORMS_FORMAT
 from .norms_file import NORMS_FILE_NAME, read_norms_file
 from .tables import read_csv
 from .tensorboard_logs import read_tensorboard
-from .text import shown
+from .text import quoted, shown
 from .text_files import encoding_of
 
 TRAINER_STATE_NAME = "trainer_state.json"
@@ -104,7 +104,12 @@ def find_source(source: str | os.PathLike[str]) -> SourceFile:
     Raises:
         MissingSourceError: if nothing exists at the path, or the folder holds no source.
     """
-    path = _resolved(Path(source).expanduser())
+    try:
+        path = _resolved(Path(source).expanduser())
+    except RuntimeError:  # the home folder of an unknown user
+        raise MissingSourceError(
+            f"There is no file or folder {quoted(os.fspath(source))}; {EXPECTED_SOURCE}."
+        ) from None
     with path.open("rb") as file:
         return SourceFile(path, _kind_of(file.read(BEGINNING)))
 

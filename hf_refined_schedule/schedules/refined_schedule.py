@@ -80,7 +80,9 @@ class RefinedSchedule:
             ValueError: if the norms are not known, as of a schedule file.
         """
         if self.effective_norms is None:
-            raise ValueError(f"The norms of {self.source} are not known; pass the run that the schedule was made from.")
+            raise ValueError(
+                f"The norms of {shown(self.source)} are not known; pass the run that the schedule was made from."
+            )
         return squared_norms(self.effective_norms, self.power)
 
     @classmethod
@@ -126,7 +128,7 @@ class RefinedSchedule:
                 f"norms are few: a window holds {SMALLEST_WINDOW} of them."
             )
         for run in runs:
-            prefix = f"{run.source}: " if len(runs) > 1 else ""
+            prefix = f"{shown(run.source)}: " if len(runs) > 1 else ""
             if not options.pilot:
                 _require_coverage(run)
             notes += [f"{prefix}{note}" for note in (*_coverage_notes(run), *_quality_notes(run))]
@@ -136,7 +138,8 @@ class RefinedSchedule:
                 )
         if rising_norms == "ignore":
             notes.append("Rising norms are ignored: weights come from the running minimum.")
-        source = runs[0].source if len(runs) == 1 else f"{len(runs)} runs ({', '.join(run.source for run in runs)})"
+        names = [run.source for run in runs]
+        source = names[0] if len(runs) == 1 else f"{len(runs)} runs ({', '.join(names)})"
         totals = [run.total_steps for run in runs]
         recorded = [run.at_every_step(norm)[:total] for run, total in zip(runs, totals, strict=True)]
         try:
@@ -146,7 +149,7 @@ class RefinedSchedule:
             grid = refine_schedule(np.append(effective, effective[-1]), norm=norm, power=power, smoothing=0)
             best_peak_ratio = _best_peak_ratio(grid[:-1], squared_norms(effective, power))
         except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
+            raise ValueError(f"{shown(source)}: {error}") from error
         return cls(
             grid=grid,
             optimizer=optimizer,
@@ -200,7 +203,7 @@ def _choose_norm(runs: Sequence[GradientNorms], optimizer: OptimizerFamily, norm
         for run in runs:
             if run.l2 is None:
                 raise ValueError(
-                    f'{run.source} has L1 norms only, but SGD\'s schedule needs L2 norms; pass norm="l1" to use the L1 '
+                    f'{shown(run.source)} has L1 norms only, but SGD\'s schedule needs L2 norms; pass norm="l1" to use the L1 '
                     "norms, or record a run."
                 )
         norm = "l2"
@@ -208,7 +211,9 @@ def _choose_norm(runs: Sequence[GradientNorms], optimizer: OptimizerFamily, norm
         norm = "l2" if any(run.l1 is None for run in runs) else "l1"
     for run in runs:
         if getattr(run, norm) is None:
-            raise ValueError(f'{run.source} has no {norm.upper()} norms; leave out norm="{norm}" or record a run.')
+            raise ValueError(
+                f'{shown(run.source)} has no {norm.upper()} norms; leave out norm="{norm}" or record a run.'
+            )
     return norm
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..norms.gradient_norms import GradientNorms, OptimizerFamily
 from ..norms.sources import EXPECTED_SOURCE, find_source, read_norms
-from ..norms.text import shown
+from ..norms.text import quoted, shown
 from .health import DegenerateScheduleError, Health, check_health, check_shape
 from .refined_schedule import RefinedSchedule
 from .refinement_options import RefinementOptions
@@ -49,7 +49,7 @@ class Refinement(NamedTuple):
         degenerate = check_shape(schedule.grid)
         if degenerate and not options.allow_degenerate:
             raise DegenerateScheduleError(
-                f"The schedule from {schedule.source} is degenerate: {'; '.join(degenerate)}. Use linear decay, a larger "
+                f"The schedule from {shown(schedule.source)} is degenerate: {'; '.join(degenerate)}. Use linear decay, a larger "
                 "smoothing, or allow_degenerate=True."
             )
         notes = [*schedule.notes]
@@ -115,8 +115,8 @@ def listed_sources(source: Source | Sequence[Source]) -> list[Source]:
     """
     sources: list[Source] = list(source) if isinstance(source, Sequence) and not isinstance(source, str) else [source]
     for one in sources:
-        if not isinstance(one, str | os.PathLike | GradientNorms):
-            raise ValueError(f"refined_from is {source!r:.80}, which is not a run to refine from; {EXPECTED_SOURCE}.")
+        if not isinstance(one, str | os.PathLike | GradientNorms) or one == "":
+            raise ValueError(f"refined_from is {quoted(source)}, which is not a run to refine from; {EXPECTED_SOURCE}.")
     return sources
 
 

@@ -8,10 +8,17 @@ from typing import Any
 import numpy as np
 
 from ..norms.sources import SCHEDULE_FORMAT
+from ..norms.text import shown
 from ..norms.text_files import replace_file
 from .refined_schedule import RefinedSchedule
 
 VERSION = 1
+
+MAX_SOURCE = 5_000
+"""Characters of a source that are read from a file: the longest path has 4,096."""
+
+MAX_NOTE = 300
+"""Characters of a note that are read from a file."""
 
 
 def write_schedule(schedule: RefinedSchedule, path: str | os.PathLike[str]) -> None:
@@ -77,9 +84,9 @@ def schedule_from_fields(fields: dict[str, Any], grid: Any) -> RefinedSchedule:
             norm=fields["norm"],
             power=float(fields["power"]),
             smoothing=float(fields["smoothing"]),
-            source=str(fields["source"]),
+            source=shown(fields["source"], MAX_SOURCE),
             best_peak_ratio=float(fields["best_peak_ratio"]),
-            notes=tuple(str(note) for note in fields["notes"]),
+            notes=tuple(shown(note, MAX_NOTE) for note in fields["notes"]),
             rising_norms=fields.get("rising_norms", "keep"),
         )
         valid = _is_valid(schedule) and schedule.fingerprint == fields["fingerprint"]

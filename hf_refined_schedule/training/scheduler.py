@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..norms.gradient_norms import GradientNorms, OptimizerFamily
 from ..norms.sources import EXPECTED_SOURCE
+from ..norms.text import quoted, shown
 from ..recording.optimizers import optimizer_family, stand_in_note
 from ..schedules.refined_schedule import RefinedSchedule
 from ..schedules.refinement_options import RefinementOptions
@@ -92,8 +93,8 @@ def get_refined_schedule(
     num_warmup_steps = num_warmup_steps or 0
     if num_warmup_steps < 0:
         raise ValueError(f"num_warmup_steps is {num_warmup_steps!r}, but must not be negative; pass 0 for no warm-up.")
-    if not 0 <= min_lr_ratio <= 1:
-        raise ValueError(f"min_lr_ratio is {min_lr_ratio!r}, but must be a fraction of the peak between 0 and 1.")
+    if not isinstance(min_lr_ratio, int | float) or not 0 <= min_lr_ratio <= 1:
+        raise ValueError(f"min_lr_ratio is {quoted(min_lr_ratio)}, but must be a fraction of the peak between 0 and 1.")
     family = optimizer_family(optimizer)
 
     def load() -> RefinedSchedule:
@@ -114,13 +115,13 @@ def get_refined_schedule(
         # show INFO. Showing INFO in spite of the script's configuration would be the greater surprise.
         logger.warning(
             "Refined schedule from %s (%s): its best peak learning rate is %.2f times linear decay's, by the last-iterate bound.",
-            schedule.source,
+            shown(schedule.source),
             schedule.fingerprint,
             schedule.best_peak_ratio,
         )
         stand_in = stand_in_note(optimizer)
         for note in schedule.notes if stand_in is None else (stand_in, *schedule.notes):
-            logger.warning("Refined schedule from %s: %s", schedule.source, note)
+            logger.warning("Refined schedule from %s: %s", shown(schedule.source), note)
     return RefinedLR(
         optimizer,
         schedule,

@@ -11,7 +11,7 @@ def markdown_table(table: pd.DataFrame) -> str:
 
     Args:
         table: the cells, already formatted where their `str` is not what the reader should see. Column names may repeat.
-            Line breaks in a cell become spaces, and `|` is escaped.
+            Line breaks in a cell become spaces, and `|` and `<` are escaped.
 
     Returns:
         The lines of the table, without a line break at the end.
@@ -32,4 +32,4 @@ def markdown_table(table: pd.DataFrame) -> str:
 
 
 def _cell_text(cell: object) -> str:
-    return " ".join(str(cell).splitlines()).replace("|", r"\|")
+    return " ".join(str(cell).splitlines()).replace("|", r"\|").replace("<", "&lt;")
