@@ -330,3 +330,13 @@ def test_writing_twice_does_not_count_the_time_twice(tmp_path):
     with ProvenanceFile(tmp_path, "pilot.py") as file:
         assert file.write()["seconds"] < 1500
     assert json.loads((tmp_path / "grid.json").read_text())["seconds"] < 1500
+
+
+def test_a_cell_breaks_no_table():
+    table = pd.DataFrame({"name": ["a|b", "<b>x</b>", "two\nlines"], "p": ["< 0.001", "1 < 2", "x"]})
+    rows = [line.split(" | ") for line in markdown_table(table).splitlines()[2:]]
+    assert [[cell.strip("| ") for cell in row] for row in rows] == [
+        [r"a\|b", "< 0.001"],
+        ["&lt;b>x&lt;/b>", "1 < 2"],
+        ["two lines", "x"],
+    ]

@@ -1,5 +1,7 @@
 """Tables of reports, as Markdown."""
 
+import re
+
 import pandas as pd
 
 NOT_AVAILABLE = "\N{EN DASH}"
@@ -11,7 +13,7 @@ def markdown_table(table: pd.DataFrame) -> str:
 
     Args:
         table: the cells, already formatted where their `str` is not what the reader should see. Column names may repeat.
-            Line breaks in a cell become spaces, and `|` and `<` are escaped.
+            Line breaks in a cell become spaces, and `|` is escaped, and `<` where it would start an HTML tag.
 
     Returns:
         The lines of the table, without a line break at the end.
@@ -32,4 +34,5 @@ def markdown_table(table: pd.DataFrame) -> str:
 
 
 def _cell_text(cell: object) -> str:
-    return " ".join(str(cell).splitlines()).replace("|", r"\|").replace("<", "&lt;")
+    text = " ".join(str(cell).splitlines()).replace("|", r"\|")
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
