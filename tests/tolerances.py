@@ -50,3 +50,6 @@ READ_MILLION_SECONDS = 12
 
 QUICKSTART_SECONDS = 600
 """The quickstart with few updates takes a minute."""
+
+SCALE_INVARIANCE = 1e-9
+"""Norms times a constant, whose rounding a power of 2 and sums over the run enlarge."""
