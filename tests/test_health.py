@@ -157,3 +157,10 @@ def test_a_million_norms_are_checked_in_seconds():
     started = time.perf_counter()
     checked(norms)
     assert time.perf_counter() - started < CHECK_MILLION_SECONDS
+
+
+def test_the_smallest_norms_are_judged_without_a_warning():
+    """5e-324 has no thousandth in float64."""
+    norms = np.full(100, 5e-324)
+    health = checked(run(np.ones(100), l2=norms))
+    assert value(health, "equal L2 norms") == 1.0

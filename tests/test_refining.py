@@ -78,6 +78,8 @@ def test_every_command_has_every_option(command):
         pytest.param({"norm": "L1"}, ["norm is 'L1'", '"l1"'], id="norm"),
         pytest.param({"norm": ["l1"]}, ["norm is ['l1']"], id="a list for the norm"),
         pytest.param({"power": 0.0}, ["power is 0.0", "negative"], id="power"),
+        pytest.param({"power": -(10**400)}, ["power is -1000"], id="power beyond float64"),
+        pytest.param({"norm": "l" * 1000}, ["norm is 'lll"], id="a long norm"),
         pytest.param({"smoothing": 10}, ["smoothing is 10", "not steps"], id="smoothing in steps"),
         pytest.param({"smoothing": "0.1"}, ["smoothing is '0.1'"], id="text for the smoothing"),
         pytest.param({"rising_norms": "skip"}, ["rising_norms is 'skip'", '"ignore"'], id="rising norms"),

@@ -68,12 +68,12 @@ class RefinementOptions:
         if self.smoothing is not None:
             checked_smoothing(self.smoothing)
         if self.rising_norms not in ("keep", "ignore", None):
-            raise ValueError(f'rising_norms is {self.rising_norms!r}, but must be "keep" or "ignore".')
+            raise ValueError(f'rising_norms is {quoted(self.rising_norms)}, but must be "keep" or "ignore".')
         if not isinstance(self.column, str | None):
-            raise ValueError(f"column is {self.column!r}, but must be the name of a column of the log.")
+            raise ValueError(f"column is {quoted(self.column)}, but must be the name of a column of the log.")
         for name in ("pilot", "allow_degenerate"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be true or false.")
+                raise ValueError(f"{name} is {quoted(getattr(self, name))}, but must be true or false.")
         if self.num_training_steps is not None and not is_step_number(self.num_training_steps):
             raise ValueError(
                 f"num_training_steps is {quoted(self.num_training_steps)}, but must be an integer from 1 to {MAX_STEPS:,}, the "
@@ -98,8 +98,8 @@ class RefinementOptions:
             if keyword not in names:
                 known = ["refined_from", "min_lr_ratio", *names]
                 near = get_close_matches(keyword, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"pass one of {', '.join(known)}."
-                raise ValueError(f"The schedule 'refined' has no option {keyword!r}; {hint}")
+                hint = f"did you mean {quoted(near[0])}?" if near else f"pass one of {', '.join(known)}."
+                raise ValueError(f"The schedule 'refined' has no option {quoted(keyword)}; {hint}")
         return cls(**{names[keyword]: value for keyword, value in keywords.items() if value is not None})
 
     def as_keywords(self) -> dict[str, Any]:
