@@ -12,8 +12,8 @@ import numpy as np
 
 from . import __version__
 from .norms.gradient_norms import GradientNorms, UnfinishedRunError
+from .norms.message_text import shown
 from .norms.sources import find_source
-from .norms.text import shown
 from .schedules.advice import advise
 from .schedules.health import Health
 from .schedules.refined_schedule import RefinedSchedule, minimize_bound

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from experiments.markdown_tables import markdown_table
 from experiments.provenance import collect_provenance, render_provenance
 from experiments.resource_costs import (
     measure_accuracy,
@@ -27,7 +28,6 @@ from experiments.resource_costs import (
     time_writing,
 )
 from experiments.step_times import MODELS, SEQUENCE, check_waiting, measure_step
-from experiments.tables import markdown_table
 from experiments.timing import fresh_process, run_isolated
 from tqdm import tqdm
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pandas as pd
 from experiments.fuzzing import Fault, Seed, find_faults, mutate, valid_inputs
+from experiments.markdown_tables import markdown_table
 from experiments.provenance import collect_provenance, render_provenance
-from experiments.tables import markdown_table
 from tqdm import tqdm
 
 BATCH = 50

@@ -24,8 +24,8 @@ import pandas as pd
 from experiments.launch_cells import BATCH, BFLOAT16, BFLOAT16_PARAMETERS, CELLS, FLOAT16, FLOAT32, UPDATES, Cell
 from experiments.launch_outcomes import LATER_FACTOR, STRICT_UPDATES, Outcome
 from experiments.launches import CellRunner
+from experiments.markdown_tables import markdown_table
 from experiments.provenance import PACKAGES, collect_provenance, render_provenance
-from experiments.tables import markdown_table
 from tqdm import tqdm
 
 

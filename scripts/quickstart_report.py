@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
-from experiments.tables import markdown_table
+from experiments.markdown_tables import markdown_table
 from matplotlib.figure import Figure
 
 from hf_refined_schedule.plots import COLORS

@@ -30,8 +30,8 @@ from experiments.interruptions import (
     start_server,
     write_source,
 )
+from experiments.markdown_tables import markdown_table
 from experiments.provenance import collect_provenance, render_provenance
-from experiments.tables import markdown_table
 
 
 def render_report(totals: Mapping[int, Mapping[str, int]], seed: int, seconds: float) -> str:

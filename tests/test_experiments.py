@@ -24,10 +24,10 @@ from experiments.grid import (
     tune_compared,
 )
 from experiments.json_file import read_json, write_json
+from experiments.markdown_tables import markdown_table
 from experiments.provenance import ProvenanceFile, collect_provenance, package_versions, render_provenance
 from experiments.results_file import ResultsFile
 from experiments.schedules_compared import SCHEDULES, sample_multipliers
-from experiments.tables import markdown_table
 
 from .refusals import refuses
 

@@ -101,7 +101,7 @@ def foreign_imports(source):
         ),
         pytest.param("norms.sources", "from ..theory import bounds as b", {"theory.bounds"}, id="a module of a folder"),
         pytest.param(
-            "cli", "from .norms import sources, run_logs", {"norms.sources", "norms.run_logs"}, id="two modules"
+            "cli", "from .norms import sources, log_rows", {"norms.sources", "norms.log_rows"}, id="two modules"
         ),
         pytest.param("cli", "from . import __version__", set(), id="the version"),
         pytest.param("cli", "from . import load_norms", {"load_norms"}, id="a lazy name hides its module, so it fails"),

@@ -9,8 +9,8 @@ import pytest
 
 from hf_refined_schedule import load_norms
 from hf_refined_schedule.norms.gradient_norms import GradientNorms, UnfinishedRunError
-from hf_refined_schedule.norms.limits import is_step_number
-from hf_refined_schedule.norms.text import listed, quoted, shown
+from hf_refined_schedule.norms.message_text import listed, quoted, shown
+from hf_refined_schedule.norms.size_limits import is_step_number
 from hf_refined_schedule.schedules.refinement_options import RefinementOptions
 from hf_refined_schedule.schedules.refining import refine_sources
 

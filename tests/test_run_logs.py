@@ -507,7 +507,7 @@ def test_the_memory_of_a_table_grows_by_tens_of_bytes_a_row(tmp_path):
     path.write_text("step,grad_norm\n" + "".join(f"{step},1.5\n" for step in range(1, 500_001)))
     code = (
         "import resource, sys\nfrom hf_refined_schedule import load_norms, linear_decay\n"
-        "from hf_refined_schedule.norms import run_logs\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "from hf_refined_schedule.norms import log_rows\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "load_norms(sys.argv[1])\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     done = run_command(BIN / "python", "-c", code, path)

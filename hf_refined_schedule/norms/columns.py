@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..theory.refinement import NormKind
-from .text import listed, quoted, shown
+from .message_text import listed, quoted, shown
 
 STEP_NAMES = (
     "train/global_step",

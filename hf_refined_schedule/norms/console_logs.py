@@ -11,10 +11,10 @@ from ..theory.refinement import NormKind
 from .columns import NORM_NAME, NoNormsError
 from .gradient_norms import GradientNorms
 from .json_logs import flat
-from .limits import MAX_CONSOLE_CHARACTERS
-from .run_logs import Row, RunLog, norms_of_log
-from .text import shown
-from .text_files import read_lines
+from .log_rows import Row, RunLog, norms_of_log
+from .message_text import shown
+from .size_limits import MAX_CONSOLE_CHARACTERS
+from .text_encoding import read_lines
 
 _NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|nan|inf(?:inity)?)"
 

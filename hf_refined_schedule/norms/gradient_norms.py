@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..theory.refinement import NormKind
-from .limits import ANY_NUMBER_OF_NORMS, MAX_STEPS, MAX_UPDATES_PER_NORM
-from .text import shown
+from .message_text import shown
+from .size_limits import ANY_NUMBER_OF_NORMS, MAX_STEPS, MAX_UPDATES_PER_NORM
 
 OptimizerFamily = Literal["adam", "sgd"]
 """Optimizers by their steps: coordinate-wise, as Adam's, or along the gradient, as SGD's."""

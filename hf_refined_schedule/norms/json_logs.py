@@ -8,10 +8,10 @@ from typing import Any
 from ..theory.refinement import NormKind
 from .columns import NoNormsError, norm_columns
 from .gradient_norms import GradientNorms
-from .limits import MAX_JSON_BYTES, MAX_NESTING, is_step_number
-from .run_logs import Row, RunLog, norms_of_log
-from .text import shown
-from .text_files import open_text, read_lines
+from .log_rows import Row, RunLog, norms_of_log
+from .message_text import shown
+from .size_limits import MAX_JSON_BYTES, MAX_NESTING, is_step_number
+from .text_encoding import open_text, read_lines
 
 
 def read_json_document(path: Path, column: str | None = None, norm: NormKind | None = None) -> GradientNorms:

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from .gradient_norms import GradientNorms, UnfinishedRunError
-from .limits import MAX_STEPS, is_step_number
-from .text import quoted, shown
-from .text_files import read_lines, replace_file
+from .message_text import quoted, shown
+from .size_limits import MAX_STEPS, is_step_number
+from .text_encoding import read_lines, replace_file
 
 NORMS_FILE_NAME = "gradient_norms.jsonl"
 FORMAT = "gradient_norms"

@@ -11,14 +11,14 @@ from ..theory.refinement import NormKind
 from .checkpoint_folders import checkpoint_folders
 from .columns import NoNormsError
 from .console_logs import is_console_output, read_console_log
+from .csv_tables import read_csv
 from .gradient_norms import GradientNorms
 from .json_logs import read_json_document, read_json_lines
+from .message_text import quoted, shown
 from .norms_file import FORMAT as NORMS_FORMAT
 from .norms_file import NORMS_FILE_NAME, read_norms_file
-from .tables import read_csv
 from .tensorboard_logs import read_tensorboard
-from .text import quoted, shown
-from .text_files import encoding_of
+from .text_encoding import encoding_of
 
 TRAINER_STATE_NAME = "trainer_state.json"
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .limits import MAX_STEPS
+from .size_limits import MAX_STEPS
 
 Steps = NDArray[np.int64]
 Epochs = NDArray[np.float64]

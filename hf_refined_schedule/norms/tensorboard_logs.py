@@ -8,9 +8,9 @@ from typing import Any
 from ..theory.refinement import NormKind
 from .columns import NORM_NAME, NoNormsError
 from .gradient_norms import GradientNorms
-from .limits import MAX_EVENT_BYTES
-from .run_logs import RunLog, norms_of_log
-from .text import listed, shown
+from .log_rows import RunLog, norms_of_log
+from .message_text import listed, shown
+from .size_limits import MAX_EVENT_BYTES
 
 
 def read_tensorboard(path: Path, column: str | None = None, norm: NormKind | None = None) -> GradientNorms:

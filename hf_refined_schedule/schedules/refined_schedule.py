@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..norms.gradient_norms import GradientNorms, OptimizerFamily, UnfinishedRunError
-from ..norms.text import shown
+from ..norms.message_text import shown
 from ..theory.bounds import bound_from_squared_norms, optimize_for_squared_norms, squared_norms
 from ..theory.refinement import (
     DEFAULT_POWER,

@@ -5,8 +5,8 @@ from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, Self
 
-from ..norms.limits import MAX_STEPS, is_step_number
-from ..norms.text import quoted
+from ..norms.message_text import quoted
+from ..norms.size_limits import MAX_STEPS, is_step_number
 from ..theory.refinement import DEFAULT_SMOOTHING, NormKind, RisingNorms, checked_smoothing, weight_power
 
 

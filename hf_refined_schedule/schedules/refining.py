@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..norms.gradient_norms import GradientNorms, OptimizerFamily
+from ..norms.message_text import quoted, shown
 from ..norms.sources import EXPECTED_SOURCE, find_source, read_norms
-from ..norms.text import quoted, shown
 from .health import DegenerateScheduleError, Health, check_health, check_shape
 from .refined_schedule import RefinedSchedule
 from .refinement_options import RefinementOptions

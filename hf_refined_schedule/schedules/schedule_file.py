@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..norms.message_text import shown
 from ..norms.sources import SCHEDULE_FORMAT
-from ..norms.text import shown
-from ..norms.text_files import replace_file
+from ..norms.text_encoding import replace_file
 from .refined_schedule import RefinedSchedule
 
 VERSION = 1

@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..norms.gradient_norms import GradientNorms, OptimizerFamily
+from ..norms.message_text import quoted, shown
 from ..norms.sources import EXPECTED_SOURCE
-from ..norms.text import quoted, shown
 from ..recording.optimizers import optimizer_family, stand_in_note
 from ..schedules.refined_schedule import RefinedSchedule
 from ..schedules.refinement_options import RefinementOptions

@@ -20,7 +20,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from hf_refined_schedule import get_refined_schedule, load_norms
 from hf_refined_schedule.cli import main as run_command
-from hf_refined_schedule.norms.text import shown
+from hf_refined_schedule.norms.message_text import shown
 from hf_refined_schedule.schedules.refinement_options import RefinementOptions
 from hf_refined_schedule.schedules.schedule_file import read_schedule
 from hf_refined_schedule.training.checkpoints import last_complete_checkpoint

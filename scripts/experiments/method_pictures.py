@@ -18,7 +18,7 @@ from hf_refined_schedule.schedules.refining import refine_sources
 from hf_refined_schedule.theory.classical import closest_polynomial, closest_wsd, polynomial
 from hf_refined_schedule.theory.refinement import peak_position
 
-from .tables import markdown_table
+from .markdown_tables import markdown_table
 
 NUM_STEPS = 1000
 

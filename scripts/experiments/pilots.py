@@ -20,7 +20,7 @@ from hf_refined_schedule.schedules.refining import refine_sources
 from hf_refined_schedule.theory.classical import rmse
 from hf_refined_schedule.theory.refinement import RisingNorms, linear_decay, peak_position
 
-from .tables import NOT_AVAILABLE, markdown_table
+from .markdown_tables import NOT_AVAILABLE, markdown_table
 
 FULL = "full run"
 LINEAR = "linear decay"

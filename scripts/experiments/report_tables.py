@@ -14,9 +14,9 @@ from hf_refined_schedule import load_norms, smooth_norms
 from hf_refined_schedule.theory.bounds import rank_schedules
 
 from .cells import FINER_PEAKS, TWICE_THE_STEPS
+from .markdown_tables import NOT_AVAILABLE, markdown_table
 from .pictures import REFINED
 from .statistics import compare, paired_difference, tune_peak, tune_schedules
-from .tables import NOT_AVAILABLE, markdown_table
 
 LANGUAGE_MODELS = ("finetune", "lora", "scratch")
 """The regimes whose loss is a cross entropy per token, so that its exponential is a perplexity."""

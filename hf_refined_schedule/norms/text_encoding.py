@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TextIO
 
-from .limits import MAX_LINE
-from .text import shown
+from .message_text import shown
+from .size_limits import MAX_LINE
 
 
 def encoding_of(beginning: bytes) -> str:

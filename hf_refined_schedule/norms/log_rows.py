@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from ..theory.refinement import NormKind
 from .columns import epoch_column, is_trainer_norm, norm_columns, step_candidates
 from .gradient_norms import GradientNorms
-from .limits import MAX_STEPS
+from .message_text import shown
+from .size_limits import MAX_STEPS
 from .step_order import Entries, RestartError, order_by_entry, order_by_step
-from .text import shown
 
 MIN_LOGGED_NORMS = 20
 """A log with fewer norms says too little about a run: at 20, the default window is a single value."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ..theory.refinement import NormKind
 from .gradient_norms import GradientNorms
-from .run_logs import Row, RunLog, norms_of_log
-from .text import shown
-from .text_files import read_lines
+from .log_rows import Row, RunLog, norms_of_log
+from .message_text import shown
+from .text_encoding import read_lines
 
 
 def read_csv(path: Path, column: str | None = None, norm: NormKind | None = None) -> GradientNorms:
