@@ -1,10 +1,15 @@
 """Scripts that have never heard of this package, run as whole processes: alone, and under accelerate and torchrun."""
 
 import json
+import os
 import re
 
 import pytest
 
+from hf_refined_schedule.training.launch import _may_resume as may_resume
+from hf_refined_schedule.training.launch import launch as launch_here
+
+from .records import write_norms
 from .tiny import BIN, SCRIPTS, accelerate_launch, free_port, read_rows, run_command
 
 TRAINER = SCRIPTS / "unmodified_trainer.py"
@@ -240,3 +245,235 @@ def test_a_script_that_is_not_there(tmp_path):
         f"hf-refined-schedule launch: error: There is no script '{tmp_path}/nothing.py'; pass the path of a Python file, the name of a console "
         "script, or -m MODULE, options before it."
     ]
+
+
+LOOP = """
+import math, os, sys, torch
+from accelerate import Accelerator
+from transformers import get_wsd_schedule, get_scheduler
+accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+weight = torch.nn.Parameter(torch.zeros(3))
+optimizer = torch.optim.SGD([weight], lr=0.1)
+scheduler = SCHEDULER
+optimizer, scheduler = accelerator.prepare(optimizer, scheduler)
+for step in range(24):
+    with accelerator.accumulate(torch.nn.Identity()):
+        accelerator.backward((weight * torch.tensor([1.0, -2.0, 2.0])).sum() * 2)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    if accelerator.sync_gradients and step == STOP:
+        HAPPENS
+HAPPENS_AT_THE_END
+"""
+
+
+def linear_schedule(horizon):
+    return f"get_scheduler('linear', optimizer, 0, {horizon})"
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "stop", "happens", "horizon", "updates"),
+    [
+        # All updates were made: the evaluation crashed, or the user interrupted it.
+        (linear_schedule(12), 23, "raise ValueError('evaluation')", 12, 12),
+        (linear_schedule(12), 23, "raise KeyboardInterrupt", 12, 12),
+        (linear_schedule(12), 23, "sys.exit('evaluation')", 12, 12),
+        # 10 of 12 updates, through get_wsd_schedule, which keeps no horizon but its parts.
+        ("get_wsd_schedule(optimizer, 2, 4, 12)", 19, "raise ValueError", 12, 10),
+        # The rounding of an accumulating loop: one update more than the horizon says.
+        (linear_schedule(11), 23, "raise ValueError", 12, 12),
+        # No horizon, and one that counts something else, here micro-batches.
+        ("torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)", 23, "raise ValueError", None, 12),
+    ],
+)  # fmt: skip
+def test_a_raw_loop_that_stops_knows_its_horizon(tmp_path, scheduler, stop, happens, horizon, updates):
+    script = tmp_path / "loop.py"
+    script.write_text(
+        LOOP.replace("SCHEDULER", scheduler).replace("STOP", f"{stop}").replace("HAPPENS_AT_THE_END", "").replace("HAPPENS", happens)
+    )  # fmt: skip
+    done = launch("--gradient_norms_file", tmp_path / "run", script)
+    assert done.returncode != 0
+    header, rows = read_rows(tmp_path / "run" / "gradient_norms.jsonl")
+    assert (header["num_training_steps"], [row["l2"] for row in rows]) == (horizon, [6.0] * updates), done.stderr
+
+
+def test_a_scheduler_that_the_loop_steps_in_another_way_gives_no_horizon(tmp_path):
+    script = tmp_path / "loop.py"
+    script.write_text(
+        LOOP.replace("SCHEDULER", linear_schedule(24)).replace("optimizer, scheduler = accelerator.prepare(optimizer, scheduler)", "optimizer = accelerator.prepare(optimizer)")
+        .replace("STOP", "19").replace("HAPPENS_AT_THE_END", "").replace("HAPPENS", "raise ValueError")
+    )  # fmt: skip
+    launch("--gradient-norms-file", tmp_path / "norms.jsonl", script)
+    header, rows = read_rows(tmp_path / "norms.jsonl")
+    assert (header["num_training_steps"], len(rows)) == (None, 10)  # it counts 24 micro-batches, not 12 updates
+
+
+def test_a_horizon_of_several_processes_counts_their_steps(tmp_path):
+    """21 scheduler steps on 2 processes are 11 updates."""
+    script = tmp_path / "loop.py"
+    script.write_text(
+        LOOP.replace("SCHEDULER", linear_schedule(21)).replace("STOP", "17").replace("HAPPENS_AT_THE_END", "")
+        .replace("HAPPENS", "sys.stdout.flush(); accelerator.wait_for_everyone(); accelerator.end_training(); sys.exit(3)")
+    )  # fmt: skip
+    norms = tmp_path / "norms.jsonl"
+    done = accelerate_launch("-m", "hf_refined_schedule", "launch", "--gradient-norms-file", norms, script)
+    header, rows = read_rows(norms)
+    assert (header["world_size"], header["num_training_steps"], len(rows)) == (2, 11, 9), done.stderr
+
+
+def test_a_trainer_that_stops_with_an_error_leaves_every_update(tmp_path):
+    script = tmp_path / "stops.py"
+    script.write_text(
+        "import sys\n"
+        "from transformers import Trainer, TrainerCallback\n"
+        "from tests.tiny import tiny_arguments, tiny_data, tiny_model\n"
+        "class Stop(TrainerCallback):\n"
+        "    def on_step_end(self, args, state, control, **kwargs):\n"
+        "        if state.global_step == 7:\n"
+        "            raise KeyboardInterrupt\n"
+        "arguments = tiny_arguments(sys.argv[1], max_steps=9)\n"
+        "Trainer(tiny_model(), arguments, train_dataset=tiny_data(), callbacks=[Stop()]).train()\n"
+    )
+    launch(script, tmp_path)
+    header, rows = read_rows(tmp_path / "gradient_norms.jsonl")
+    assert (header["num_training_steps"], len(rows)) == (9, 7)
+
+
+def test_relative_paths_mean_what_they_meant_when_the_launcher_started(tmp_path):
+    """And the folder of the norms is there from the beginning."""
+    (tmp_path / "source").mkdir()
+    write_norms(tmp_path / "source" / "gradient_norms.jsonl", [10.0] * 8 + [6.0] * 32)
+    script = tmp_path / "elsewhere.py"
+    script.write_text(
+        "import os, torch\n"
+        "assert os.listdir('run') == []\n"
+        "torch.save({}, 'run/model.pt')\n"
+        "os.mkdir('elsewhere'); os.chdir('elsewhere')\n"
+        "from accelerate import Accelerator\n"
+        "from transformers import get_scheduler\n"
+        "accelerator = Accelerator(cpu=True)\n"
+        "weight = torch.nn.Parameter(torch.zeros(3))\n"
+        "optimizer = torch.optim.AdamW([weight], lr=0.1)\n"
+        "optimizer, scheduler = accelerator.prepare(optimizer, get_scheduler('refined', optimizer, 0, 4))\n"
+        "for step in range(4):\n"
+        "    accelerator.backward(weight.sum())\n"
+        "    optimizer.step(); scheduler.step(); optimizer.zero_grad()\n"
+    )
+    done = launch("--refined_from", "source", "--gradient-norms-file", "run/", script, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(read_rows(tmp_path / "run" / "gradient_norms.jsonl")[1]) == 4
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    # Nothing configures logging: the better peak is seen, with the name of the package.
+    assert re.search(
+        rf"^WARNING hf_refined_schedule\S*: Refined schedule from {tmp_path}/source/gradient_norms.jsonl \(\w+\): its best peak "
+        r"learning rate is \d\.\d\d times linear decay's",
+        done.stderr,
+        re.M,
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nothing", "There is no file or folder"),
+        ("unfinished", "covers 10 of 100"),
+        ("damaged", "is damaged at line 3"),
+        ("picture.png", "holds no gradient norms that can be read"),
+    ],
+)
+def test_a_wrong_source_fails_before_the_script_starts(tmp_path, source, message):
+    write_norms(tmp_path / "unfinished" / "gradient_norms.jsonl", [1.0] * 10, planned=100)
+    damaged = write_norms(tmp_path / "damaged" / "gradient_norms.jsonl", [1.0] * 10)
+    damaged.write_text(damaged.read_text().replace('"step": 2,', '"step": "two",'))
+    (tmp_path / "picture.png").write_bytes(bytes(100))
+    (tmp_path / "script.py").write_text("print('started')")
+    with pytest.raises(ValueError, match=message) as caught:
+        launch_here(tmp_path / "script.py", [], refined_from=str(tmp_path / source))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_source_is_left_to_a_script_that_resumes(tmp_path, monkeypatch):
+    """A resumed run goes on with the schedule of its checkpoint."""
+    (tmp_path / "out" / "checkpoint-4").mkdir(parents=True)
+    assert may_resume(["--resume_from_checkpoint", "out/checkpoint-4"])
+    assert may_resume(["--resume_from_checkpoint=true"])
+    assert may_resume(["--output_dir", str(tmp_path / "out")])
+    assert not may_resume(["--resume_from_checkpoint", "False"])
+    assert not may_resume(["--output_dir", str(tmp_path)])
+    assert not may_resume([])
+
+
+def test_a_wrong_source_on_the_command_line(tmp_path):
+    (tmp_path / "script.py").write_text("print('started')")
+    done = launch("--refined_from", tmp_path / "nothing", tmp_path / "script.py")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert [line[:70] for line in done.stderr.splitlines()] == [
+        "hf-refined-schedule launch: error: There is no file or folder '" + f"{tmp_path}"[:7]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "source", "warning"),
+    [
+        ((), "pass", "no gradient norms were recorded, because neither a Trainer nor an Accelerate loop trained here"),
+        ((), "import torch, accelerate; accelerate.Accelerator(cpu=True).prepare(torch.optim.SGD([torch.ones(1)]))", "pass --gradient-norms-file FILE"),
+        (("--refined-from", "norms.jsonl", "--gradient-norms-file", "run"), "import torch, accelerate; accelerate.Accelerator(cpu=True).prepare(torch.optim.SGD([torch.ones(1)]))", "pass --lr_scheduler_type refined to the script"),
+        (("--gradient-norms-file", "run"), "import torch, accelerate; accelerate.Accelerator(cpu=True).prepare(torch.optim.SGD([torch.ones(1)]))", None),
+        ((), "import sys; sys.exit(1)", None),
+    ],
+    ids=["nothing trains", "a raw loop without a file", "linear", "recorded", "the script failed"],
+)  # fmt: skip
+def test_what_did_not_happen_is_said_once(tmp_path, words, source, warning):
+    write_norms(tmp_path / "norms.jsonl", [10.0] * 8 + [6.0] * 32)
+    (tmp_path / "script.py").write_text(source)
+    done = launch(*words, "script.py", folder=tmp_path)
+    warnings = [line for line in done.stderr.splitlines() if "The run ended, but" in line]
+    assert len(warnings) == (warning is not None), done.stderr
+    assert warning is None or warning in warnings[0]
+
+
+CHILD = """
+import sys
+from tests.tiny import tiny_arguments, tiny_data, tiny_model
+from transformers import Trainer
+REGISTER
+Trainer(tiny_model(), tiny_arguments(sys.argv[1], max_steps=3), train_dataset=tiny_data()).train()
+"""
+
+
+@pytest.mark.parametrize("registers", [True, False])
+def test_a_child_process_that_registers_records(tmp_path, registers):
+    (tmp_path / "child.py").write_text(
+        CHILD.replace("REGISTER", "import hf_refined_schedule; hf_refined_schedule.register()" if registers else "")
+    )
+    (tmp_path / "parent.py").write_text(
+        "import subprocess, sys\nsubprocess.run([sys.executable, *sys.argv[1:]], check=True)\n"
+    )
+    done = launch(tmp_path / "parent.py", tmp_path / "child.py", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "gradient_norms.jsonl").exists() is registers
+    assert ("launch the script that trains" in done.stderr) is not registers
+    if registers:
+        assert len(read_rows(tmp_path / "run" / "gradient_norms.jsonl")[1]) == 3
+
+
+def test_a_module_and_a_console_script(tmp_path):
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text("import sys\nprint(sys.argv, __name__)\nraise KeyError('its own')\n")
+    done = launch("-m", "package", "--lr", "1", folder=tmp_path)
+    alone = run_command(BIN / "python", "-m", "package", "--lr", "1", folder=tmp_path)
+    assert (done.returncode, done.stdout) == (1, f"['{package}/__main__.py', '--lr', '1'] __main__\n")
+    assert done.stdout == alone.stdout
+    assert done.stderr.splitlines()[1:] == alone.stderr.splitlines()[-3:]
+
+    command = tmp_path / "train-it"
+    command.write_text(f"#!{BIN}/python\nimport sys\nprint(sys.argv)\n")
+    command.chmod(0o755)
+    done = launch("train-it", "--lr", "1", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert (done.returncode, done.stdout) == (0, f"['{command}', '--lr', '1']\n"), done.stderr
+    for words in (("-m", "no_such_module"), ("sh",)):
+        done = launch(*words)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
