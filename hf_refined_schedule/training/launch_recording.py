@@ -190,8 +190,10 @@ class _RawLoopRecording:
             scheduler = reference()
             if scheduler is None or unwrap_optimizer(scheduler.optimizer) is not unwrap_optimizer(optimizer):
                 continue
-            is_refined = isinstance(scheduler, RefinedLR)
-            horizon = scheduler.num_training_steps if is_refined else scheduler_horizon(scheduler)
+            if isinstance(scheduler, RefinedLR):
+                horizon: int | None = scheduler.num_training_steps
+            else:
+                horizon = scheduler_horizon(scheduler)
             steps = steps_per_update(accelerator, scheduler)
             # Between the optimizer's step and the scheduler's, the scheduler is one update behind. Updates that a loss
             # scale skips do not step it.

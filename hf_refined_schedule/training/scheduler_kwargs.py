@@ -32,7 +32,7 @@ def parse_scheduler_kwargs(kwargs: Mapping[str, Any] | str | None) -> dict[str, 
         >>> parse_scheduler_kwargs('{"refined_from": "runs/baseline"}')
         {'refined_from': 'runs/baseline'}
     """
-    options = kwargs or {}
+    options: Any = kwargs or {}
     if isinstance(options, str):
         try:
             options = json.loads(options)
