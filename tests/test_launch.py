@@ -343,7 +343,7 @@ def test_a_trainer_that_stops_with_an_error_leaves_every_update(tmp_path):
 def test_relative_paths_mean_what_they_meant_when_the_launcher_started(tmp_path):
     """And the folder of the norms is there from the beginning."""
     (tmp_path / "source").mkdir()
-    write_norms(tmp_path / "source" / "gradient_norms.jsonl", [float(norm) for norm in range(40, 0, -1)])
+    write_norms(tmp_path / "source" / "gradient_norms.jsonl", [10.0] * 8 + [6.0] * 32)
     script = tmp_path / "elsewhere.py"
     script.write_text(
         "import os, torch\n"
@@ -425,7 +425,7 @@ def test_a_wrong_source_on_the_command_line(tmp_path):
     ids=["nothing trains", "a raw loop without a file", "linear", "recorded", "the script failed"],
 )  # fmt: skip
 def test_what_did_not_happen_is_said_once(tmp_path, words, source, warning):
-    write_norms(tmp_path / "norms.jsonl", [float(norm) for norm in range(40, 0, -1)])
+    write_norms(tmp_path / "norms.jsonl", [10.0] * 8 + [6.0] * 32)
     (tmp_path / "script.py").write_text(source)
     done = launch(*words, "script.py", folder=tmp_path)
     warnings = [line for line in done.stderr.splitlines() if "The run ended, but" in line]

@@ -316,7 +316,7 @@ def _close_recordings_at_exit() -> None:
 
 def _norms_path(output_dir: str | os.PathLike[str] | None, path: str | os.PathLike[str] | None) -> Path:
     if path is None and output_dir is not None:
-        return norms_path(Path(output_dir) / NORMS_FILE_NAME)
+        return Path(os.path.abspath(os.path.expanduser(output_dir))) / NORMS_FILE_NAME
     if path is None or output_dir is not None:
         given = "Neither output_dir nor path is" if path is None else "Both output_dir and path are"
         raise ValueError(

@@ -7,7 +7,6 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..compatibility.libraries import contribute_to_logs, stop_contributing_to_logs, trial_folder_name
-from ..norms.norms_file import NORMS_FILE_NAME
 from ..recording.norms_log import norms_path
 from ..recording.recorder import GradientNormRecorder
 from .registration import register
@@ -55,9 +54,11 @@ class GradientNormCallback(TrainerCallback):
         if isinstance(scheduler, RefinedLR):
             scheduler.raise_if_unavailable()
         self._close()
+        output_dir, path = self._location(args, state)
         self._recorder = GradientNormRecorder(
             kwargs["optimizer"],
-            path=self._path_of(args, state),
+            output_dir,
+            path=path,
             num_training_steps=state.max_steps,
             start_step=state.global_step,
             clips=args.max_grad_norm > 0,
@@ -91,10 +92,12 @@ class GradientNormCallback(TrainerCallback):
         """End the recording."""
         self._close()
 
-    def _path_of(self, args: TrainingArguments, state: TrainerState) -> Path:
-        path = Path(str(args.output_dir)) / NORMS_FILE_NAME if self.path is None else self.path
-        folder = trial_folder_name(self) if state.is_hyper_param_search else None
-        return path if folder is None else path.parent / folder / path.name
+    def _location(self, args: TrainingArguments, state: TrainerState) -> tuple[Path | None, Path | None]:
+        """The folder or the file of this run, as `output_dir` and `path` of the recorder."""
+        trial = (trial_folder_name(self) if state.is_hyper_param_search else None) or "."
+        if self.path is None:
+            return Path(str(args.output_dir)) / trial, None
+        return None, self.path.parent / trial / self.path.name
 
     def _flush_before_save(self, control: TrainerControl) -> None:
         if self._recorder is not None and (control.should_save or control.should_training_stop):
