@@ -12,6 +12,7 @@ import numpy as np
 
 from . import __version__
 from .norms.gradient_norms import GradientNorms, UnfinishedRunError
+from .norms.message_text import shown
 from .norms.sources import find_source
 from .schedules.advice import advise
 from .schedules.health import Health
@@ -28,12 +29,12 @@ if TYPE_CHECKING:
 
 SOURCE_HELP = (
     "the run: its output_dir or gradient_norms.jsonl, a trainer_state.json or the checkpoint that holds one, TensorBoard "
-    "events, a W&B export or another CSV table, or JSON Lines; of several runs the smoothed norms are averaged"
+    "events, a W&B export or another CSV table, JSON Lines, or console output; of several runs the smoothed norms are averaged"
 )
 
 
 LONGEST_NAME = 32
-"""Characters of a source in a picture's legend; of a longer one the end."""
+"""Characters of a source in a picture's legend."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -283,11 +284,14 @@ def _rank(options: argparse.Namespace) -> None:
     schedules["refined, warm-up"] = np.minimum(multipliers, warmup_ramp(num_steps))
     for other in options.others:
         grid = read_schedule(find_source(other).path).grid
-        schedules[other] = np.interp(progress, np.linspace(0, 1, len(grid)), grid)
+        name = shown(other)
+        while name in schedules:  # a file may be called linear
+            name = f"{name} (file)"
+        schedules[name] = np.interp(progress, np.linspace(0, 1, len(grid)), grid)
     constant = {row.name: row.relative_bound for row in rank_by_squared_norms(schedules, np.ones(num_steps))}
     width = max(map(len, schedules))
     print(
-        f"The last-iterate bound over linear decay's, and the best peak learning rate over linear decay's; {schedule.source}"
+        f"The last-iterate bound over linear decay's, and the best peak learning rate over linear decay's; {shown(schedule.source)}"
     )
     print(f"{'':{width}}  with these norms  with constant norms  best peak")
     for name, relative_bound, best_peak_ratio in rank_by_squared_norms(schedules, schedule.squared_norms):
@@ -300,7 +304,7 @@ def _plot(options: argparse.Namespace) -> None:
     if not (options.output or options.text):
         raise ValueError("Where should the picture go? Pass --output FILE, or --text to draw it here.")
     refinements = [_answer([source], options)[0] for source in options.sources]
-    titles = [_title(refinement, refinement.schedule.source) for refinement in refinements]
+    titles = [_title(refinement, shown(refinement.schedule.source)) for refinement in refinements]
     grids = [refinement.schedule.grid for refinement in refinements]
     several = len(refinements) > 1
     headline, average = titles[0], None
@@ -345,8 +349,7 @@ def _drawn(refinement: Refinement, source: str | None) -> "DrawnRun":
     smoothed = None if raw is None else smooth_norms(raw, schedule.smoothing)
     name = "refined"
     if source is not None:
-        shown = source if len(source) <= LONGEST_NAME else f"…{source[1 - LONGEST_NAME :]}"
-        name = f"{shown}: {health.verdict if health else 'a schedule file'}"
+        name = f"{shown(source, LONGEST_NAME)}: {health.verdict if health else 'a schedule file'}"
     return DrawnRun(name, schedule.grid, raw, smoothed)
 
 

@@ -60,7 +60,7 @@ def plot_norms_of_runs(axes: "Axes", runs: Sequence[DrawnRun], *, label: str) ->
             continue
         progress = np.arange(len(run.norms)) / (len(run.grid) - 1)
         axes.plot(progress, np.where(run.norms > 0, run.norms, np.nan), color=color, linewidth=0.6, alpha=0.25)
-        axes.plot(progress, run.smoothed, color=color, label=run.name)
+        axes.plot(progress, run.smoothed, color=color, label=_literal(run.name))
     axes.set_yscale("log")
     axes.set(xlabel="progress of the run", ylabel=label)
     axes.legend(fontsize="small")
@@ -75,7 +75,9 @@ def plot_schedules(axes: "Axes", grids: Mapping[str, NDArray[np.float64]]) -> No
     """
     other_colors = cycle(RUN_COLORS)
     for name, grid in grids.items():
-        axes.plot(np.linspace(0, 1, len(grid)), grid, color=COLORS.get(name) or next(other_colors), label=name)
+        axes.plot(
+            np.linspace(0, 1, len(grid)), grid, color=COLORS.get(name) or next(other_colors), label=_literal(name)
+        )
     axes.set(xlabel="progress of the run", ylabel="fraction of the peak learning rate", ylim=(0, 1.05))
     axes.legend(fontsize="medium" if len(grids) < 4 else "small")
 
@@ -123,12 +125,17 @@ def norms_and_schedule_figure(
         if average is not None:
             grids["average"] = average
     plot_schedules(all_axes[-1], {**grids, "linear": 1 - progress, "cosine": 0.5 * (1 + np.cos(np.pi * progress))})
-    figure.suptitle(title)
+    figure.suptitle(_literal(title))
     path = Path(path)
     path = path if path.suffix else path.with_suffix(".png")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     return path
+
+
+def _literal(text: str) -> str:
+    """Text in which `$` starts no formula of matplotlib's."""
+    return text.replace("$", r"\$")
 
 
 def schedule_as_text(grid: NDArray[np.float64], *, columns: int = 72, rows: int = 12) -> str:

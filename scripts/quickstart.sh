@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The whole idea on a laptop: pretrain a small model on CPython's source, fine-tune it on Python's help texts with linear
-# decay while recording, refine the schedule from the recorded norms, fine-tune again with it, compare.
+# The method on a laptop: pretrain a small model on CPython's source, fine-tune it on Python's help texts with linear decay and
+# record the norms, refine the schedule from them, fine-tune again with the refined schedule, and compare.
 #   STEPS=150 PRETRAIN_STEPS=250 bash scripts/quickstart.sh
-# Every training is scripts/run_clm.py, as you would run it on your data. A run that has finished is not repeated.
+# scripts/run_clm.py does all the training, as it would on your data. A finished run is not repeated.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 
@@ -12,7 +12,7 @@ peaks=(1e-3 3e-3)
 out=${OUT:-runs/quickstart_${steps}_steps}
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
 
-train() { # FOLDER OPTIONS...: one run of run_clm.py, unless it has finished
+train() { # FOLDER OPTIONS...: run run_clm.py, unless the run has finished
     local folder=$out/$1
     shift
     if [ -e "$folder/eval_results.json" ]; then
@@ -24,7 +24,7 @@ train() { # FOLDER OPTIONS...: one run of run_clm.py, unless it has finished
         --per_device_train_batch_size 8 --logging_steps 10 --save_strategy no --report_to none --dataloader_pin_memory false "$@"
 }
 
-finetune() { # FOLDER PEAK OPTIONS...: from the same start, on the same text
+finetune() { # FOLDER PEAK OPTIONS...: train the pretrained model on the English text
     local folder=$1 peak=$2
     shift 2
     train "$folder" --model_name_or_path "$out/pretrained" --builtin_text english --validation_split_percentage 10 \

@@ -1,17 +1,49 @@
-"""The table and the training curves of scripts/quickstart.sh. Only reads what the runs left."""
+"""Write the table and the training curves of scripts/quickstart.sh from what its runs left."""
 
 import argparse
 import json
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+import pandas as pd
+from experiments.markdown_tables import markdown_table
+from matplotlib.figure import Figure
 
 from hf_refined_schedule.plots import COLORS
 
 LINE_STYLES = ("--", "-")
+"""A style for each peak."""
+
+
+def final_loss(run: Path) -> float:
+    """The evaluation loss at the end of a run."""
+    return json.loads((run / "eval_results.json").read_text())["eval_loss"]
+
+
+def training_losses(run: Path) -> pd.Series:
+    """The logged training losses of a run, by update."""
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    return pd.Series({entry["step"]: entry["loss"] for entry in history if "loss" in entry})
+
+
+def loss_table(folder: Path, schedules: list[str], peaks: list[str]) -> str:
+    """The final losses as Markdown: a row for each schedule, a column for each peak."""
+    losses = {
+        f"peak {peak}": [f"{final_loss(folder / f'{schedule}_{peak}'):.4f}" for schedule in schedules] for peak in peaks
+    }
+    return markdown_table(pd.DataFrame({"final evaluation loss": schedules, **losses}))
+
+
+def draw_training_curves(path: Path, folder: Path, schedules: list[str], peaks: list[str]) -> None:
+    """Draw a line for each run: the color is its schedule's, the style its peak's."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for schedule in schedules:
+        for peak, style in zip(peaks, LINE_STYLES, strict=True):
+            losses = training_losses(folder / f"{schedule}_{peak}")
+            axes.plot(losses.index, losses, style, color=COLORS[schedule], label=f"{schedule}, peak {peak}")
+    axes.set(xlabel="optimizer update", ylabel="training loss")
+    axes.legend()
+    figure.savefig(path, dpi=150)
 
 
 def main() -> None:
@@ -20,26 +52,9 @@ def main() -> None:
     parser.add_argument("--schedules", nargs="+", required=True)
     parser.add_argument("--peaks", nargs="+", required=True)
     options = parser.parse_args()
-
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    lines = [
-        f"| final evaluation loss |{''.join(f' peak {peak} |' for peak in options.peaks)}",
-        f"| --------------------- |{'-----------|' * len(options.peaks)}",
-    ]
-    for schedule in options.schedules:
-        losses = []
-        for peak, style in zip(options.peaks, LINE_STYLES, strict=True):
-            run = options.folder / f"{schedule}_{peak}"
-            losses.append(json.loads((run / "eval_results.json").read_text())["eval_loss"])
-            history = json.loads((run / "trainer_state.json").read_text())["log_history"]
-            logged = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-            axes.plot(*zip(*logged, strict=True), style, color=COLORS[schedule], label=f"{schedule}, peak {peak}")
-        lines.append(f"| {schedule:<21} |{''.join(f' {loss:<9.4f} |' for loss in losses)}")
-    axes.set(xlabel="optimizer update", ylabel="training loss")
-    axes.legend()
     picture = options.folder / "training_curves.png"
-    figure.savefig(picture, dpi=150)
-    table = "\n".join(lines)
+    draw_training_curves(picture, options.folder, options.schedules, options.peaks)
+    table = loss_table(options.folder, options.schedules, options.peaks)
     (options.folder / "table.md").write_text(table + "\n")
     print(
         f"\n{table}\n\n"

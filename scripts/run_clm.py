@@ -1,6 +1,6 @@
-"""Train or fine-tune a causal language model, recording gradient norms; `--lr_scheduler_type refined` uses them.
+"""Train or fine-tune a causal language model and record its gradient norms; `--lr_scheduler_type refined` uses them.
 
-Fine-tune GPT-2 on WikiText-2, then again with the schedule that its gradients asked for:
+Fine-tune GPT-2 on WikiText-2, then again with the schedule that is refined from the recorded norms:
 
     python scripts/run_clm.py --model_name_or_path gpt2 --dataset_name wikitext \
         --dataset_config_name wikitext-2-raw-v1 --do_train --do_eval --output_dir runs/linear
@@ -8,26 +8,18 @@ Fine-tune GPT-2 on WikiText-2, then again with the schedule that its gradients a
         --dataset_config_name wikitext-2-raw-v1 --do_train --do_eval --output_dir runs/refined \
         --lr_scheduler_type refined --refined_from runs/linear
 
-Every option of `TrainingArguments` is one of this script; `accelerate launch` and `torchrun` run it on many processes.
+The script takes every option of `TrainingArguments`. `accelerate launch` and `torchrun` run it on several processes.
 """
 
 import logging
 import math
 import sys
+from typing import Any
 
 import datasets
 import transformers
-from experiments.language_modeling import (
-    DataArguments,
-    ModelArguments,
-    default_block_size,
-    group_into_blocks,
-    load_model,
-    load_text,
-    load_tokenizer,
-    split_blocks,
-    text_column,
-)
+from experiments.arguments import exit_with_error
+from experiments.language_modeling import DataArguments, ModelArguments, default_block_size, load_model_and_blocks
 from transformers import HfArgumentParser, default_data_collator, set_seed
 
 from hf_refined_schedule import RefinedScheduleArguments, RefinedScheduleTrainer
@@ -37,35 +29,25 @@ logger = logging.getLogger(__name__)
 
 
 def checkpoint_to_resume(training: RefinedScheduleArguments) -> str | None:
-    """What `--resume_from_checkpoint` means: a path, or `True` for the newest complete checkpoint in `output_dir`."""
-    asked = training.resume_from_checkpoint
-    if asked is None or str(asked).lower() == "false":
+    """Resolve `--resume_from_checkpoint`: a path, or `True` for the newest complete checkpoint in `output_dir`."""
+    requested = training.resume_from_checkpoint
+    if requested is None or str(requested).lower() == "false":
         return None
-    if str(asked).lower() != "true":
-        return asked
+    if str(requested).lower() != "true":
+        return requested
     checkpoint = last_complete_checkpoint(training.output_dir)
     if checkpoint is None:
-        logger.warning(
-            "There is no complete checkpoint in %s; training starts from the beginning.", training.output_dir
-        )
+        logger.warning("%s has no complete checkpoint; training starts from the beginning.", training.output_dir)
     return checkpoint
 
 
 def make_trainer(
     model_arguments: ModelArguments, data: DataArguments, training: RefinedScheduleArguments
 ) -> RefinedScheduleTrainer:
-    with training.main_process_first(desc="loading the text"):
-        raw = load_text(data)
-    column = text_column(raw["train"], data)
-    tokenizer = load_tokenizer(model_arguments, raw, column, training)
-    model = load_model(model_arguments, tokenizer)
-    block_size = default_block_size(model, data)
-    with training.main_process_first(desc="tokenizing"):
-        blocks = group_into_blocks(raw, tokenizer, block_size, column, data)
-    train_blocks, eval_blocks = split_blocks(blocks, data)
+    model, tokenizer, train_blocks, eval_blocks = load_model_and_blocks(model_arguments, data, training)
     logger.info(
         "%.2f million parameters, %d training and %d evaluation blocks of %d tokens",
-        model.num_parameters() / 1e6, len(train_blocks), len(eval_blocks), block_size,
+        model.num_parameters() / 1e6, len(train_blocks), len(eval_blocks), default_block_size(model, data),
     )  # fmt: skip
     return RefinedScheduleTrainer(
         model=model,
@@ -78,7 +60,8 @@ def make_trainer(
 
 
 def main() -> None:
-    parser = HfArgumentParser((ModelArguments, DataArguments, RefinedScheduleArguments))
+    classes: Any = (ModelArguments, DataArguments, RefinedScheduleArguments)
+    parser = HfArgumentParser(classes)
     try:
         if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
             model_arguments, data, training = parser.parse_json_file(sys.argv[1])
@@ -94,7 +77,7 @@ def main() -> None:
         set_seed(training.seed)
         trainer = make_trainer(model_arguments, data, training)
     except ValueError as error:
-        parser.exit(2, f"run_clm.py: error: {error}\n")
+        exit_with_error("run_clm.py", error)
 
     if training.do_train:
         result = trainer.train(resume_from_checkpoint=checkpoint_to_resume(training))
@@ -110,7 +93,7 @@ def main() -> None:
             metrics["perplexity"] = math.inf
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
-    trainer.accelerator.wait_for_everyone()  # a process that ends while another still works can leave gloo hanging
+    trainer.accelerator.wait_for_everyone()  # a process that ends early can leave gloo hanging in the others
     trainer.accelerator.end_training()
 
 

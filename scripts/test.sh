@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv, checks style and types, runs all tests. Arguments go to pytest: bash scripts/test.sh -k schedule
+# Creates .venv, checks style and types, and runs all tests. Arguments go to pytest: bash scripts/test.sh -k schedule
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 .venv/bin/ruff format --check .

@@ -1,4 +1,4 @@
-"""No test asks the Hub for anything, and no test's thread pool fights another's."""
+"""The environment of all tests and of the processes that they start."""
 
 import os
 
@@ -6,5 +6,5 @@ collect_ignore_glob = ["scripts/*"]
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # tests that run at the same time do not compete for the cores
 os.environ.pop("HF_REFINED_SCHEDULE_FROM", None)

@@ -26,6 +26,12 @@ def write_state(path, log_history, max_steps=100):
     return path
 
 
+def json_lines(path, rows):
+    """A log with one JSON object a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def write_norms(path, l1, l2=None, planned=None, family="adam"):
     """A `gradient_norms.jsonl`."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +52,7 @@ def norms_of(l1=None, l2=None, steps=None, planned=None, **fields):
     )
 
 
-def refined(norms, optimizer="adam", **options):
+def schedule_of(norms, optimizer="adam", **options):
     """The schedule of norms in memory."""
     return RefinedSchedule.from_norms(norms, optimizer, RefinementOptions(**options))
 

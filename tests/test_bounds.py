@@ -12,7 +12,7 @@ from hf_refined_schedule.theory.refinement import refine_schedule
 
 from . import reference
 from .refusals import refuses
-from .tolerances import EXACT_ROUNDING, NEAR_THE_BEST_PEAK, ONE_DECIMAL
+from .tolerances import EXACT_ROUNDING, NEAR_THE_BEST_PEAK, ONE_DECIMAL, OPTIMIZE_SECONDS
 
 NAN, INF = float("nan"), float("inf")
 
@@ -289,7 +289,7 @@ def test_two_steps_solved_by_hand():
 def test_two_thousand_steps_are_optimized_in_seconds():
     started = time.perf_counter()
     optimize_schedule(1 + 5 * np.exp(-np.arange(2000) / 40))
-    assert time.perf_counter() - started < 10
+    assert time.perf_counter() - started < OPTIMIZE_SECONDS
 
 
 @pytest.mark.parametrize("norms", [[], [1.0], [1.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [[1.0, 1.0]]])

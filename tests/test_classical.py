@@ -10,7 +10,7 @@ from transformers import get_scheduler
 from hf_refined_schedule import rank_schedules
 from hf_refined_schedule.theory.classical import classical_schedules
 
-from .tolerances import EXACT_ROUNDING
+from .tolerances import EXACT_ROUNDING, RANK_SECONDS
 
 SQRT = 2**-0.5
 HAND_TYPED = [
@@ -69,7 +69,7 @@ def test_constant_norms_rank_as_real_language_model_runs_do():
 def test_the_table_is_quick_at_1e5_steps():
     started = time.perf_counter()
     rank_schedules(classical_schedules(10**5), np.ones(10**5))
-    assert time.perf_counter() - started < 2
+    assert time.perf_counter() - started < RANK_SECONDS
 
 
 def test_a_bad_schedule_is_named():

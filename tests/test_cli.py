@@ -12,7 +12,7 @@ from transformers import get_scheduler
 import hf_refined_schedule
 from hf_refined_schedule.cli import main
 
-from .records import write_norms
+from .records import entry, write_norms, write_state
 from .tiny import BIN, run_command
 
 
@@ -77,6 +77,23 @@ def test_check(run, tmp_path, capsys):
     assert report["verdict"] == "doubtful"
     (bad,) = [finding for finding in report["findings"] if not finding["ok"] and "smallest norm" in finding["name"]]
     assert bad["value"] == pytest.approx(2.9, abs=0.05)  # the median of the last tenth is 2.9, the least norm about 1
+
+
+def test_a_trainers_log_needs_no_optimizer(tmp_path, capsys):
+    """AdamW is Trainer's default. Another log may be of SGD, so there the question stays."""
+    write_state(
+        tmp_path / "checkpoint-50" / "trainer_state.json", [entry(step, 3 - step / 30) for step in range(1, 51)], 50
+    )
+    assert main(["check", str(tmp_path)]) == 0
+    assert "note: The log does not say which optimizer it used; adam is assumed" in capsys.readouterr().out
+    for command in (["refine", "-o", str(tmp_path / "schedule.json")], ["plot", "-o", str(tmp_path / "plot.png")]):
+        assert main([command[0], str(tmp_path / "checkpoint-50"), *command[1:]]) == 0
+    assert json.loads((tmp_path / "schedule.json").read_text())["optimizer"] == "adam"
+    assert main(["check", str(tmp_path), "--optimizer", "sgd"]) == 0
+    capsys.readouterr()
+    table = tmp_path / "log.csv"
+    table.write_text("step,total_gradient_norm_l2\n" + "".join(f"{step},{3 - step / 30}\n" for step in range(1, 51)))
+    assert "pass --optimizer adam or --optimizer sgd" in refused(capsys, "check", table)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +289,7 @@ def test_a_short_run_as_the_first_part_of_the_full_one(tmp_path, capsys):
     assert main(["check", str(short), "--pilot", "--num-training-steps", "200"]) == 0
     assert " ! recorded fraction of the run: 0.2 (less than 0.25)" in capsys.readouterr().out
     for words, remedy in (
-        (("--num-training-steps", 200), "pass pilot with it"),
+        (("--num-training-steps", 200), "covers 40 of 200"),
         (("--pilot", "--num-training-steps", 39), "pass at least 40"),
     ):
         assert remedy in refused(capsys, "refine", short, *words, "-o", out)
@@ -300,3 +317,34 @@ def test_a_picture_without_an_ending(run, tmp_path, capsys):
     assert main(["plot", str(run), "-o", str(tmp_path / "picture")]) == 0
     assert capsys.readouterr().out == f"wrote {tmp_path / 'picture.png'}\n"
     assert (tmp_path / "picture.png").exists()
+
+
+def test_a_file_called_like_a_schedule_replaces_no_row(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["refine", str(run), "-o", "linear"]) == 0
+    capsys.readouterr()
+    assert main(["rank", str(run), "--with", "linear"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    (own,) = [row for row in rows if row.startswith("linear  ")]
+    (file,) = [row for row in rows if row.startswith("linear (file) ")]
+    assert own.split()[1] == "1.000"
+    assert file.split()[2:] == next(row for row in rows if row.startswith("refined  ")).split()[1:]
+
+
+@pytest.mark.parametrize("command", ["check", "rank", "plot"])
+def test_a_path_in_a_terminal_is_escaped(tmp_path, capsys, command):
+    folder = tmp_path / "a\x1b[31mred\nrun"
+    write_norms(folder / "gradient_norms.jsonl", list(np.linspace(3, 1, 100)))
+    assert main([command, str(folder), *(["--text"] if command == "plot" else [])]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert r"a\x1b[31mred\nrun" in out
+
+
+def test_a_dollar_in_a_path_is_no_formula_in_a_picture(tmp_path):
+    """matplotlib would refuse the formula."""
+    folders = [tmp_path / name for name in ("$x_{", "b$\\frac$")]
+    for folder in folders:
+        write_norms(folder / "gradient_norms.jsonl", list(np.linspace(3, 1, 100)))
+    assert main(["plot", *map(str, folders), "-o", str(tmp_path / "two.png")]) == 0
+    assert main(["plot", str(folders[0]), "-o", str(tmp_path / "one.png")]) == 0

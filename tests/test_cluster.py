@@ -1,12 +1,13 @@
-"""scripts/cluster: its configurations read by accelerate's loaders, its commands parsed by the launchers' own parsers.
+"""scripts/cluster: accelerate reads its configurations, and the launchers parse its commands.
 
-Every bash block of its README runs with stubs of `accelerate`, `torchrun` and SLURM in an otherwise bare PATH. The stubs write
-down what they were called with. Two of the commands then train, as two nodes of one process on this machine.
+Every bash block of its README runs with stubs of `accelerate`, `torchrun` and SLURM in an otherwise empty PATH. The stubs
+record their arguments. Two of the commands then train, as two nodes of one process on this machine.
 """
 
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,14 +20,13 @@ from unittest import mock
 import pytest
 import torch.distributed.run
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin, _filter_args
+from accelerate.commands.launch import launch_command, launch_command_parser
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
-from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_deepspeed_cmd_env
 from datasets import Dataset, DatasetDict
 from experiments.builtin_text import builtin_documents
-from experiments.language_modeling import DataArguments, ModelArguments
-from tokenizers import ByteLevelBPETokenizer
+from experiments.language_modeling import END_OF_TEXT, DataArguments, ModelArguments, train_byte_level_bpe
 from transformers import HfArgumentParser, PreTrainedTokenizerFast, TrainingArguments
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
@@ -34,43 +34,24 @@ from hf_refined_schedule import RefinedScheduleArguments
 from hf_refined_schedule.cli import _parser
 
 from .tiny import BIN, REPOSITORY, SCRIPTS, free_port, read_rows, run_command, tiny_model
+from .tolerances import LAUNCH_SECONDS, STUB_SECONDS
 
 CLUSTER = REPOSITORY / "scripts" / "cluster"
 README = (CLUSTER / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
 SLURM_SCRIPT = CLUSTER / "train.slurm"
 
-STUB = f"""#!{sys.executable}
-import json, os, subprocess, sys, time
-
-name, arguments, node = os.path.basename(sys.argv[0]), sys.argv[1:], os.environ.get("SLURM_NODEID")
-with open(os.environ["RECORD"], "a") as record:
-    record.write(json.dumps([name, arguments, node]) + "\\n")
-if name == "sbatch":
-    given = {{"SLURM_JOB_ID": "31234", "SLURM_JOB_NODELIST": "gpu[07-08]", "SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "64"}}
-    os.execvpe("bash", ["bash", *arguments], {{**os.environ, **given}})
-elif name == "scontrol" and arguments == ["show", "hostnames", "gpu[07-08]"]:
-    print("gpu07\\ngpu08")
-elif name == "srun":
-    assert os.environ["SRUN_CPUS_PER_TASK"] == "64"
-    time.sleep(float(os.environ.get("SRUN_SECONDS", "0")))
-    while arguments[0].startswith("--"):
-        del arguments[0]
-    for node in range(2):
-        subprocess.run(arguments, env={{**os.environ, "SLURM_NODEID": str(node)}}, check=True)
-    sys.exit(int(os.environ.get("SRUN_STATUS", "0")))
-"""
-
 
 @pytest.fixture
 def stubs(tmp_path):
-    """The environment of a node where nothing but the stubs is installed."""
+    """The environment of a node where only the stubs are installed."""
     folder = tmp_path / "stubs"
     folder.mkdir()
-    for name in ("accelerate", "torchrun", "sbatch", "srun", "scontrol"):
-        (folder / name).write_text(STUB)
-        (folder / name).chmod(0o755)
     (folder / "bash").symlink_to(shutil.which("bash"))
+    for name in ("accelerate", "torchrun", "sbatch", "srun", "scontrol"):
+        words = (sys.executable, SCRIPTS / "cluster_stub.py", name)
+        (folder / name).write_text(f'#!{folder / "bash"}\nexec {shlex.join(map(str, words))} "$@"\n')
+        (folder / name).chmod(0o755)
     (folder / "env").symlink_to(shutil.which("env"))
     return {"PATH": str(folder), "RECORD": str(tmp_path / "record")}
 
@@ -81,14 +62,14 @@ def recorded(environment):
 
 
 def launches_of_readme(environment, node):
-    """Run all of the README's bash blocks on one node; the launches that they come down to, in order."""
+    """Run all bash blocks of the README as on one node; returns the launches that they start, in order."""
     Path(environment["RECORD"]).unlink(missing_ok=True)
     code = "".join(code for _, code in BLOCKS)
     assert code.count("NODE=0") == 1
     code = code.replace("NODE=0", f"NODE={node}")
     done = subprocess.run(
         [shutil.which("bash"), "-euo", "pipefail", "-c", code],
-        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60,
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=STUB_SECONDS,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     calls = recorded(environment)
@@ -99,31 +80,42 @@ def launches_of_readme(environment, node):
     ]
     begun = re.findall(r"^(?:\w+=\S+ )?(\w+) ", code, re.M)
     assert set(begun) == {"export", "accelerate", "torchrun", "sbatch"}
-    assert len(launches) == len(begun) - begun.count("export")  # each sbatch comes down to one launch on this node
+    assert len(launches) == len(begun) - begun.count("export")  # each sbatch starts one launch on this node
     assert [command for command, *_ in calls].count("sbatch") == begun.count("sbatch") >= 2
     return launches
 
 
-def accelerate_parsed(arguments):
-    """What accelerate makes of `accelerate launch ARGUMENTS`: its own arguments, what it tells torch's launcher, the environment."""
+def run_accelerate_launch(arguments):
+    """Run `accelerate ARGUMENTS` up to torch's launcher.
+
+    Returns accelerate's options, those that it passes to torch's launcher, and the environment of the processes.
+    """
     assert arguments[0] == "launch"
-    options, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(arguments[1:]))
-    asked_port = options.main_process_port
-    options.main_process_port = free_port()  # accelerate asks whether it is free
-    with mock.patch.dict(os.environ):
-        if options.use_deepspeed:
-            options.deepspeed_fields_from_accelerate_config = ",".join([*defaults.deepspeed_config, "mixed_precision"])
-            command, environment = prepare_deepspeed_cmd_env(options)
-            assert command is None, "DeepSpeed's own launcher, which would start both nodes from the first"
-        else:
-            environment = prepare_multi_gpu_env(options)
-    options.main_process_port = asked_port
-    script = ["--training_script", options.training_script, "--training_script_args", options.training_script_args]
-    return options, _filter_args(options, torch.distributed.run.get_args_parser(), script), environment
+    options = launch_command_parser().parse_args(arguments[1:])
+    launches = []
+    with (
+        mock.patch.dict(os.environ),
+        mock.patch("torch.distributed.run.run", lambda torchrun: launches.append((torchrun, dict(os.environ)))),
+        mock.patch("accelerate.utils.launch.is_port_in_use", return_value=False),
+    ):
+        launch_command(options)
+    ((torchrun, environment),) = launches
+    return options, torchrun, environment
+
+
+def deepspeed_environment(arguments):
+    """The environment of the processes that `accelerate ARGUMENTS` starts with DeepSpeed, which need not be installed."""
+    with mock.patch("accelerate.commands.launch.deepspeed_launcher") as launcher, mock.patch.dict(os.environ):
+        launch_command(launch_command_parser().parse_args(arguments[1:]))
+        (options,) = launcher.call_args.args
+        options.main_process_port = free_port()  # accelerate refuses a port that is in use
+        command, environment = prepare_deepspeed_cmd_env(options)
+    assert command is None, "DeepSpeed's launcher would start both nodes from the first"
+    return environment
 
 
 def check_script(module, script, arguments):
-    """Parse what the launched script would; its training arguments if it has any."""
+    """Parse the arguments of the launched script as it would; returns its training arguments, if it has any."""
     if module:
         assert script == "hf_refined_schedule"
         options = _parser().parse_args(arguments)
@@ -169,14 +161,15 @@ def test_every_configuration_is_tested():
     }
 
 
-def environment_of(name, *options):
+def launch_of(name, *options):
+    """`accelerate launch` of the second node with a configuration of this folder."""
     words = ("launch", "--config_file", str(CLUSTER / f"{name}.yaml"), "--main_process_ip", "a", "--machine_rank", "1")
-    return accelerate_parsed([*words, *options, "train.py"])
+    return [*words, *options, "train.py"]
 
 
 def test_fsdp_is_version_2():
-    """As the launched processes read it."""
-    options, _, environment = environment_of("fsdp2")
+    """In the plugin that the launched processes build."""
+    options, _, environment = run_accelerate_launch(launch_of("fsdp2"))
     assert options.use_fsdp
     assert not (options.multi_gpu or options.use_deepspeed)
     with mock.patch.dict(os.environ, environment):
@@ -186,11 +179,11 @@ def test_fsdp_is_version_2():
     assert plugin.state_dict_type.name == "FULL_STATE_DICT"
     assert plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy"
     assert plugin.cpu_ram_efficient_loading
-    assert type(plugin.cpu_offload).__name__ == "OffloadPolicy", "the one that offloads nothing"
+    assert type(plugin.cpu_offload).__name__ == "OffloadPolicy", "the policy that offloads nothing"
 
 
 class TrainerConfig(HfTrainerDeepSpeedConfig, HfDeepSpeedConfig):
-    """transformers' own, which without DeepSpeed is installed has no base class."""
+    """The configuration of transformers, which has no base class where DeepSpeed is not installed."""
 
     def __init__(self, config):
         HfDeepSpeedConfig.__init__(self, config)
@@ -200,9 +193,9 @@ class TrainerConfig(HfTrainerDeepSpeedConfig, HfDeepSpeedConfig):
 @pytest.mark.parametrize("stage", [None, 1, 3])
 @pytest.mark.parametrize("bf16", [True, False])
 def test_deepspeed_agrees_with_trainer(tmp_path, stage, bf16):
-    """The configuration that the processes make of the environment, filled in by Trainer: only without --bf16 they differ."""
-    options, _, environment = environment_of("deepspeed", *(() if stage is None else ("--zero_stage", str(stage))))
-    assert options.use_deepspeed
+    """Trainer fills in the configuration that the processes read from the environment. The two differ only without --bf16."""
+    stage_options = () if stage is None else ("--zero_stage", str(stage))
+    environment = deepspeed_environment(launch_of("deepspeed", *stage_options))
     with mock.patch.dict(os.environ, environment):
         plugin = DeepSpeedPlugin()
     plugin.set_mixed_precision("bf16")
@@ -233,10 +226,10 @@ def test_every_command_is_parsed_by_its_launcher(stubs, node, monkeypatch):
     refined = configurations = 0
     for command, arguments in launches_of_readme(stubs, node):
         if command == "torchrun":
-            told = torch.distributed.run.parse_args(arguments)
-            head, port, module = "node0", 29500, told.module
+            torchrun = torch.distributed.run.parse_args(arguments)
+            head, port, module = "node0", 29500, torchrun.module
         else:
-            options, told, environment = accelerate_parsed(arguments)
+            options, torchrun, environment = run_accelerate_launch(arguments)
             under_slurm = "--resume_from_checkpoint" in arguments
             head, port = ("gpu07", 21234) if under_slurm else ("node0", 29500)
             module = options.module
@@ -246,15 +239,12 @@ def test_every_command_is_parsed_by_its_launcher(stubs, node, monkeypatch):
             configurations += Path(options.config_file).name != "ddp.yaml"
             if options.config_file.endswith("ddp.yaml"):
                 assert options.multi_gpu
-        # What torch's launcher makes of it
-        launch, _, _ = torch.distributed.run.config_from_args(told)
+        launch, _, _ = torch.distributed.run.config_from_args(torchrun)
         assert (launch.min_nodes, launch.max_nodes, launch.nproc_per_node) == (2, 2, 8)
         assert launch.rdzv_backend == "static"
         assert launch.rdzv_configs["rank"] == node
-        assert launch.rdzv_endpoint.split(":")[0] == head
-        if command == "torchrun":
-            assert launch.rdzv_endpoint == f"{head}:{port}"
-        training = check_script(module, told.training_script, told.training_script_args)
+        assert launch.rdzv_endpoint == f"{head}:{port}"
+        training = check_script(module, torchrun.training_script, torchrun.training_script_args)
         if training is not None:
             assert training.bf16
             refined += training.lr_scheduler_type == "refined"
@@ -278,7 +268,7 @@ def submit(environment, *words, **more):
     Path(environment["RECORD"]).unlink(missing_ok=True)
     return subprocess.run(
         [Path(environment["PATH"]) / "sbatch", SLURM_SCRIPT, *words],
-        env={**environment, **more}, capture_output=True, text=True, timeout=60,
+        env={**environment, **more}, capture_output=True, text=True, timeout=STUB_SECONDS,
     )  # fmt: skip
 
 
@@ -291,7 +281,7 @@ def test_slurm_script_is_bash_for_sbatch():
 
 
 def test_slurm_starts_one_launch_a_node(stubs):
-    """What differs between the nodes is the rank alone; words with spaces and quotes stay whole."""
+    """The launches differ in the rank of the node only; words with spaces and quotes stay whole."""
     words = ["--output_dir", "runs/a b", "--lr_scheduler_kwargs", '{"refined_from": "it\'s $HOME"}']
     done = submit(stubs, *words)
     assert done.returncode == 0, done.stderr
@@ -314,20 +304,20 @@ def test_slurm_reports_a_failed_launch(stubs):
 
 
 def test_slurm_requeues_at_the_time_limit(stubs):
-    """At once, not when training has ended."""
+    """Immediately, not after training."""
     job = subprocess.Popen(
         [Path(stubs["PATH"]) / "sbatch", SLURM_SCRIPT], env={**stubs, "SRUN_SECONDS": "3"}, stderr=subprocess.PIPE
     )
     wait_for(stubs, "srun")
     job.send_signal(signal.SIGUSR1)
     calls = wait_for(stubs, "requeue")
-    job.communicate(timeout=60)
+    job.communicate(timeout=STUB_SECONDS)
     assert calls[-1] == ["scontrol", ["requeue", "31234"], None]
     assert "accelerate" not in [command for command, *_ in calls]
 
 
 def wait_for(environment, word):
-    """The calls of stubs up to the first that has this word in it."""
+    """Wait until a call of a stub has this word; returns all calls."""
     for _ in range(200):
         text = Path(environment["RECORD"]).read_text() if Path(environment["RECORD"]).exists() else ""
         if word in text:
@@ -347,7 +337,7 @@ NORMS = [*range(20, 10, -1), *[10] * 10]
 
 @pytest.fixture
 def nodes(tmp_path):
-    """The folders of two nodes that share no files. An earlier run lies on the first alone, twice."""
+    """The folders of two nodes that share no files. Only the first has an earlier run, under two names."""
     for source in ("runs/linear", "runs/baseline"):
         (tmp_path / "node0" / source).mkdir(parents=True)
         header = {"format": "gradient_norms", "version": 1, "optimizer": "AdamW", "optimizer_family": "adam"}
@@ -359,7 +349,7 @@ def nodes(tmp_path):
 
 
 def on_both_nodes(nodes, launch, *overrides, script_options):
-    """Run one of the README's launches on both nodes at once, each of one process."""
+    """Run a launch of the README on both nodes at once, with one process each."""
     command, arguments = launch
     port = free_port()
 
@@ -367,34 +357,33 @@ def on_both_nodes(nodes, launch, *overrides, script_options):
         words = [f"{REPOSITORY}/{word}" if word.startswith("scripts/") else word for word in arguments]
         rank = {"accelerate": "--machine_rank", "torchrun": "--node_rank"}[command]
         words[words.index(rank) + 1] = str(node)
-        # The last of an option's values counts; the script's own options begin at its name.
+        # The last value of an option counts. The options of the script follow its name.
         name = next(position for position, word in enumerate(words) if word == "-m" or word.endswith(".py"))
         words[name:name] = [str(word).format(port=port) for word in overrides]
         words += script_options
-        return run_command(BIN / command, *words, folder=nodes[node], timeout=90, ACCELERATE_USE_CPU="true")
+        return run_command(BIN / command, *words, folder=nodes[node], timeout=LAUNCH_SECONDS, ACCELERATE_USE_CPU="true")
 
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(run, range(2)))
 
 
 def check_refined(nodes, output_dir, done):
-    """A refined run of both nodes, recorded on the first, from a run that lies there alone."""
+    """Both nodes trained a refined run, which is recorded on the first, from a run that only the first has."""
     file = nodes[0] / output_dir / "gradient_norms.jsonl"
     assert file.is_file(), done[0].stderr
     header, rows = read_rows(file)
     assert (header["world_size"], header["num_training_steps"], len(rows)) == (2, 5, 5)
     rates = [row["learning_rate"] for row in rows]
-    assert rates != sorted(rates, reverse=True), "as linear decay"
+    assert rates != sorted(rates, reverse=True), "the rates are those of linear decay"
     assert not list(nodes[1].rglob("gradient_norms*"))
 
 
 def test_a_trainer_script_trains_on_two_nodes(stubs, nodes):
-    bpe = ByteLevelBPETokenizer()
     text = builtin_documents("english")[:20]
-    bpe.train_from_iterator(text, 300, special_tokens=["<end>"], show_progress=False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token="<end>", eos_token="<end>")
+    bpe = train_byte_level_bpe(text, 300)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
     part = Dataset.from_dict({"text": text})
-    for node in nodes:  # what the command names lies here, so that nothing is downloaded
+    for node in nodes:  # the model and the dataset of the command are local, so that nothing is downloaded
         tokenizer.save_pretrained(node / "gpt2")
         tiny_model(vocab_size=len(tokenizer)).save_pretrained(node / "gpt2")
         DatasetDict(train=part, validation=part.select(range(2))).save_to_disk(node / "wikitext")

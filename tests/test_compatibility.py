@@ -10,9 +10,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hf_refined_schedule.compatibility import change_count, unwatch_clipping, watch_clipping
-from hf_refined_schedule.method_wrap import MethodWrap
-from hf_refined_schedule.script_compatibility import prepared_optimizers, widened_choices
+from hf_refined_schedule.compatibility.libraries import change_count, unwatch_clipping, watch_clipping
+from hf_refined_schedule.compatibility.method_wrap import MethodWrap
+from hf_refined_schedule.compatibility.unmodified_scripts import prepared_optimizers, widened_choices
 
 
 class Greeter:

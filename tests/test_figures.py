@@ -73,7 +73,7 @@ def test_sources_without_an_answer(tmp_path):
     for source, words in (
         ("nothing", "no file or folder"),
         ("log.csv", "--optimizer adam"),
-        ("vanished.jsonl", "position 0 is 0"),
+        ("vanished.jsonl", "100 of 100 gradient norms are 0"),
         ("half.jsonl", "covers 50 of 100"),
     ):
         assert words in refused(tmp_path, source, "--output_dir", "figures")

@@ -12,15 +12,15 @@ import pytest
 
 import hf_refined_schedule
 
+from .tolerances import COMMAND_SECONDS
+
 PACKAGE = Path(hf_refined_schedule.__file__).parent
 
 LAYERS = [
     "theory",
     "norms",
     "schedules",
-    "method_wrap",
     "compatibility",
-    "script_compatibility",
     "recording",
     "training",
     "plots",
@@ -41,7 +41,7 @@ def run_python(code, *arguments):
     """What a fresh interpreter prints."""
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=COMMAND_SECONDS)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -101,7 +101,7 @@ def foreign_imports(source):
         ),
         pytest.param("norms.sources", "from ..theory import bounds as b", {"theory.bounds"}, id="a module of a folder"),
         pytest.param(
-            "cli", "from .norms import sources, run_logs", {"norms.sources", "norms.run_logs"}, id="two modules"
+            "cli", "from .norms import sources, log_rows", {"norms.sources", "norms.log_rows"}, id="two modules"
         ),
         pytest.param("cli", "from . import __version__", set(), id="the version"),
         pytest.param("cli", "from . import load_norms", {"load_norms"}, id="a lazy name hides its module, so it fails"),
@@ -220,7 +220,13 @@ print(json.dumps(facts))
 @pytest.fixture(scope="module")
 def facts():
     registering = ["training.callback", "training.training_args", "training.trainer"]
-    sparing = [*WITHOUT_TORCH, "compatibility", "recording.recorder", "training.scheduler", "training.registration"]
+    sparing = [
+        *WITHOUT_TORCH,
+        "compatibility.libraries",
+        "recording.recorder",
+        "training.scheduler",
+        "training.registration",
+    ]
     return json.loads(run_python(IMPORT_EVERYTHING, json.dumps(["hf_refined_schedule", sparing, registering])))
 
 

@@ -1,25 +1,20 @@
-"""scripts/launch_matrix.py on its cheapest cells, and on reports of launches that are not what they should be."""
+"""launch_matrix.py: its cheapest cells, and the judgement of reports that are wrong in one point."""
 
-import importlib.util
+import ast
 import json
 import sys
+from dataclasses import replace
 
-import psutil
 import pytest
+from experiments.launch_cells import CELLS, LEARNING_RATE, SCRIPTS, UPDATES, known_rates
+from experiments.launch_outcomes import judge
+from experiments.launches import LIBRARY, run_launch
+from experiments.rank_reports import RankReport
 
 from .tiny import BIN, REPOSITORY, run_command
+from .tiny import SCRIPTS as TEST_SCRIPTS
 
 SCRIPT = REPOSITORY / "scripts" / "launch_matrix.py"
-
-
-@pytest.fixture(scope="module")
-def matrix():
-    specification = importlib.util.spec_from_file_location("launch_matrix", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["launch_matrix"] = module  # where dataclasses look for their module
-    specification.loader.exec_module(module)
-    yield module
-    del sys.modules["launch_matrix"]
 
 
 def rows_of(path):
@@ -29,15 +24,22 @@ def rows_of(path):
 
 
 def test_cheap_cells(tmp_path):
-    cells = ("one process", "DDP, torch*", "optimizer that steps*")
+    cells = ("one process", "DDP, torch*", "optimizer that steps*", "unmodified run_clm-style script")
     done = run_command(BIN / "python", SCRIPT, "--output_dir", tmp_path, "--cells", *cells)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = rows_of(tmp_path / "launch_matrix.md")
-    assert list(rows) == ["one process", "DDP, torchrun", "optimizer that steps in the backward pass"]
-    one, two, refused = rows.values()
-    assert (one["got"], one["result"]) == ("NO, 1", "recorded")
-    assert (two["got"], two["result"]) == ("MULTI_CPU, 2", "recorded")
-    for row in (one, two):
+    assert list(rows) == [
+        "one process",
+        "DDP, torchrun",
+        "optimizer that steps in the backward pass",
+        "unmodified run_clm-style script",
+    ]
+    environment = "distributed type, processes"
+    one, two, refused, unmodified = rows.values()
+    assert (one[environment], one["result"]) == ("NO, 1", "recorded")
+    assert (two[environment], two["result"]) == ("MULTI_CPU, 2", "recorded")
+    assert (unmodified[environment], unmodified["result"]) == ("NO, 1", "recorded")
+    for row in (one, two, unmodified):
         for norm in ("L1", "L2"):
             assert max(float(difference) for difference in row[norm].split(", ")) < 1e-5
     assert (refused["L1"], refused["result"]) == (
@@ -47,30 +49,35 @@ def test_cheap_cells(tmp_path):
     assert (tmp_path / "launch_matrix.md").read_text() in done.stdout
 
 
-def test_a_name_that_is_no_cells(tmp_path):
+def test_the_names_of_the_cells_are_listed():
+    done = run_command(BIN / "python", SCRIPT, "--list")
+    assert done.stdout.splitlines() == [cell.name for cell in CELLS]
+    assert len(set(done.stdout.splitlines())) == len(CELLS)
+
+
+def test_an_unknown_cell_is_refused(tmp_path):
     done = run_command(BIN / "python", SCRIPT, "--output_dir", tmp_path / "out", "--cells", "one process", "nothing")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "launch_matrix.py: error: No cell is named 'nothing'; --list prints the names.\n"
     assert not (tmp_path / "out").exists()
 
 
-def good_run(matrix, cell):
-    """Reports of the ranks and of the single process, and the file, where nothing is wrong."""
-    rates, norms = matrix.known_rates(), [[100.0 - step, 3.0 - step / 10] for step in range(matrix.UPDATES)]
-    common = {"facts": [*cell.facts], "network": "", "warnings": ["Refined schedule from x: It is doubtful."]}
-    reports = [
-        {"world_size": 2, "distributed_type": "MULTI_CPU", "rates": list(rates), "norms": [], **common}
-        for _ in range(2)
-    ]
+def good_run(cell):
+    """The reports of the ranks and of the single process, and the norms file, of a run without a mistake."""
+    rates, norms = known_rates(), [[100.0 - step, 3.0 - step / 10] for step in range(UPDATES)]
+    report = RankReport(
+        2, "MULTI_CPU", rates, setup=[*cell.setup], warnings=["Refined schedule from x: It is doubtful."]
+    )
+    reports = [replace(report, rates=[*rates], setup=[*report.setup], warnings=[*report.warnings]) for _ in range(2)]
     rows = [
         {"step": step, "l1": l1, "l2": l2, "clip_factor": 1 / (l2 + 1e-6), "learning_rate": rate}
         for step, ((l1, l2), rate) in enumerate(zip(norms, rates, strict=True), start=1)
     ]
-    return reports, {"rates": rates, "norms": norms}, [{"world_size": 2}, *rows]
+    return reports, RankReport(1, "NO", rates, norms), [{"world_size": 2}, *rows]
 
 
 def one_update_ahead(reports, reference, lines):
-    for row, rate in zip(lines[1:], [*reference["rates"][1:], 0.0], strict=True):
+    for row, rate in zip(lines[1:], [*reference.rates[1:], 0.0], strict=True):
         row["learning_rate"] = rate
 
 
@@ -88,25 +95,36 @@ def clipped_norms(reports, reference, lines):
         row["l2"] = 1.0
 
 
-def an_update_too_few(reports, reference, lines):
+def wrong_clip_factor(reports, reference, lines):
+    lines[4]["clip_factor"] = 1.0
+
+
+def one_update_missing(reports, reference, lines):
     lines.pop()
 
 
 def other_rates_on_a_rank(reports, reference, lines):
-    reports[1]["rates"][5] *= 2
+    reports[1].rates[5] *= 2
+
+
+def unknown_rates(reports, reference, lines):
+    for rates in (*(report.rates for report in reports), reference.rates):
+        rates[:] = [rate / 2 for rate in rates]
+    for row in lines[1:]:
+        row["learning_rate"] /= 2
 
 
 def two_single_processes(reports, reference, lines):
     for report in reports:
-        report |= {"world_size": 1, "distributed_type": "NO"}
+        report.world_size, report.distributed_type = 1, "NO"
 
 
 def not_wrapped(reports, reference, lines):
-    reports[0]["facts"] = ["GPT2LMHeadModel"]
+    reports[0].setup = ["GPT2LMHeadModel"]
 
 
 def a_warning(reports, reference, lines):
-    reports[0]["warnings"].append("Gradient norms are not recorded from update 3 on: of something.")
+    reports[0].warnings.append("Gradient norms are not recorded from update 3 on: of something.")
 
 
 @pytest.mark.parametrize(
@@ -117,50 +135,74 @@ def a_warning(reports, reference, lines):
         (another_norm, "L1 differs by 1.0e-03"),
         (no_l1, "update 1 has the l1 None"),
         (clipped_norms, "L2 differs by"),
-        (an_update_too_few, "the file has the updates"),
+        (wrong_clip_factor, "update 4 has the clip factor 1.0"),
+        (one_update_missing, "the norms file has the updates"),
         (other_rates_on_a_rank, "rank 1 applied"),
-        (two_single_processes, "rank 0 is one of 1 in NO"),
-        (not_wrapped, "rank 0 has no DistributedDataParallel"),
+        (unknown_rates, "instead of the known rates"),
+        (two_single_processes, "rank 0 is one of 1 under NO"),
+        (not_wrapped, "without DistributedDataParallel"),
         (a_warning, "the recorder warned"),
     ],
 )
-def test_what_fails(matrix, tmp_path, spoil, message):
-    cell = next(cell for cell in matrix.CELLS if cell.name == "DDP, torchrun")
-    reports, reference, lines = good_run(matrix, cell)
+def test_mistakes_fail(tmp_path, spoil, message):
+    cell = next(cell for cell in CELLS if cell.name == "DDP, torchrun")
+    reports, reference, lines = good_run(cell)
     if spoil is not None:
         spoil(reports, reference, lines)
     (tmp_path / "rank0").mkdir()
     (tmp_path / "rank0" / "gradient_norms.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    outcome = matrix.judge(cell, reports, reference, tmp_path)
+    outcome = judge(cell, reports, reference, tmp_path)
     assert outcome.failed == (spoil is not None)
     assert message in outcome.result
     (tmp_path / "rank1").mkdir()
     (tmp_path / "rank1" / "gradient_norms.jsonl").write_text("")
-    assert "rank 0 alone should have written a file" in matrix.judge(cell, reports, reference, tmp_path).result
+    assert "rank 0 alone should have written a norms file" in judge(cell, reports, reference, tmp_path).result
 
 
-def test_a_launch_that_hangs_is_ended_with_all_its_processes(matrix, tmp_path):
-    """Also what has a session of its own, as torchrun's workers have."""
-    child = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {!r}], start_new_session=True); {}"
-    hangs = child.format("import time; time.sleep(600)", "time.sleep(600)")
-    environment = {"PATH": "/usr/bin:/bin", "NAME": str(tmp_path)}
-    in_time = matrix.run_launch(
-        [[sys.executable, "-c", hangs]], [environment], [tmp_path / "none"], tmp_path / "log", limit=2
-    )
-    assert not in_time
-
-    def is_ours(process):
-        try:
-            return process.environ().get("NAME") == str(tmp_path)
-        except psutil.Error:
-            return False
-
-    assert not any(is_ours(process) for process in psutil.process_iter())
+def test_a_refused_cell_leaves_no_file(tmp_path):
+    cell = next(cell for cell in CELLS if cell.name == "FSDP1")
+    reports = [RankReport(2, "FSDP", known_rates(), [], list(cell.warnings[:1]), [*cell.setup])]
+    reports.append(replace(reports[0], warnings=[]))
+    reference = RankReport(1, "NO", known_rates())
+    outcome = judge(cell, reports, reference, tmp_path)
+    assert (outcome.failed, outcome.result) == (False, "refused: FSDP1 keeps the gradients to itself")
+    (tmp_path / "gradient_norms.jsonl").touch()
+    outcome = judge(cell, reports, reference, tmp_path)
+    assert outcome.failed
+    assert "there are norms files" in outcome.result
 
 
-def test_known_rates_by_the_literal_formula(matrix):
+@pytest.mark.parametrize(("limit", "in_time"), [(2, False), (30, True)])
+def test_a_launch_that_hangs_is_killed(tmp_path, monkeypatch, limit, in_time):
+    """At its time limit, or soon after all ranks have reported."""
+    monkeypatch.setattr("experiments.launches.EXIT_LIMIT", 0.5)
+    started = tmp_path / "started"
+    reports = [started if in_time else tmp_path / "none"]
+    command = [sys.executable, str(TEST_SCRIPTS / "detached_child.py"), str(started)]
+    assert run_launch([command], [{}], reports, tmp_path / "log", limit) == in_time
+
+
+def imported_modules(path):
+    """The modules that a file imports, and those that the library's modules import for it."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    for module in [module for module in modules if module.startswith("experiments.")]:
+        modules |= imported_modules(LIBRARY / f"{module.removeprefix('experiments.')}.py")
+    return modules
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_unmodified_scripts_do_not_use_the_package(name):
+    """Otherwise their cells would show nothing."""
+    modules = imported_modules(LIBRARY / "unmodified" / f"{name}.py")
+    assert {"transformers", "json", "experiments.tiny_models"} <= modules
+    assert not [module for module in modules if module.startswith("hf_refined_schedule")]
+
+
+def test_known_rates_by_the_literal_formula():
     norms = [2.0] * 6 + [1.0] * 7
     weights = [1 / norm for norm in norms]
     products = [weight * sum(weights[t + 1 :]) for t, weight in enumerate(weights)]
-    expected = [matrix.LEARNING_RATE * product / max(products) for product in products[: matrix.UPDATES]]
-    assert matrix.known_rates() == pytest.approx(expected, rel=1e-12)
+    expected = [LEARNING_RATE * product / max(products) for product in products[:UPDATES]]
+    assert known_rates() == pytest.approx(expected, rel=1e-12)

@@ -136,7 +136,7 @@ def test_a_rerun_of_a_finished_grid_changes_nothing(grid, run_here):
     assert {path: path.read_bytes() for path in grid.rglob("*") if path.is_file()} == before
 
 
-def test_grid_json_tells_how_it_was_made(grid):
+def test_grid_json_holds_the_provenance(grid):
     about = json.loads((grid / "grid.json").read_text())
     assert about["commands"][0].startswith("python scripts/logistic_regression.py --output_dir")
     assert about["seconds"] == pytest.approx(sum(row["seconds"] for row in rows_of(grid)), abs=0.1)
@@ -156,8 +156,8 @@ def test_cells_of_another_length_are_refused(grid, run_here):
         (("--schedules", "linear", "sine"), "--schedules: invalid choice: 'sine'"),
         (("--datasets", "mnist"), "--datasets: invalid choice: 'mnist'"),
         (("--peaks", "0.5", "-1"), "--peaks"),
-        (("--peaks", "nan"), "nan is no number"),
-        (("--seeds", "0"), "0 is no whole number of at least 1"),
+        (("--peaks", "nan"), "nan is not a number"),
+        (("--seeds", "0"), "0 is not a whole number of at least 1"),
         (("--penalty", "-1"), "--penalty"),
     ],
 )

@@ -176,3 +176,55 @@ ON_CPU, BFLOAT16, FLOAT16 = on("cpu"), on("meta", torch.bfloat16), on("meta", to
 )
 def test_where_the_clip_returns_the_l2_norm(own, clipped, norm_type, expected):
     assert clip_returns_l2(own, clipped, norm_type) is expected
+
+
+# --- gradients at the edge of their type ---
+
+
+def parameter_with(gradient):
+    parameter = torch.nn.Parameter(torch.zeros(gradient.shape, dtype=gradient.dtype))
+    parameter.grad = gradient
+    return parameter
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("value", [1e19, 1e-22, 1e30, 1e-30])
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_squares_beyond_float32_do_not_spoil_the_norm(dtype, value, pieces):
+    """Four elements x: L1 is 4 x, L2 is 2 x."""
+    whole = torch.full((4,), value, dtype=dtype)
+    exact = float(whole[0])
+    l1, l2 = measure_gradient_norms([parameter_with(piece) for piece in whole.chunk(pieces)])
+    assert float(l1) == pytest.approx(4 * exact, rel=MEASURING)
+    assert float(l2) == pytest.approx(2 * exact, rel=MEASURING)
+
+
+def test_float64_gradients_are_measured_in_float64():
+    """1 + 2^-40 is 1 in float32."""
+    gradient = torch.full((4,), 1 + 2.0**-40, dtype=torch.float64)
+    l1, l2 = measure_gradient_norms([parameter_with(gradient)])
+    assert float(l1) == 4 + 2.0**-38
+    assert float(l2) == pytest.approx(2 + 2.0**-39, rel=1e-15)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_an_overflow_stays_one(value):
+    gradient = torch.tensor([1.0, value])
+    assert not any(math.isfinite(norm) for norm in measure_gradient_norms([parameter_with(gradient)]))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse C")  # torch calls these layouts beta
+@pytest.mark.parametrize("layout", ["to_sparse_csr", "to_sparse_csc", "to_sparse_bsr"])
+def test_compressed_sparse_gradients_are_measured(layout):
+    """Elements 3 and -4: L1 is 7, L2 is 5."""
+    dense = torch.tensor([[3.0, 0.0], [0.0, -4.0]])
+    gradient = getattr(dense, layout)(*([(1, 1)] if layout == "to_sparse_bsr" else []))
+    l1, l2 = measure_gradient_norms([Holder(gradient)])
+    assert (float(l1), float(l2)) == (7.0, 5.0)
+
+
+class Holder:
+    """A parameter's gradient alone: torch lets no dense parameter have such a gradient."""
+
+    def __init__(self, grad):
+        self.grad = grad

@@ -1,12 +1,14 @@
 """`gradient_norms.jsonl`: written, gone on with, read back, and refused where it is damaged."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from hf_refined_schedule.norms.gradient_norms import GradientNorms
 from hf_refined_schedule.norms.norms_file import NORMS_FILE_NAME, NormsFileWriter, read_norms_file
+from hf_refined_schedule.norms.sources import load_norms
 
 from .refusals import refuses
 from .tolerances import EXACT_ROUNDING
@@ -76,6 +78,29 @@ def test_nothing_else_is_left_in_the_folder(path):
     assert [entry.name for entry in path.parent.iterdir()] == ["gradient_norms.jsonl"]
 
 
+def test_a_symbolic_link_is_not_followed(path):
+    """A fixed name of the temporary file could be a link that somebody else has put there."""
+    victim = path.with_name("victim")
+    victim.write_text("precious")
+    path.with_name(f"{NORMS_FILE_NAME}.tmp").symlink_to(victim)
+    NormsFileWriter(path, HEADER).append(ROWS)
+    assert (text_of(path), victim.read_text()) == (WHOLE, "precious")
+
+
+def test_a_failed_rewrite_leaves_the_file_and_nothing_else(path, monkeypatch):
+    writer = NormsFileWriter(path, HEADER)
+    writer.append(ROWS)
+
+    def full_disk(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        writer.rewrite_header({**HEADER, "num_training_steps": 8})
+    assert text_of(path) == WHOLE
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
 def test_the_folder_is_made(tmp_path):
     path = tmp_path / "runs" / "baseline" / NORMS_FILE_NAME
     NormsFileWriter(str(path), HEADER).append(ROWS)
@@ -119,11 +144,11 @@ def test_a_file_in_another_hand_is_read(path):
     path.write_text(
         '{"num_training_steps":3,"version":1,"format":"gradient_norms","note":"by hand"}\n'
         '{"l2":3,"l1":5,"step":1}\n'
-        '{"l2":0,"l1":0.0,"step":2,"comment":"a zero is a norm"}\n'
+        '{"l2":2,"l1":4.0,"step":2,"comment":"other fields do not matter"}\n'
     )
     norms = read_norms_file(path)
-    assert norms.l1.tolist() == [5.0, 0.0]
-    assert norms.l2.tolist() == [3.0, 0.0]
+    assert norms.l1.tolist() == [5.0, 4.0]
+    assert norms.l2.tolist() == [3.0, 2.0]
     assert norms.optimizer is None
 
 
@@ -149,6 +174,29 @@ def test_a_torn_last_line_is_dropped(path, cut):
 def test_a_last_line_torn_inside_a_character_is_dropped(path):
     path.write_bytes((FIRST_LINE + LINES[0]).encode() + '{"step": 2, "é'.encode()[:-1])
     assert read_norms_file(path).steps.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(b"\0" * 4096, id="null bytes"),
+        pytest.param(b"\0" * 80 + b"\n", id="null bytes and a line feed"),
+        pytest.param(LINES[3][:30].encode() + b"\0" * 4096, id="half a line and null bytes"),
+    ],
+)
+def test_null_bytes_at_the_end_are_a_torn_end(path, end):
+    """As a power loss leaves them: the file has grown, its last block was not written."""
+    path.write_bytes((FIRST_LINE + "".join(LINES[:3])).encode() + end)
+    for norms in (read_norms_file(path), load_norms(path)):
+        assert norms.steps.tolist() == [1, 2]
+    NormsFileWriter(path, HEADER, start_step=3)
+    assert text_of(path) == FIRST_LINE + "".join(LINES[:3])
+
+
+def test_a_byte_order_mark_is_skipped(path):
+    path.write_bytes(b"\xef\xbb\xbf" + WHOLE.encode())
+    for norms in (read_norms_file(path), load_norms(path)):
+        assert norms.l1.tolist() == [40.0, 30.0, 10.5]
 
 
 # --- a fresh run and a resumed one ---
@@ -234,8 +282,7 @@ def test_a_resumed_run_does_not_touch_what_it_cannot_read(path, content, words):
 def test_the_header_alone_is_rewritten(path):
     writer = NormsFileWriter(path, {**HEADER, "num_training_steps": None})
     writer.append(ROWS)
-    with refuses(str(path), "num_training_steps"):
-        read_norms_file(path)
+    assert (read_norms_file(path).num_training_steps, read_norms_file(path).finished) == (None, False)
     writer.rewrite_header(HEADER)
     assert text_of(path) == WHOLE
     writer.append([{**ROWS[3], "step": 5}])
@@ -348,11 +395,11 @@ def test_a_file_without_norms_is_refused(path, lines):
 
 
 @pytest.mark.parametrize("changes", [{"num_training_steps": None}, {}], ids=["null", "missing"])
-def test_a_run_of_unknown_length_is_refused(path, changes):
+def test_a_run_of_unknown_length_did_not_end(path, changes):
     header = {name: value for name, value in HEADER.items() if name != "num_training_steps"} | changes
     path.write_text(json.dumps({"format": "gradient_norms", "version": 1, **header}) + "\n" + "".join(LINES))
-    with refuses(str(path), "num_training_steps", "first line"):
-        read_norms_file(path)
+    norms = read_norms_file(path)
+    assert (norms.num_training_steps, norms.finished, norms.last_step) == (None, False, 4)
 
 
 # --- norms in memory ---
@@ -390,8 +437,35 @@ def test_norms_that_do_not_fit_together_are_refused(fields, words):
 
 
 @pytest.mark.parametrize(
+    ("steps", "l1", "l2", "kept", "zeros"),
+    [
+        pytest.param([1, 2, 3], [5, 0, 2], [4, 0, 1], [1, 3], [2], id="both norms are 0"),
+        pytest.param([1, 2, 3], [5, 1e-30, 2], [4, 0, 1], [1, 3], [2], id="the squares of L2 underflow"),
+        pytest.param([3, 5, 9], None, [0, 1, 1], [5, 9], [3], id="the first"),
+        pytest.param([3, 5, 9], [1, 1, 0], None, [3, 5], [9], id="the last"),
+        pytest.param([1, 2, 3, 4], None, [0, 1, 0, 1], [2, 4], [1, 3], id="half of them"),
+        pytest.param([1, 2], [5, 1], None, [1, 2], [], id="none"),
+    ],
+)
+def test_norms_of_0_are_left_out(steps, l1, l2, kept, zeros):
+    norms = GradientNorms(steps=steps, l1=l1, l2=l2)
+    assert (norms.steps.tolist(), norms.zero_steps.tolist(), norms.num_zero) == (kept, zeros, len(zeros))
+    assert norms.last_step == max(steps)
+    again = replace(norms, num_training_steps=20)
+    assert (again.steps.tolist(), again.zero_steps.tolist(), again.last_step) == (kept, zeros, max(steps))
+
+
+def test_norms_that_are_mostly_0_are_refused():
+    with refuses("the run", "3 of 5", "are 0", "at update 2", "at most half"):
+        GradientNorms(steps=range(1, 6), l1=[1, 0, 0, 1, 0], source="the run")
+
+
+@pytest.mark.parametrize(
     ("steps", "values", "expected"),
     [
+        pytest.param([1, 2, 3], [5, 0, 2], [5, 3.5, 2], id="a norm of 0 is interpolated"),
+        pytest.param([1, 2, 3], [0, 6, 2], [6, 6, 2], id="a first norm of 0 is the next one"),
+        pytest.param([1, 2, 3], [5, 6, 0], [5, 6, 6], id="a last norm of 0 is the one before"),
         pytest.param([1, 2, 3], [5, 1, 2], [5, 1, 2], id="one for each step"),
         pytest.param([1, 5], [1, 9], [1, 3, 5, 7, 9], id="on a line between two"),
         pytest.param([1, 2, 4], [6, 2, 3], [6, 2, 2.5, 3], id="an update that was not taken"),

@@ -1,10 +1,13 @@
-"""scripts/pilot.py, run as a user runs it on runs of a few seconds; its arithmetic on norms made up here."""
+"""scripts/pilot.py, run as a user runs it on runs of a few seconds; its arithmetic on invented norms."""
 
-import importlib.util
+import shutil
 import sys
 
 import numpy as np
+import pilot
 import pytest
+from experiments.fine_tuning import Setting
+from experiments.pilots import Row, Schedule, compare_pilots, conclusion, first_part, format_spread, read_norms
 
 from hf_refined_schedule import load_norms
 from hf_refined_schedule.norms.gradient_norms import GradientNorms
@@ -26,21 +29,6 @@ ROWS = [
     "run of 25 % of the length",
     "run of 25 % of the length, as the first 25 %",
 ]
-
-
-@pytest.fixture(scope="module")
-def pilot():
-    """The script as a module, which imports its neighbours."""
-    specification = importlib.util.spec_from_file_location("pilot", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    sys.path.insert(0, str(SCRIPT.parent))
-    sys.modules["pilot"] = module  # where dataclasses look for their module
-    try:
-        specification.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
-        del sys.modules["pilot"]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +81,7 @@ def test_norms_are_kept_for_the_package_to_read(folder):
     header, *rows = (folder / "norms.csv").read_text().splitlines()
     assert (header.count(", seed "), len(rows)) == (4, STEPS)
     for path in norms_files(folder):
-        if path.match(f"scratch_*/{STEPS}/**/linear_*_2/*"):
+        if path.match(f"scratch_*/cells/linear_*_2_{STEPS}_steps/*"):
             norms = load_norms(folder / "norms.csv", column="scratch, full run, seed 2", norm="l1")
             assert norms.l1 == pytest.approx([row["l1"] for row in read_rows(path)[1]], rel=1e-5)
             break
@@ -116,13 +104,35 @@ def test_a_rerun_makes_what_a_kill_has_left_and_nothing_else(folder):
     assert tables_of(folder) == report
 
 
-def test_every_run_has_a_folder_of_its_own(pilot, monkeypatch, tmp_path):
-    def prepared(model, data, grid, size):
-        return pilot.Setting(grid.regime, "", "", "", f"{grid.output_dir}/{size or ''}", 8, False, 1)
+def test_the_report_is_made_from_the_kept_norms(folder, tmp_path):
+    copy = tmp_path / "pilot"
+    copy.mkdir()
+    for name in ("norms.csv", "grid.json"):
+        shutil.copy(folder / name, copy)
+    done = run_command(BIN / "python", SCRIPT, "--output_dir", copy, "--report_only", *WORDS)
+    assert done.returncode == 0, done.stderr
+    assert copy.with_suffix(".md").read_bytes() == folder.with_suffix(".md").read_bytes()
+    assert sorted(path.name for path in copy.iterdir()) == ["grid.json", "norms.csv", "schedules.png"]
 
-    monkeypatch.setattr(pilot, "prepare", prepared)
+
+def test_runs_of_unequal_length_are_kept_in_one_table(folder):
+    lengths = {name: len(norms.steps) for name, norms in read_norms(folder / "norms.csv").items()}
+    short = STEPS // 4
+    assert lengths == {
+        "scratch, full run, seed 1": STEPS,
+        "scratch, full run, seed 2": STEPS,
+        "scratch, run of 25 % of the length, seed 1": short,
+        "scratch, run of 25 % of the length, seed 2": short,
+    }
+
+
+def test_every_run_has_a_folder_of_its_own(monkeypatch, tmp_path):
+    def prepared(model, data, training, size=None):
+        return Setting(training.regime, "", "", "", f"{training.output_dir}/{size or ''}", 8, False, 1)
+
+    monkeypatch.setattr(pilot, "prepare_setting", prepared)
     options = pilot.make_parser().parse_args(["--output_dir", str(tmp_path)])
-    runs = [run for regime in ("finetune", "scratch") for run in pilot.plan(options, regime)]
+    runs = [run for regime in ("finetune", "scratch") for run in pilot.plan_runs(options, regime)]
     assert len({run.norms_file for run in runs}) == len(runs) == 2 * 3 * 5
     assert not any(run.is_recorded for run in runs)
     steps = {run.name: run.cell.steps for run in runs}
@@ -135,16 +145,16 @@ def test_every_run_has_a_folder_of_its_own(pilot, monkeypatch, tmp_path):
         assert ("n_layer=1" in str(run.norms_file)) is run.name.endswith("layers")
 
 
-def test_distances_worked_out_by_hand(pilot):
+def test_distances_calculated_by_hand():
     """The norms halve at half the run, of which the first half, and a run of constant norms, know nothing."""
     falling, constant = run_of(np.repeat([2.0, 1.0], 500)), run_of(np.ones(1000))
     sources = {
         "full run": [falling, falling],
-        "half": [pilot.first_part(falling, 0.5)] * 2,
+        "half": [first_part(falling, 0.5)] * 2,
         "constant": [constant] * 2,
         "twice as often": [run_of(np.repeat([2.0, 1.0], 1000))] * 2,
     }
-    other, linear, half, flat, finer = pilot.compare(sources, "keep")
+    other, linear, half, flat, finer = compare_pilots(sources, "keep")
     assert other.distances == [0, 0]
     for row in (flat, half):
         assert row.distances == pytest.approx(linear.distances, rel=EXACT_ROUNDING)
@@ -156,16 +166,16 @@ def test_distances_worked_out_by_hand(pilot):
     assert finer.num_closer_than(linear) == 2
 
 
-def test_the_first_part_of_a_run(pilot):
+def test_the_first_part_of_a_run():
     norms = run_of(np.linspace(2, 1, 100))
-    part = pilot.first_part(norms, 0.25)
+    part = first_part(norms, 0.25)
     assert (list(part.steps), part.num_training_steps) == (list(range(1, 26)), 100)
-    assert pilot.first_part(norms, 1.0).l1.tolist() == norms.l1.tolist()
+    assert first_part(norms, 1.0).l1.tolist() == norms.l1.tolist()
 
 
-def test_what_is_said_of_a_table(pilot):
+def test_the_conclusion_from_a_table():
     def row(name, distances, *verdicts):
-        return pilot.Row(name, distances, [pilot.Schedule(np.array([1.0, 0.0]), verdict) for verdict in verdicts])
+        return Row(name, distances, [Schedule(np.array([1.0, 0.0]), verdict) for verdict in verdicts])
 
     rows = [
         row("full run, another seed", [0.1, 0.1], "doubtful", "linear will do"),
@@ -174,13 +184,13 @@ def test_what_is_said_of_a_table(pilot):
         row("fair", [0.2, 0.31], "doubtful", "linear will do"),
         row("bad", [0.3, 0.4], "linear will do", "doubtful"),
     ]
-    assert pilot.conclusion(rows) == (
-        "Closer to the full run's schedule than linear decay with every seed: good. With some seeds only: fair. With none, so "
+    assert conclusion(rows) == (
+        "Closer to the full run's schedule than linear decay with every seed: good. With some seeds only: fair. With no seed, so "
         "that linear decay is the better guess: bad. As close on average as a full run with another seed: good. Another verdict "
         "than the full run's with some seed: bad."
     )
-    assert pilot.spread([0.1, 0.3], "{:.1f}".format) == "0.2 [0.1, 0.3]"
-    assert pilot.spread([0.11, 0.12], "{:.1f}".format) == "0.1"
+    assert format_spread([0.1, 0.3], "{:.1f}".format) == "0.2 [0.1, 0.3]"
+    assert format_spread([0.11, 0.12], "{:.1f}".format) == "0.1"
     assert rows[3].distance == pytest.approx(0.255, rel=EXACT_ROUNDING)
 
 
@@ -189,11 +199,12 @@ def test_what_is_said_of_a_table(pilot):
     [
         (("--num_seeds", "1"), "--num_seeds is 1"),
         (("--steps", "15"), "--steps 15 has fewer than 2 updates"),
-        (("--parts", "2"), "2 is no share of the run"),
+        (("--parts", "2"), "2 is not a fraction of the run"),
         (("--regimes", "lora"), "invalid choice: 'lora'"),
+        (("--report_only", "--output_dir", "nowhere"), "norms.csv is missing"),
     ],
 )
-def test_bad_usage(pilot, monkeypatch, capsys, words, message):
+def test_bad_usage(monkeypatch, capsys, words, message):
     monkeypatch.setattr(sys, "argv", ["pilot.py", *words])
     with pytest.raises(SystemExit) as exit:
         pilot.main()

@@ -20,14 +20,15 @@ from hf_refined_schedule.theory import refinement
 from hf_refined_schedule.training import rank_zero
 from hf_refined_schedule.training.rank_zero import MalformedMessageError, on_rank_zero
 
-from .records import norms_of, refined, write_norms
+from .records import norms_of, schedule_of, write_norms
 from .tiny import BIN, SCRIPTS, free_port, run_command, torchrun
+from .tolerances import LAUNCH_SECONDS
 
 ALONE = SCRIPTS / "one_rank_alone.py"
 
 
 def expected(norms, **options):
-    grid = refined(norms_of(norms), **options).grid
+    grid = schedule_of(norms_of(norms), **options).grid
     return [refinement.multiplier_at(grid, step / 20) for step in range(20)]
 
 
@@ -387,12 +388,12 @@ def test_two_nodes_without_a_shared_disk(tmp_path):
             "-m", "hf_refined_schedule", "launch", "--refined-from", "baseline", SCRIPTS / "unmodified_trainer.py", "--output_dir", "out",
             "--per_device_train_batch_size", 2, *options, "--use_cpu", "--dataloader_pin_memory", "false", "--disable_tqdm", "true",
             "--lr_scheduler_type", "refined", "--learning_rate", 1.0,
-            folder=nodes[rank], timeout=90, ACCELERATE_USE_CPU="true",
+            folder=nodes[rank], timeout=LAUNCH_SECONDS, ACCELERATE_USE_CPU="true",
         )  # fmt: skip
 
     with ThreadPoolExecutor(2) as pool:
         done = list(pool.map(launch, range(2)))
-    grid = refined(norms_of(norms)).grid
+    grid = schedule_of(norms_of(norms)).grid
     for rank, node in enumerate(nodes):
         world_size, rates = (node / "out" / f"rank{rank}.txt").read_text().split(" ", 1)
         assert int(world_size) == 2, done[rank].stderr

@@ -16,7 +16,7 @@ from hf_refined_schedule.theory.refinement import (
 )
 
 from . import reference
-from .records import norms_of, refined
+from .records import norms_of, schedule_of
 from .refusals import refuses
 from .tolerances import EXACT_ROUNDING, REFINE_MILLION_SECONDS
 
@@ -29,7 +29,7 @@ SMOOTHINGS = [0, 0.05, 0.1, 0.5, 1.0]
 def refined_grid(norms, norm="l1", **options):
     """The schedule that training uses: the formula on the norms of T updates and a repeat of the last."""
     record = norms_of(**{norm: norms}, planned=options.get("num_training_steps", len(norms)))
-    return refined(record, "adam" if norm == "l1" else "sgd", pilot=True, **options).grid
+    return schedule_of(record, "adam" if norm == "l1" else "sgd", pilot=True, **options).grid
 
 
 def random_norms(steps):

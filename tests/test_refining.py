@@ -14,7 +14,7 @@ from hf_refined_schedule.schedules import refining
 from hf_refined_schedule.schedules.refinement_options import RefinementOptions
 from hf_refined_schedule.schedules.schedule_file import write_schedule
 
-from .records import load_schedule, norms_of, refined, write_norms
+from .records import load_schedule, norms_of, schedule_of, write_norms
 from .refusals import refuses
 
 FALLING = list(np.linspace(3, 1, 40))
@@ -78,13 +78,18 @@ def test_every_command_has_every_option(command):
         pytest.param({"norm": "L1"}, ["norm is 'L1'", '"l1"'], id="norm"),
         pytest.param({"norm": ["l1"]}, ["norm is ['l1']"], id="a list for the norm"),
         pytest.param({"power": 0.0}, ["power is 0.0", "negative"], id="power"),
+        pytest.param({"power": -(10**400)}, ["power is -1000"], id="power beyond float64"),
+        pytest.param({"norm": "l" * 1000}, ["norm is 'lll"], id="a long norm"),
         pytest.param({"smoothing": 10}, ["smoothing is 10", "not steps"], id="smoothing in steps"),
         pytest.param({"smoothing": "0.1"}, ["smoothing is '0.1'"], id="text for the smoothing"),
         pytest.param({"rising_norms": "skip"}, ["rising_norms is 'skip'", '"ignore"'], id="rising norms"),
         pytest.param({"column": 3}, ["column is 3"], id="column"),
         pytest.param({"pilot": "yes"}, ["pilot is 'yes'", "true or false"], id="pilot"),
         pytest.param({"allow_degenerate": 1}, ["allow_degenerate is 1"], id="allow_degenerate"),
-        pytest.param({"num_training_steps": 100}, ["num_training_steps is 100", "pilot"], id="a horizon, no pilot"),
+        pytest.param(
+            {"num_training_steps": 10**12}, ["num_training_steps is 1000000000000", "50,000,000"], id="10^12 steps"
+        ),
+        pytest.param({"num_training_steps": True}, ["num_training_steps is True"], id="true steps"),
         pytest.param({"num_training_steps": 0, "pilot": True}, ["num_training_steps is 0"], id="no steps"),
         pytest.param(
             {"num_training_steps": 10.0, "pilot": True}, ["num_training_steps is 10.0"], id="fractional steps"
@@ -116,7 +121,7 @@ def test_an_unknown_keyword_names_the_nearest(keyword, words):
 
 
 def test_a_keyword_of_none_is_not_given(tmp_path):
-    write_schedule(refined(norms_of(FALLING)), tmp_path / "schedule.json")
+    write_schedule(schedule_of(norms_of(FALLING)), tmp_path / "schedule.json")
     get_refined_schedule(optimizer(), 0, 40, refined_from=tmp_path / "schedule.json", smoothing=None, norm=None)
 
 

@@ -12,6 +12,7 @@ from hf_refined_schedule import GradientNormCallback, RefinedScheduleTrainer, lo
 from hf_refined_schedule.norms.norms_file import read_norms_file
 from hf_refined_schedule.training.checkpoints import last_complete_checkpoint
 
+from .records import schedule_of
 from .tiny import (
     CAN_RESUME_ON_CPUS,
     SCRIPTS,
@@ -23,7 +24,7 @@ from .tiny import (
     tiny_model,
     torchrun,
 )
-from .tolerances import FLOAT32_GRADIENTS
+from .tolerances import COMMAND_SECONDS, FLOAT32_GRADIENTS
 
 TWO_RANKS = SCRIPTS / "two_ranks.py"
 NAME = "gradient_norms.jsonl"
@@ -142,11 +143,11 @@ def test_a_checkpoint_from_before_the_recording(tmp_path, caplog):
     assert "lacks 10 updates from before this run was resumed" in warnings_of(caplog)[0]
     norms = load_norms(tmp_path)
     assert (norms.steps[0], norms.steps[-1], norms.num_training_steps) == (11, 30, 30)
-    assert any("first 10 updates are missing" in note for note in refined(norms, "adam").notes)
+    assert any("first 10 updates are missing" in note for note in schedule_of(norms, "adam").notes)
     file = tmp_path / NAME
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:15]))
     with pytest.raises(ValueError, match="covers 24 of 30"):
-        refined(load_norms(tmp_path), "adam")
+        schedule_of(load_norms(tmp_path), "adam")
 
 
 # --- something happened to the file ---
@@ -213,7 +214,7 @@ def test_what_cannot_be_gone_on_with_is_left_alone(whole, refined, caplog, happe
     again = run(folder, 10, **refined)
     assert (rates(again), logged(again, "grad_norm_l1")) == (rates(before), logged(before, "grad_norm_l1"))
     assert text is None or (folder / NAME).read_text() == text
-    assert not (folder / f"{NAME}.tmp").exists()
+    assert not list(folder.glob(f".{NAME}.*"))
     assert len(warnings_of(caplog)) == 1
     assert "not recorded from update 11 on" in warnings_of(caplog)[0]
     assert warning in warnings_of(caplog)[0]
@@ -538,7 +539,7 @@ class TakeTurns(TrainerCallback):
 
     def take_turns(self, args, state, control, **kwargs):
         self.other.release()
-        assert self.mine.acquire(timeout=60)
+        assert self.mine.acquire(timeout=COMMAND_SECONDS)
 
     on_pre_optimizer_step = on_step_end = take_turns
 

@@ -7,10 +7,13 @@ import shutil
 import pytest
 from datasets import Dataset, DatasetDict
 from experiments.builtin_text import builtin_documents
+from experiments.language_modeling import END_OF_TEXT, train_byte_level_bpe
+from tokenizers import ByteLevelBPETokenizer
 
 from hf_refined_schedule.training.checkpoints import last_complete_checkpoint
 
 from .tiny import BIN, REPOSITORY, accelerate_launch, read_rows, run_command
+from .tolerances import QUICKSTART_SECONDS
 
 RUN_CLM = REPOSITORY / "scripts" / "run_clm.py"
 SHORT = (
@@ -39,6 +42,15 @@ def pretrained(tmp_path_factory):
     text.write_text("\n".join(TEXT))
     run_clm("--train_file", text, *NEW_MODEL, *SHORT, "--output_dir", folder)
     return folder
+
+
+def test_the_tokenizer_is_a_byte_level_bpe():
+    tokenizer, reference = train_byte_level_bpe(TEXT, 400), ByteLevelBPETokenizer()
+    reference.train_from_iterator(TEXT, 400, special_tokens=[END_OF_TEXT])
+    assert tokenizer.get_vocab_size() == 400
+    for text in (*TEXT, " ünïcode\n\t\N{CJK UNIFIED IDEOGRAPH-4E00} ", END_OF_TEXT):
+        assert tokenizer.encode(text).ids == reference.encode(text).ids
+        assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
 
 
 def test_from_scratch_with_a_tokenizer_of_its_own(pretrained):
@@ -119,7 +131,12 @@ def test_quickstart_with_few_steps(tmp_path):
         (copy / ".venv" / "bin" / name).write_text(f'#!/bin/sh\nexec "{BIN / name}" "$@"\n')
         (copy / ".venv" / "bin" / name).chmod(0o755)
     done = run_command(
-        "bash", copy / "scripts" / "quickstart.sh", STEPS="10", PRETRAIN_STEPS="5", OUT=tmp_path / "out", timeout=600
+        "bash",
+        copy / "scripts" / "quickstart.sh",
+        STEPS="10",
+        PRETRAIN_STEPS="5",
+        OUT=tmp_path / "out",
+        timeout=QUICKSTART_SECONDS,
     )
     assert done.returncode == 0, done.stderr
     for schedule in ("linear", "cosine", "refined"):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import struct
 import time
 
 import numpy as np
@@ -14,7 +15,7 @@ from transformers import Trainer
 
 from hf_refined_schedule import get_refined_schedule, load_norms, register
 
-from .records import load_schedule
+from .records import entries, json_lines, load_schedule, write_norms, write_state
 from .refusals import refuses
 from .tiny import BIN, rates, run_command, tiny_arguments, tiny_data, tiny_model
 
@@ -31,11 +32,6 @@ def table(path, names, rows, delimiter=","):
 def steps_and(values, every=1, first=None):
     first = every if first is None else first
     return [(first + every * index, value) for index, value in enumerate(values)]
-
-
-def json_lines(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 # --- tables ---
@@ -102,6 +98,55 @@ def test_rows_without_a_value_are_left_out_and_bad_ones_are_counted(tmp_path):
     assert norms.num_not_finite == 1
     assert "36 L2 norms" in norms.description
     assert "1 not finite" in norms.description
+
+
+def test_an_underscore_is_no_part_of_a_number(tmp_path):
+    """Python reads "1_0" as ten: here a step of none, and a norm that is not finite."""
+    rows = [*steps_and(VALUES), ("4_1", 1.0), (42, "1_0")]
+    norms = load_norms(table(tmp_path / "log.csv", ["step", "grad_norm"], rows))
+    assert norms.steps.tolist() == list(range(1, 41))
+    assert norms.num_not_finite == 1
+
+
+@pytest.mark.parametrize(
+    ("mark", "encoding"),
+    [(b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be")],
+    ids=["UTF-8", "UTF-16, as PowerShell writes it", "UTF-16, big-endian"],
+)
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("step,grad_norm\n" + "".join(f"{s},{v}\n" for s, v in steps_and(VALUES)), id="a table"),
+        pytest.param("".join(f'{{"step": {s}, "grad_norm": {v}}}\n' for s, v in steps_and(VALUES)), id="JSON Lines"),
+        pytest.param(json.dumps({"step": list(range(1, 41)), "grad_norm": VALUES}), id="JSON by column"),
+        pytest.param(
+            json.dumps({"log_history": [{"step": s, "grad_norm": v} for s, v in steps_and(VALUES)]}, indent=1),
+            id="a Trainer's state",
+        ),
+        pytest.param("".join(f"step: {s}, grad_norm: {v}\n" for s, v in steps_and(VALUES)), id="console output"),
+    ],
+)
+def test_a_byte_order_mark_is_skipped(tmp_path, text, mark, encoding):
+    path = tmp_path / "log"
+    path.write_bytes(mark + text.encode(encoding))
+    norms = load_norms(path)
+    assert norms.l2.tolist() == VALUES
+    assert norms.steps.tolist() == list(range(1, 41))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "step,grad_norm\n" + "".join(f"{step},1.5\n" for step in range(1, 31)),
+        "".join(f'{{"step": {step}, "grad_norm": 1.5}}\n' for step in range(1, 31)),
+        json.dumps({"log_history": [{"step": step, "grad_norm": 1.5} for step in range(1, 31)]}),
+    ],
+    ids=["a table", "JSON Lines", "a Trainer's state"],
+)
+def test_null_bytes_at_the_end_of_a_log_are_passed_over(tmp_path, text):
+    path = tmp_path / "log"
+    path.write_bytes(text.encode() + b"\0" * 4096)
+    assert load_norms(path).l2.tolist() == [1.5] * 30
 
 
 def test_a_column_is_taken_by_name(tmp_path):
@@ -187,6 +232,19 @@ def test_a_log_history_alone(tmp_path, indent):
     assert norms.num_training_steps is None
 
 
+def test_lists_for_columns(tmp_path):
+    """Evaluations have a list of another length; an indent makes no difference."""
+    path = tmp_path / "history.json"
+    history = {"step": list(range(2, 81, 2)), "train": {"grad_norm": VALUES}, "eval_loss": [3.0, 2.0]}
+    for indent in (None, 1):
+        path.write_text(json.dumps(history, indent=indent))
+        norms = load_norms(path)
+        assert norms.l2.tolist() == VALUES
+        assert norms.steps.tolist() == list(range(2, 81, 2))
+        assert norms.origin == "JSON by column"
+    assert load_norms(path, column="train.grad_norm", norm="l1").l1.tolist() == VALUES
+
+
 def test_a_state_of_more_than_200_megabytes_is_refused(tmp_path):
     path = tmp_path / "trainer_state.json"
     path.write_bytes(b'{"log_history": [\n' + b" " * 2**16)
@@ -244,7 +302,81 @@ def test_damaged_events_are_refused_or_read_up_to_the_damage(events):
             assert norms.l2.tolist() == pytest.approx(VALUES[: len(norms.l2)])
 
 
+def event(tag, tensor, step=1):
+    """A record of an event file, framed and with its checksums."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+    summary = Summary(value=[Summary.Value(tag=tag, tensor=tensor)])
+    content = Event(step=step, summary=summary).SerializeToString()
+    length = struct.pack("<Q", len(content))
+    checksums = [struct.pack("<I", masked_crc32c(part)) for part in (length, content)]
+    return length + checksums[0] + content + checksums[1]
+
+
+def float_tensor(values, shape):
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+
+    dimensions = [TensorShapeProto.Dim(size=size) for size in shape]
+    return TensorProto(dtype=1, float_val=values, tensor_shape=TensorShapeProto(dim=dimensions))
+
+
+@pytest.mark.parametrize("shape", [[], [1], [1, 1]])
+def test_a_tensor_with_one_element_is_a_scalar(events, shape):
+    records = [event("grad_norm_l1", float_tensor([2.0 * value], shape), step) for step, value in steps_and(VALUES)]
+    whole = events.read_bytes()
+    events.write_bytes(whole[: 16 + whole[0]] + b"".join(records))  # the first record is the version of the format
+    norms = load_norms(events)
+    np.testing.assert_allclose(norms.l1, [2.0 * value for value in VALUES], rtol=1e-7)  # stored as float32
+    assert norms.steps.tolist() == list(range(1, 41))
+
+
+def test_a_tensor_with_many_elements_is_no_norm(events):
+    """A record of 20 bytes can declare 2 * 10^8 elements."""
+    events.write_bytes(events.read_bytes() + event("train/grad_norm", float_tensor([1.0], [200_000_000])))
+    np.testing.assert_allclose(load_norms(events).l2, VALUES, rtol=1e-7)
+
+
+def test_events_without_a_norm_say_what_they_hold(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path / "runs" / "one")) as writer:
+        for step in range(30):
+            writer.add_scalar("train/loss", 1.0, step)
+    with refuses("events.out.tfevents", "no scalar", "'train/loss'", "name one as column", "trainer_state.json"):
+        load_norms(tmp_path)
+
+
+def test_a_dangling_link_among_event_files_is_passed_over(events, tmp_path):
+    (events.parent / "events.out.tfevents.9999999999.host.1.1").symlink_to(tmp_path / "nowhere")
+    assert load_norms(tmp_path).source == str(events)
+
+
 # --- what is no log ---
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.csv", "step,loss\n" + "1,2.5\n" * 30),
+        ("train.jsonl", '{"step": 1, "loss": 2.5}\n' * 30),
+        ("train.log", "Training is under way.\n" * 30),
+        ("history.json", '{"step": [1, 2], "loss": [2.5, 2.0]}'),
+        ("all_results.json", '{"train_loss": 2.5}'),
+    ],
+)
+def test_a_log_without_norms_points_to_the_one_beside_it(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with refuses(name, "gradient_norms.jsonl", "trainer_state.json"):
+        load_norms(tmp_path / name)
+    write_state(tmp_path / "trainer_state.json", entries(30))
+    with refuses(name, "pass the trainer_state.json beside it"):
+        load_norms(tmp_path / name)
+    write_norms(tmp_path / "gradient_norms.jsonl", [1.0] * 30)
+    with refuses(name, "pass the gradient_norms.jsonl beside it"):
+        load_norms(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -375,7 +507,7 @@ def test_the_memory_of_a_table_grows_by_tens_of_bytes_a_row(tmp_path):
     path.write_text("step,grad_norm\n" + "".join(f"{step},1.5\n" for step in range(1, 500_001)))
     code = (
         "import resource, sys\nfrom hf_refined_schedule import load_norms, linear_decay\n"
-        "from hf_refined_schedule.norms import run_logs\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "from hf_refined_schedule.norms import log_rows\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "load_norms(sys.argv[1])\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     done = run_command(BIN / "python", "-c", code, path)

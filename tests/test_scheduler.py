@@ -12,7 +12,7 @@ from transformers import get_linear_schedule_with_warmup, get_scheduler
 from hf_refined_schedule import GradientNorms, get_refined_schedule, register
 from hf_refined_schedule.schedules.schedule_file import write_schedule
 
-from .records import refined, write_norms
+from .records import schedule_of, write_norms
 from .tolerances import EXACT_ROUNDING
 
 register()
@@ -296,6 +296,10 @@ REFUSALS = [
     ("no steps", {"refined_from": "x", "num_training_steps": None}, "num_training_steps is None"),
     ("zero steps", {"refined_from": "x", "num_training_steps": 0}, "num_training_steps is 0"),
     ("negative warm-up", {"refined_from": "x", "num_warmup_steps": -1}, "num_warmup_steps is -1"),
+    ("text for the floor", {"refined_from": "x", "min_lr_ratio": "0.1"}, "min_lr_ratio is '0.1'"),
+    ("no source", {"refined_from": ""}, "refined_from is ''"),
+    ("a list of norms", {"refined_from": "x", "norm": ["l1"]}, "norm is \\['l1'\\]"),
+    ("a norm in capitals", {"refined_from": "x", "norm": "L1"}, "norm is 'L1'"),
     ("floor above the peak", {"refined_from": "x", "min_lr_ratio": 1.5}, "min_lr_ratio is 1.5"),
     ("positive exponent", {"refined_from": norms(FALLING), "power": 1}, "power is 1"),
     ("smoothing in steps", {"refined_from": norms(FALLING), "smoothing": 20}, "smoothing is 20"),
@@ -337,7 +341,7 @@ def test_a_file_of_something_else_says_what_to_pass(tmp_path, content):
 
 def test_a_schedule_file_is_used_as_it_is(tmp_path):
     path = tmp_path / "schedule.json"
-    write_schedule(refined(norms(FALLING), "adam", smoothing=0), path)
+    write_schedule(schedule_of(norms(FALLING), "adam", smoothing=0), path)
     scheduler = get_refined_schedule(optimizer_of(), 0, 4, refined_from=path)
     assert rates_of(scheduler, 5) == [0.875, 0.75, 1.0, 0.5, 0.0]
     with pytest.raises(ValueError, match="--optimizer sgd"):
@@ -359,7 +363,7 @@ DAMAGE = {
     "no text": lambda path: path.write_bytes(b"\x00" * 1000),
     "of another version": lambda path: path.write_text(path.read_text().replace('"version": 1', '"version": 2', 1)),
     "too short": lambda path: write_norms(path, [2.0], planned=40),
-    "a schedule for SGD": lambda path: write_schedule(refined(norms(None, FALLING), "sgd"), path),
+    "a schedule for SGD": lambda path: write_schedule(schedule_of(norms(None, FALLING), "sgd"), path),
 }
 
 
@@ -379,3 +383,28 @@ def test_a_damaged_source_stops_a_new_run_and_never_a_resumed_one(tmp_path, capl
         whole[6:], abs=EXACT_ROUNDING
     )  # the optimizer's state has the first
     assert [record.message.count("continues the refined schedule it began with") for record in caplog.records] == [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("AdamW", None),
+        ("Lion", None),
+        ("PagedAdamW8bit", None),
+        ("Muon", "Muon takes orthogonalised steps, whose weights are the inverse nuclear norm"),
+        ("Landing", "The steps of Landing are not known; the weights for Adam stand in."),
+    ],
+)
+def test_an_optimizer_with_other_steps_has_a_stand_in_and_is_told_so(caplog, name, words):
+    optimizer = optimizer_of(type(name, (torch.optim.Adam,), {}))
+    scheduler = get_refined_schedule(optimizer, 0, 4, refined_from=norms(FALLING), smoothing=0)
+    assert scheduler.get_last_lr() == [0.875]
+    stand_ins = [record.message for record in caplog.records if name in record.message]
+    assert [words in message for message in stand_ins] == ([] if words is None else [True])
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon since 2.9")
+def test_torchs_own_muon_has_a_stand_in(caplog):
+    optimizer = torch.optim.Muon([torch.nn.Parameter(torch.ones(2, 2))], lr=1.0)
+    get_refined_schedule(optimizer, 0, 4, refined_from=norms(FALLING), smoothing=0)
+    assert "nuclear norm" in caplog.text

@@ -1,5 +1,6 @@
 """Norms and schedules from what earlier runs left behind: found, recognised, refined, written and read again."""
 
+import hashlib
 import json
 import math
 from dataclasses import replace
@@ -12,7 +13,7 @@ from hf_refined_schedule.norms.sources import MissingSourceError, find_source, l
 from hf_refined_schedule.schedules.schedule_file import read_schedule, write_schedule
 
 from . import reference
-from .records import entries, entry, load_schedule, norms_of, refined, write_norms, write_state
+from .records import entries, entry, load_schedule, norms_of, schedule_of, write_norms, write_state
 from .refusals import refuses
 from .tolerances import EXACT_ROUNDING, SPARSE_LOG_RMSE
 
@@ -200,6 +201,11 @@ def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
     assert load_norms("~/runs").l1.tolist() == [3.0] * 5
 
 
+def test_the_home_folder_of_an_unknown_user_is_a_missing_source():
+    with refuses("'~nosuchuser/runs'", "gradient_norms.jsonl", error=MissingSourceError):
+        load_norms("~nosuchuser/runs")
+
+
 def test_a_missing_source_is_both_a_missing_file_and_a_bad_value(tmp_path):
     assert issubclass(MissingSourceError, FileNotFoundError)
     assert issubclass(MissingSourceError, ValueError)
@@ -248,7 +254,7 @@ def test_a_file_of_something_else_is_refused(tmp_path, content):
 
 def test_a_schedule_file_holds_no_norms(tmp_path):
     path = tmp_path / "schedule.json"
-    write_schedule(refined(GradientNorms(np.arange(1, 101), l1=np.ones(100)), "adam"), path)
+    write_schedule(schedule_of(GradientNorms(np.arange(1, 101), l1=np.ones(100)), "adam"), path)
     with refuses(str(path), "is a schedule file", "the run that it was made from"):
         load_norms(path)
 
@@ -276,7 +282,7 @@ SHAPE, OTHER = [4.0, 2.0, 1.0, 2.0], [8.0, 8.0, 8.0, 8.0]
     ],
 )
 def test_the_weights_follow_the_optimizer(norms, optimizer, options, expected, norm, power):
-    schedule = refined(norms, optimizer, smoothing=0, **options)
+    schedule = schedule_of(norms, optimizer, smoothing=0, **options)
     assert_equal_up_to_rounding(schedule.grid, expected)
     assert (schedule.optimizer, schedule.norm, schedule.power) == (optimizer, norm, power)
     assert (schedule.smoothing, schedule.source) == (0.0, "the run")
@@ -285,7 +291,7 @@ def test_the_weights_follow_the_optimizer(norms, optimizer, options, expected, n
 @pytest.mark.parametrize("options", [{}, {"smoothing": 0.1}], ids=["unless said", "said"])
 def test_a_tenth_of_the_run_is_smoothed(options):
     norms = np.random.default_rng(0).lognormal(size=60)
-    schedule = refined(norms_of(norms), "adam", **options)
+    schedule = schedule_of(norms_of(norms), "adam", **options)
     assert_equal_up_to_rounding(schedule.grid, reference.refined_grid(norms, -1, 0.1))
     assert schedule.smoothing == 0.1
 
@@ -341,16 +347,16 @@ def test_several_runs_are_as_good_as_the_worst_of_them(tmp_path):
 
 
 def test_updates_without_a_norm_are_interpolated():
-    schedule = refined(norms_of([4.0, 2.0, 2.0], steps=[1, 2, 4]), "adam", smoothing=0)
+    schedule = schedule_of(norms_of([4.0, 2.0, 2.0], steps=[1, 2, 4]), "adam", smoothing=0)
     assert_equal_up_to_rounding(schedule.grid, reference.refined_grid([4, 2, 2, 2], -1, 0))
-    schedule = refined(norms_of([4.0, 2.0], steps=[1, 3]), "adam", smoothing=0)
+    schedule = schedule_of(norms_of([4.0, 2.0], steps=[1, 3]), "adam", smoothing=0)
     assert_equal_up_to_rounding(schedule.grid, reference.refined_grid([4, 3, 2], -1, 0))
 
 
 @pytest.mark.parametrize("options", [{}, {"power": -2}])
 def test_sgd_with_l1_norms_alone_is_refused(options):
     with refuses("the run", "L1", "L2", "norm"):
-        refined(norms_of([1.0] * 30), "sgd", **options)
+        schedule_of(norms_of([1.0] * 30), "sgd", **options)
 
 
 @pytest.mark.parametrize(
@@ -363,7 +369,7 @@ def test_sgd_with_l1_norms_alone_is_refused(options):
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_a_norm_that_is_not_there_is_refused(norms, norm, words, optimizer):
     with refuses("the run", *words):
-        refined(norms, optimizer, norm=norm)
+        schedule_of(norms, optimizer, norm=norm)
 
 
 @pytest.mark.parametrize(
@@ -378,13 +384,13 @@ def test_a_norm_that_is_not_there_is_refused(norms, norm, words, optimizer):
 )
 def test_arguments_out_of_range_are_refused(optimizer, options, words):
     with refuses(*words):
-        refined(norms_of([1.0] * 30, [1.0] * 30), optimizer, **options)
+        schedule_of(norms_of([1.0] * 30, [1.0] * 30), optimizer, **options)
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        pytest.param([1.0] * 10 + [0.0] * 20, ["smoothed", "0"], id="norms vanish"),
+        pytest.param([1.0] * 10 + [0.0] * 20, ["20 of 30", "are 0", "at update 11"], id="norms vanish"),
         pytest.param([1.0] * 29 + [NAN], ["nan"], id="nan"),
         pytest.param([1.0] * 29 + [-1.0], ["negative"], id="negative"),
         pytest.param([1.0], ["at least 2"], id="one norm"),
@@ -392,7 +398,38 @@ def test_arguments_out_of_range_are_refused(optimizer, options, words):
 )
 def test_norms_that_make_no_schedule_are_refused_with_their_source(values, words):
     with refuses("the run", *words):
-        refined(norms_of(values), "adam")
+        schedule_of(norms_of(values), "adam")
+
+
+@pytest.mark.parametrize(
+    ("values", "without"),
+    [
+        pytest.param([4.0, 0.0, 2.0, 2.0], norms_of([4.0, 2.0, 2.0], steps=[1, 3, 4]), id="among others"),
+        pytest.param([0.0, 4.0, 2.0, 2.0], norms_of([4.0, 2.0, 2.0], steps=[2, 3, 4]), id="the first"),
+        pytest.param([4.0, 2.0, 2.0, 0.0], norms_of([4.0, 2.0, 2.0, 2.0]), id="the last"),
+        pytest.param([0.0, 4.0, 2.0, 0.0], norms_of([4.0, 4.0, 2.0, 2.0]), id="half of them"),
+    ],
+)
+def test_a_norm_of_0_is_no_information(tmp_path, values, without):
+    """From norms in memory and from each kind of file alike."""
+    expected = schedule_of(without, smoothing=0).grid
+    path = write_norms(tmp_path / "gradient_norms.jsonl", values)
+    history = [entry(step, value) for step, value in enumerate(np.repeat(values, 10).tolist(), start=1)]
+    state = load_norms(write_state(tmp_path / "trainer_state.json", history, max_steps=40))
+    for norms in (norms_of(values, planned=4), load_norms(path)):
+        assert_equal_up_to_rounding(schedule_of(norms, smoothing=0).grid, expected)
+        assert norms.num_zero == values.count(0.0)
+    assert state.num_zero == 10 * values.count(0.0)
+    assert state.last_step == 40
+    assert f"{state.num_zero} of norm 0 left out, the first at update {10 * values.index(0.0) + 1}" in state.description
+
+
+def test_norms_of_0_are_named_in_the_notes():
+    norms = norms_of([0.0, 0.0, *[1.0] * 48], planned=50)
+    notes = schedule_of(norms).notes
+    assert len(notes) == 2
+    assert "first 2 updates are missing or 0" in notes[0]
+    assert "2 logged norms are 0, the first at update 1" in notes[1]
 
 
 # --- how much of the run is covered ---
@@ -431,19 +468,57 @@ def test_an_unfinished_run_is_not_silently_a_whole_one(tmp_path, made, planned, 
 )
 def test_a_pilot_goes_on_with_its_last_smoothed_norm(values, planned, smoothing, expected):
     norms = norms_of(values, planned=planned)
-    schedule = refined(norms, "adam", smoothing=smoothing, pilot=True)
+    schedule = schedule_of(norms, "adam", smoothing=smoothing, pilot=True)
     assert_equal_up_to_rounding(schedule.grid, expected)
     assert any("pilot" in note for note in schedule.notes)
 
 
 def test_a_finished_run_may_be_called_a_pilot():
-    schedule = refined(norms_of([1.0] * 40, planned=40), "adam", pilot=True)
+    schedule = schedule_of(norms_of([1.0] * 40, planned=40), "adam", pilot=True)
     assert schedule.notes == ()
     assert len(schedule.grid) == 41
 
 
 def test_a_run_of_unknown_length_is_as_long_as_its_norms():
-    assert len(refined(norms_of([1.0] * 30), "adam").grid) == 31
+    assert len(schedule_of(norms_of([1.0] * 30), "adam").grid) == 31
+
+
+def test_a_run_that_died_without_a_length_needs_an_option(tmp_path):
+    """Norms 2 1 of a run of 4: w = 1/2 1 1 1 1, products 2 3 2 1 0; of a run of 2: w = 1/2 1 1, products 1 1 0."""
+    path = write_norms(tmp_path / "gradient_norms.jsonl", [2.0, 1.0], planned=4)
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps({**json.loads(header), "num_training_steps": None}), *rows]) + "\n")
+    assert (load_norms(path).num_training_steps, load_norms(path).finished) == (None, False)
+    with refuses(str(path), "update 2", "--num-training-steps", "--pilot", error=UnfinishedRunError):
+        load_schedule(path)
+    as_it_is = load_schedule(path, pilot=True, smoothing=0, allow_degenerate=True)
+    assert_equal_up_to_rounding(as_it_is.grid, [1, 1, 0])
+    assert any("the 2 that were made count as the whole run" in note for note in as_it_is.notes)
+    whole = load_schedule(path, num_training_steps=2, smoothing=0, allow_degenerate=True)
+    assert_equal_up_to_rounding(whole.grid, [1, 1, 0])
+    part = load_schedule(path, num_training_steps=4, pilot=True, smoothing=0)
+    assert_equal_up_to_rounding(part.grid, [2 / 3, 1, 2 / 3, 1 / 3, 0])
+    with refuses("covers 2 of 4", error=UnfinishedRunError):
+        load_schedule(path, num_training_steps=4)
+
+
+def test_the_length_of_a_run_that_ended_early_may_be_given(tmp_path):
+    """120 of 200 planned updates: finished with --num-training-steps 120, as the error says."""
+    path = write_norms(tmp_path / "gradient_norms.jsonl", [1.0] * 120, planned=200)
+    with refuses("covers 120 of 200", "--num-training-steps 120", error=UnfinishedRunError):
+        load_schedule(path)
+    assert_equal_up_to_rounding(load_schedule(path, num_training_steps=120).grid, [1 - t / 120 for t in range(121)])
+    with refuses("num_training_steps is 119", "up to update 120"):
+        load_schedule(path, num_training_steps=119)
+
+
+def test_a_planned_length_below_the_logged_steps_drops_no_row(tmp_path):
+    norms = load_norms(write_state(tmp_path / "trainer_state.json", entries(60), max_steps=40))
+    assert len(norms.steps) == 60
+    assert norms.description.endswith("60 L2 norms, of every update, to update 60 of 60, though 40 were planned")
+    schedule = schedule_of(norms)
+    assert len(schedule.grid) == 61
+    assert any("up to update 60, beyond the 40 planned" in note for note in schedule.notes)
 
 
 # --- what the user is told ---
@@ -469,7 +544,7 @@ def test_a_run_of_unknown_length_is_as_long_as_its_norms():
     ],
 )
 def test_notes(norms, optimizer, words):
-    notes = refined(norms, optimizer).notes
+    notes = schedule_of(norms, optimizer).notes
     if words is None:
         assert notes == ()
         return
@@ -498,7 +573,7 @@ def test_notes(norms, optimizer, words):
     ],
 )
 def test_best_peak_ratio_worked_out_by_hand(norms, optimizer, expected):
-    schedule = refined(norms, optimizer, smoothing=0)
+    schedule = schedule_of(norms, optimizer, smoothing=0)
     assert schedule.best_peak_ratio == pytest.approx(expected, rel=EXACT_ROUNDING)
 
 
@@ -510,7 +585,7 @@ def test_best_peak_ratio_equals_its_twin(optimizer, power):
     for multipliers in (reference.refined_grid(values, power, 0.1)[:-1], [1 - t / 50 for t in range(50)]):
         first, second, third = reference.bound_terms(multipliers, squares)
         peaks.append(math.sqrt(first / (second + third)))
-    schedule = refined(norms_of(values, values), optimizer)
+    schedule = schedule_of(norms_of(values, values), optimizer)
     assert schedule.best_peak_ratio == pytest.approx(peaks[0] / peaks[1], rel=EXACT_ROUNDING)
 
 
@@ -551,7 +626,7 @@ def test_a_log_without_the_first_norm_says_so(tmp_path):
 def schedule():
     values = np.random.default_rng(7).lognormal(size=60)
     norms = norms_of(values, values**2, steps=range(3, 63), planned=64)
-    return refined(norms, "adam", smoothing=0.2, rising_norms="ignore")
+    return schedule_of(norms, "adam", smoothing=0.2, rising_norms="ignore")
 
 
 @pytest.fixture
@@ -585,6 +660,43 @@ def test_the_file_says_what_it_holds(schedule, schedule_path):
 def test_a_file_that_does_not_say_kept_rising_norms(schedule_path):
     rewritten(schedule_path, rising_norms=...)
     assert read_schedule(schedule_path).rising_norms == "keep"
+
+
+def test_text_from_a_schedule_file_is_escaped(schedule_path):
+    rewritten(schedule_path, source="a\x1b[31mrun", notes=["one\ntwo", "x" * 1000])
+    schedule = read_schedule(schedule_path)
+    assert schedule.source == r"a\x1b[31mrun"
+    assert schedule.notes[0] == r"one\ntwo"
+    assert len(schedule.notes[1]) == 300
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"multipliers": [0.5, 0.25, 0.0]}, id="half of the multipliers"),
+        pytest.param({"multipliers": [0.0, 0.0]}, id="all zero"),
+        pytest.param({"power": INF}, id="infinite power"),
+        pytest.param({"power": 1.0}, id="positive power"),
+        pytest.param({"smoothing": 1.5}, id="smoothing above 1"),
+        pytest.param({"best_peak_ratio": NAN}, id="no ratio"),
+    ],
+)
+def test_a_file_that_write_schedule_cannot_have_written_is_refused(schedule_path, changes):
+    grid = changes.get("multipliers")
+    if grid is not None:  # the fingerprint is right, so it is the values that are refused
+        changes = {**changes, "fingerprint": hashlib.sha256(np.array(grid).tobytes()).hexdigest()[:12]}
+    rewritten(schedule_path, **changes)
+    with refuses(str(schedule_path), "damaged"):
+        read_schedule(schedule_path)
+
+
+def test_a_full_disk_leaves_a_schedule_file_as_it_was(schedule, schedule_path, monkeypatch):
+    before = schedule_path.read_bytes()
+    monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        write_schedule(replace(schedule, source="another"), schedule_path)
+    assert schedule_path.read_bytes() == before
+    assert [path.name for path in schedule_path.parent.iterdir()] == [schedule_path.name]
 
 
 def test_equal_schedules_make_equal_files(schedule, schedule_path, tmp_path):

@@ -1,6 +1,7 @@
 """Recording and scheduling in the real Trainer: what it logs, what the file holds, what a resume restores."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from hf_refined_schedule import (
 )
 from hf_refined_schedule.recording import measuring
 
-from .tiny import REPOSITORY, rates, read_rows, tiny_arguments, tiny_data, tiny_model, tiny_options
+from .tiny import PYTHONPATH, rates, read_rows, tiny_arguments, tiny_data, tiny_model, tiny_options
 from .tolerances import BFLOAT16_LOG, FLOAT32_GRADIENTS
 
 
@@ -281,7 +282,9 @@ def test_a_refined_run_uses_the_baselines_norms(tmp_path, source):
         "trainer_state": folder / "checkpoint-30" / "trainer_state.json",
         "checkpoint": folder / "checkpoint-30",
     }[source]
-    refined = stock_run(tmp_path / "refined", **REFINED, lr_scheduler_kwargs={"refined_from": str(path)})
+    refined = stock_run(
+        tmp_path / "refined", **REFINED, lr_scheduler_kwargs={"refined_from": str(path), "smoothing": 0.1}
+    )
     # The formula on norms extended by one, on paper: the window of 30 updates is 3 wide, the last value repeated.
     smoothed = [
         sorted(window)[1] for window in zip([norms[0], *norms[:-1]], norms, [*norms[1:], norms[-2]], strict=True)
@@ -451,8 +454,9 @@ def test_killed_and_resumed(tmp_path, update):
     """SIGKILL at an arbitrary update; resumed, the run ends with the norms file and the rates of one that was not."""
     baseline(tmp_path)
     words = [sys.executable, "-c", KILLED, str(tmp_path / "run"), str(tmp_path / "baseline")]
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
     with subprocess.Popen(
-        words, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         for line in process.stdout:
             if line.strip() == str(update):

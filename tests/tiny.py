@@ -1,56 +1,44 @@
-"""A model and data small enough to train in a second, and launches of whole processes."""
+"""Tiny training runs, and commands that run as processes of their own."""
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import psutil
-import torch
 import transformers
+from experiments.processes import PYTHONPATH, ProcessTree, free_port
+from experiments.tiny_models import tiny_data, tiny_model, tiny_options
 from packaging.version import Version
-from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
+from transformers import TrainingArguments
+
+from .tolerances import COMMAND_SECONDS, LAUNCH_SECONDS
+
+__all__ = [
+    "BIN",
+    "CAN_RESUME_ON_CPUS",
+    "PYTHONPATH",
+    "REPOSITORY",
+    "SCRIPTS",
+    "accelerate_launch",
+    "free_port",
+    "rates",
+    "read_rows",
+    "run_command",
+    "tiny_arguments",
+    "tiny_data",
+    "tiny_model",
+    "tiny_options",
+    "torchrun",
+]
 
 SCRIPTS = Path(__file__).parent / "scripts"
 REPOSITORY = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 
 CAN_RESUME_ON_CPUS = Version(transformers.__version__) >= Version("5.18")
-"""With several processes, a Trainer before that loads optimizer.pt to the device "cpu:0", which torch does not know."""
-
-
-def tiny_model(seed: int = 0, **config) -> GPT2LMHeadModel:
-    torch.manual_seed(seed)
-    sizes = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 16}
-    tokens = {"bos_token_id": 0, "eos_token_id": 0, "loss_type": "ForCausalLM"}
-    # Dropout off: the same batch gives the same gradient, however it is cut into micro-batches or over processes.
-    dropout = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
-    return GPT2LMHeadModel(GPT2Config(**{**sizes, **tokens, **dropout, **config}))
-
-
-def tiny_data(count: int = 256, seed: int = 1) -> list[dict[str, torch.Tensor]]:
-    tokens = torch.randint(0, 64, (count, 16), generator=torch.Generator().manual_seed(seed))
-    tokens[:, 1::2] = tokens[:, ::2]  # something to learn: every token comes twice
-    return [{"input_ids": row, "labels": row} for row in tokens]
-
-
-def tiny_options(output_dir, **options) -> dict:
-    defaults = {
-        "output_dir": str(output_dir),
-        "max_steps": 30,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "report_to": "none",
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "disable_tqdm": True,
-        "save_strategy": "no",
-    }
-    return {**defaults, **options}
+"""With several processes, an earlier Trainer loads optimizer.pt to the device "cpu:0", which torch does not know."""
 
 
 def tiny_arguments(output_dir, **options) -> TrainingArguments:
@@ -67,52 +55,40 @@ def rates(trainer) -> list[float]:
     return [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
 
 
-def run_command(*words, timeout: float = 240, folder=None, **environment) -> subprocess.CompletedProcess:
-    """Run a command as a user would, outside the repository's root: in an empty folder, where no file shadows a module, or in `folder`.
+def run_command(*words, timeout: float = COMMAND_SECONDS, folder=None, **environment) -> subprocess.CompletedProcess:
+    """Run a command as a user would: outside the repository, in an empty folder where no file shadows a module, or in `folder`.
 
-    gloo processes now and then hang at exit after a good run. So a command past its time is ended with all its processes
-    and returns what it has printed; tests of several processes judge by what every rank has written.
+    gloo processes now and then hang at exit after a good run. A command that exceeds its time is therefore killed, and its
+    output up to then returned; tests of several processes judge by what every rank wrote.
     """
     with (
         tempfile.TemporaryFile("w+") as output,
         tempfile.TemporaryFile("w+") as errors,
         tempfile.TemporaryDirectory() as empty,
+        ProcessTree() as tree,
     ):
-        process = psutil.Popen(
-            [str(word) for word in words],
-            stdout=output,
-            stderr=errors,
-            cwd=folder or empty,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
-        )
-        try:
-            process.wait(timeout)
-        except psutil.TimeoutExpired:
-            for running in [*process.children(recursive=True), process]:
-                running.kill()
-            process.wait()
-            errors.write(f"\nended after {timeout} s")
+        command = [str(word) for word in words]
+        environment = {**os.environ, "PYTHONPATH": PYTHONPATH, **environment}
+        process = tree.start(command, environment=environment, folder=folder or empty, output=output, errors=errors)
+        if not tree.wait(timeout):
+            tree.kill()
+            errors.write(f"\nkilled after {timeout} s")
         output.seek(0)
         errors.seek(0)
-        return subprocess.CompletedProcess(process.args, process.returncode, output.read(), errors.read())
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+        return subprocess.CompletedProcess(command, process.returncode, output.read(), errors.read())
 
 
 def torchrun(*words, processes: int = 2, **environment) -> subprocess.CompletedProcess:
     return run_command(
-        BIN / "torchrun", "--nproc_per_node", processes, "--master_port", free_port(), *words, timeout=90, **environment
+        BIN / "torchrun", "--nproc_per_node", processes, "--master_port", free_port(), *words,
+        timeout=LAUNCH_SECONDS, **environment,
     )  # fmt: skip
 
 
 def accelerate_launch(*words, processes: int = 2) -> subprocess.CompletedProcess:
-    """`accelerate launch` of gloo processes. Without --multi_gpu it runs single, unconnected processes on a CPU."""
+    """`accelerate launch` of gloo processes. Without --multi_gpu it runs unconnected single processes on a CPU."""
     return run_command(
         BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", processes, "--num_machines", 1,
         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port(), *words,
-        ACCELERATE_USE_CPU="true", timeout=90,
+        ACCELERATE_USE_CPU="true", timeout=LAUNCH_SECONDS,
     )  # fmt: skip

@@ -24,5 +24,32 @@ NEAR_THE_BEST_PEAK = 1e-3
 REFINE_MILLION_SECONDS = 0.5
 """10^6 norms are refined in a quarter of a second on one quiet core; best of three on a shared one."""
 
+COMMAND_SECONDS = 240
+"""A command that starts several trainings of a single process takes a minute."""
+
+STUB_SECONDS = 60
+"""Shell commands that start stubs only take a second."""
+
+LAUNCH_SECONDS = 90
+"""A launch of two gloo processes takes 20 s on a busy machine, and sometimes never ends."""
+
 BUILD_SECONDS = 120
 """Building a wheel or making an environment takes 5 to 10 seconds; a busy machine takes longer."""
+
+OPTIMIZE_SECONDS = 10
+"""The bound of 2,000 steps is minimised in half a second."""
+
+RANK_SECONDS = 2
+"""Forty schedules of 10^5 steps are ranked in half a second."""
+
+CHECK_MILLION_SECONDS = 3
+"""A million norms are judged in half a second, a few norms of a million updates likewise."""
+
+READ_MILLION_SECONDS = 12
+"""A million rows of a log are read in 4 s."""
+
+QUICKSTART_SECONDS = 600
+"""The quickstart with few updates takes a minute."""
+
+SCALE_INVARIANCE = 1e-9
+"""Norms times a constant, whose rounding a power of 2 and sums over the run enlarge."""

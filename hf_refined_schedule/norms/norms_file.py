@@ -1,22 +1,25 @@
-"""The file of recorded gradient norms, `gradient_norms.jsonl`: its writer, its reader, and what was read.
+"""The file of recorded gradient norms, `gradient_norms.jsonl`: its writer and its reader.
 
-The first line is the header, a JSON object with the format's name and version, the optimizer, the number of processes,
-`max_grad_norm` and the planned number of updates. Then comes one object a line for each optimizer update: `step`
-(1-based), `l1`, `l2`, `clip_factor`, `learning_rate`. All norms are null where an update was not taken, `l1` alone where
-only L2 is known. There are no timestamps: equal runs give equal files.
+The first line is the header: a JSON object with the name and the version of the format, the optimizer, the number of
+processes, `max_grad_norm` and the planned number of updates. Each further line is a JSON object for one optimizer update:
+`step` (1-based), `l1`, `l2`, `clip_factor`, `learning_rate`. The norms are null where an update was not taken, and `l1`
+alone is null where only L2 is known. There are no timestamps, so equal runs write equal files.
 """
 
 import json
 import math
 import os
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .gradient_norms import MAX_STEPS, GradientNorms, UnfinishedRunError, is_step_number
+from .gradient_norms import GradientNorms, UnfinishedRunError
+from .message_text import quoted, shown
+from .size_limits import MAX_STEPS, is_step_number
+from .text_encoding import read_lines, replace_file
 
 NORMS_FILE_NAME = "gradient_norms.jsonl"
 FORMAT = "gradient_norms"
@@ -28,15 +31,16 @@ class NormsFileWriter:
 
     Args:
         path: the file.
-        header: what the first line says, beside format and version.
-        start_step: updates already made. 0 begins a new file and moves an old one to `gradient_norms.1.jsonl` (and so
-            on); more goes on with the file that is there, cut back to that step, and rewrites its header.
+        header: the fields of the first line, beside format and version.
+        start_step: the number of updates already made. With 0, a new file begins, and an existing one is renamed to
+            `gradient_norms.1.jsonl` (or `.2`, and so on). Otherwise the existing file is cut back to that update, its
+            header is rewritten, and the run continues in it.
     """
 
     def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any], start_step: int = 0) -> None:
         self.path = Path(path)
         self.missing_steps = 0
-        """Updates before `start_step` that the file should hold and does not."""
+        """Updates before `start_step` that the file lacks."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept: list[str] = []
         if start_step == 0:
@@ -53,7 +57,7 @@ class NormsFileWriter:
             rows: mappings with `step`, `l1`, `l2`, `clip_factor`, `learning_rate`; None where there is no norm.
 
         Raises:
-            OSError: if they cannot be written, or the file is not there any more, or is another run's by now.
+            OSError: if the rows cannot be written, the file was removed, or another run has replaced it.
         """
         text = "".join(json.dumps(dict(row), allow_nan=False) + "\n" for row in rows)
         with open(self.path, "a", encoding="utf-8", newline="\n", opener=_open_existing) as file:
@@ -62,93 +66,82 @@ class NormsFileWriter:
             file.write(text)
 
     def rewrite_header(self, header: Mapping[str, Any]) -> None:
-        """Replace the first line, as when the number of updates is known only at the end.
+        """Replace the first line, for example when the number of updates becomes known at the end.
 
         Args:
-            header: what the first line says, beside format and version.
+            header: the fields of the first line, beside format and version.
         """
         with self.path.open(encoding="utf-8") as file:
             file.readline()
             self._replace(header, file)
 
     def _replace(self, header: Mapping[str, Any], lines: Iterable[str]) -> None:
-        """Write the whole file anew, so that a kill leaves either the old one or the new one."""
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        try:
-            with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(json.dumps({"format": FORMAT, "version": VERSION, **header}, allow_nan=False) + "\n")
-                file.writelines(lines)
-                file.flush()
-                os.fsync(file.fileno())
-                self._inode = os.fstat(file.fileno()).st_ino
-            os.replace(temporary, self.path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        """Replace the whole file, so that a kill leaves either the old one or the new one."""
+        with replace_file(self.path) as file:
+            file.write(json.dumps({"format": FORMAT, "version": VERSION, **header}, allow_nan=False) + "\n")
+            file.writelines(lines)
+            self._inode = os.fstat(file.fileno()).st_ino
 
 
 def read_norms_file(path: str | os.PathLike[str]) -> GradientNorms:
-    """Read a `gradient_norms.jsonl`. A torn last line, as a power loss leaves it, is dropped.
+    """Read a `gradient_norms.jsonl`. A torn end, as a power loss leaves it, is dropped.
 
     Args:
         path: the file.
 
     Returns:
-        The norms of the updates that were taken.
+        The norms of the updates that were taken. `finished` is False for a run that ended before it knew how many updates
+        it would make.
 
     Raises:
-        UnfinishedRunError: if it holds no norms yet, or does not say how many updates there were to be.
-        ValueError: if it is not such a file, names a version that this package does not know, or is damaged.
+        UnfinishedRunError: if the file holds no norms yet.
+        ValueError: if it is another kind of file, has a version that this package does not know, or is damaged.
     """
     path = Path(path)
     steps, l1, l2 = array("q"), array("d"), array("d")
     num_clip_factors = num_clipped = 0
-    with path.open(encoding="utf-8", errors="replace") as file:
-        header = parse_header(file.readline(), path)
-        for number, line in enumerate(file, start=2):
-            if not line.endswith("\n"):
-                break
-            row = _parse_row(line, number, path)
-            if row["l2"] is None:
-                continue
-            steps.append(row["step"])
-            l1.append(math.nan if row["l1"] is None else row["l1"])
-            l2.append(row["l2"])
-            clip_factor = row.get("clip_factor")
-            if type(clip_factor) in (int, float):
-                num_clip_factors += 1
-                num_clipped += clip_factor < 1
+    lines = read_lines(path)
+    header = parse_header(next(lines, ""), path)
+    for _, row in _rows(lines, path):
+        if row["l2"] is None:
+            continue
+        steps.append(row["step"])
+        l1.append(math.nan if row["l1"] is None else row["l1"])
+        l2.append(row["l2"])
+        clip_factor = row.get("clip_factor")
+        if clip_factor is not None and type(clip_factor) in (int, float):
+            num_clip_factors += 1
+            num_clipped += clip_factor < 1
     if not steps:
-        raise UnfinishedRunError(f"{path} holds no gradient norms yet; pass the file of a run that made some updates.")
-    if header.get("num_training_steps") is None:
         raise UnfinishedRunError(
-            f"{path} is of a run that did not end and had not said how many updates it would make; write that number as "
-            "num_training_steps into its first line."
+            f"{shown(path)} holds no gradient norms yet; pass the file of a run that made some updates."
         )
+    planned = header.get("num_training_steps")
     return GradientNorms(
         steps=np.array(steps),
         l1=None if np.isnan(l1).any() else np.array(l1),
         l2=np.array(l2),
-        num_training_steps=header.get("num_training_steps"),
+        num_training_steps=planned,
         optimizer=header.get("optimizer_family"),
         source=str(path),
         origin="a recorded file",
         clipped_share=num_clipped / num_clip_factors if num_clip_factors else None,
+        finished=False if planned is None else None,
     )
 
 
 def parse_header(line: str, path: Path) -> dict[str, Any]:
-    """The header of a norms file.
+    """Parse and validate the header of a norms file.
 
     Args:
-        line: the file's first line.
+        line: the first line of the file.
         path: the file, for the message.
 
     Returns:
         The header's fields.
 
     Raises:
-        ValueError: if the line is something else.
+        ValueError: if the line is no header, or one of its fields is invalid.
     """
     try:
         header = json.loads(line)
@@ -156,34 +149,54 @@ def parse_header(line: str, path: Path) -> dict[str, Any]:
         header = None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(
-            f"{path} is not a {NORMS_FILE_NAME}; pass the file that a recorded run left in its output_dir."
+            f"{shown(path)} is not a {NORMS_FILE_NAME}; pass the file that a recorded run left in its output_dir."
         )
     if header.get("version") != VERSION:
         raise ValueError(
-            f"{path} has version {header.get('version')!r} of the format, and this package reads version {VERSION}; "
-            "upgrade hf-refined-schedule."
+            f"{shown(path)} has version {quoted(header.get('version'))} of the format, and this package reads version "
+            f"{VERSION}; upgrade hf-refined-schedule."
         )
     planned = header.get("num_training_steps")
     if planned is not None and not is_step_number(planned):
         raise ValueError(
-            f"{path}: num_training_steps is {planned!r:.40}, but must be an integer from 1 to {MAX_STEPS}; mend the header."
+            f"{shown(path)}: num_training_steps is {quoted(planned)}, but must be an integer from 1 to {MAX_STEPS:,}; "
+            "correct the header."
         )
     if header.get("optimizer_family") not in ("adam", "sgd", None):
         raise ValueError(
-            f'{path}: optimizer_family is {header["optimizer_family"]!r}, but must be "adam" or "sgd"; mend the header.'
+            f"{shown(path)}: optimizer_family is {quoted(header['optimizer_family'])}, but must be "
+            '"adam" or "sgd"; correct the header.'
         )
     return header
 
 
+def _rows(lines: Iterable[str], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each line after the header, with the row in it, up to a torn end: half a line, or null bytes."""
+    null_line = 0
+    for number, line in enumerate(lines, start=2):
+        if null_line:  # null bytes are an end only if nothing follows
+            raise _damage(path, null_line)
+        if not line.endswith("\n"):
+            return
+        if line[0] == "\0" and not line.strip("\0\n"):
+            null_line = number
+            continue
+        yield line, _parse_row(line, number, path)
+
+
 def _parse_row(line: str, number: int, path: Path) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row: dict[str, Any] = json.loads(line)
         valid = is_step_number(row["step"]) and _is_norm(row["l1"]) and _is_norm(row["l2"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         valid = False
     if not valid:
-        raise ValueError(f"{path} is damaged at line {number}; cut it there or take the norms of another run.")
+        raise _damage(path, number)
     return row
+
+
+def _damage(path: Path, number: int) -> ValueError:
+    return ValueError(f"{shown(path)} is damaged at line {number}; cut it there or take the norms of another run.")
 
 
 def _is_norm(value: Any) -> bool:
@@ -191,19 +204,19 @@ def _is_norm(value: Any) -> bool:
 
 
 def _lines_until(path: Path, last_step: int) -> list[str]:
-    """The lines of the updates up to `last_step`, without a torn last line."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        parse_header(file.readline(), path)
-        lines = []
-        for number, line in enumerate(file, start=2):
-            if not line.endswith("\n") or _parse_row(line, number, path)["step"] > last_step:
-                break
-            lines.append(line)
-    return lines
+    """The lines of the updates up to `last_step`, without a torn end."""
+    lines = read_lines(path)
+    parse_header(next(lines, ""), path)
+    kept = []
+    for line, row in _rows(lines, path):
+        if row["step"] > last_step:
+            break
+        kept.append(line)
+    return kept
 
 
 def _open_existing(path: str, flags: int) -> int:
-    """A file that was moved away since it was begun must not begin anew without its header."""
+    """Open without creating: if the file was moved away, no new one without a header may begin."""
     return os.open(path, flags & ~os.O_CREAT)
 
 
@@ -211,7 +224,7 @@ def _move_aside(path: Path) -> None:
     if not path.exists():
         return
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a file in it")
+        raise IsADirectoryError(f"{shown(path)} is a folder; name a file in it")
     number = 1
     while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
         number += 1

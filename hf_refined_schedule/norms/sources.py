@@ -3,15 +3,22 @@
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..theory.refinement import NormKind
 from .checkpoint_folders import checkpoint_folders
+from .columns import NoNormsError
+from .console_logs import is_console_output, read_console_log
+from .csv_tables import read_csv
 from .gradient_norms import GradientNorms
+from .json_logs import read_json_document, read_json_lines
+from .message_text import quoted, shown
 from .norms_file import FORMAT as NORMS_FORMAT
 from .norms_file import NORMS_FILE_NAME, read_norms_file
-from .run_logs import read_csv, read_json_lines, read_tensorboard, read_trainer_state
+from .tensorboard_logs import read_tensorboard
+from .text_encoding import encoding_of
 
 TRAINER_STATE_NAME = "trainer_state.json"
 
@@ -19,17 +26,36 @@ SCHEDULE_FORMAT = "refined_schedule"
 """The format name in a schedule file, which is no source of norms."""
 
 EXPECTED_SOURCE = (
-    f"pass a {NORMS_FILE_NAME} or the output_dir that holds one, a {TRAINER_STATE_NAME} or the checkpoint that holds "
-    "one, TensorBoard events, a CSV or JSON Lines log, or a schedule file written by 'hf-refined-schedule refine'"
+    f"pass a {NORMS_FILE_NAME}, a {TRAINER_STATE_NAME}, a folder with one of them, TensorBoard events, a CSV, JSON Lines or "
+    "console log, or a schedule file"
 )
 """The end of an error message about a source."""
 
 FileKind = Literal[
-    "norms file", "schedule file", "trainer state", "tensorboard", "json lines", "table", "single column", "unknown"
+    "norms file",
+    "schedule file",
+    "json document",
+    "json lines",
+    "tensorboard",
+    "table",
+    "single column",
+    "console output",
+    "unknown",
 ]
 
-BEGINNING = 2**16
-"""Bytes of a file from which its kind is recognised."""
+BEGINNING = 2**20
+"""Bytes of a file from which its kind is recognised. Console output may begin with many lines that hold no norm."""
+
+Reader = Callable[[Path, str | None, NormKind | None], GradientNorms]
+
+READERS: dict[FileKind, Reader] = {
+    "json document": read_json_document,
+    "json lines": read_json_lines,
+    "tensorboard": read_tensorboard,
+    "table": read_csv,
+    "console output": read_console_log,
+}
+"""The reader for each kind of log."""
 
 
 class MissingSourceError(FileNotFoundError, ValueError):
@@ -49,9 +75,10 @@ def load_norms(
     """Load the gradient norms of an existing run; the kind of record is recognised by its content.
 
     Args:
-        source: a `gradient_norms.jsonl`, a `trainer_state.json`, a TensorBoard event file, a W&B export, any CSV table or
-            JSON Lines; or a folder that holds one of the first three: a run's `output_dir` or a checkpoint. In a folder,
-            `gradient_norms.jsonl` is preferred, then the Trainer's state, there or in the newest checkpoint.
+        source: a `gradient_norms.jsonl`, a `trainer_state.json`, a TensorBoard event file, a W&B export, any CSV table,
+            JSON Lines, or console output; or a folder that holds one of the first three: a run's `output_dir` or a
+            checkpoint. In a folder, `gradient_norms.jsonl` is preferred, then the Trainer's state, there or in the newest
+            checkpoint.
         column: the name of the norm in a log, where it is not `grad_norm` or similar.
         norm: whether that is the L1 or the L2 norm, where its name does not say.
 
@@ -77,7 +104,12 @@ def find_source(source: str | os.PathLike[str]) -> SourceFile:
     Raises:
         MissingSourceError: if nothing exists at the path, or the folder holds no source.
     """
-    path = _resolved(Path(source).expanduser())
+    try:
+        path = _resolved(Path(source).expanduser())
+    except RuntimeError:  # the home folder of an unknown user
+        raise MissingSourceError(
+            f"There is no file or folder {quoted(os.fspath(source))}; {EXPECTED_SOURCE}."
+        ) from None
     with path.open("rb") as file:
         return SourceFile(path, _kind_of(file.read(BEGINNING)))
 
@@ -101,17 +133,26 @@ def read_norms(file: SourceFile, *, column: str | None = None, norm: NormKind | 
         return read_norms_file(path)
     if kind == "schedule file":
         raise ValueError(
-            f"{path} is a schedule file, which holds no gradient norms; pass the run that it was made from."
+            f"{shown(path)} is a schedule file, which holds no gradient norms; pass the run that it was made from."
         )
-    if kind == "tensorboard":
-        return read_tensorboard(path, column, norm)
-    if kind == "json lines":
-        return read_json_lines(path, column, norm)
-    if kind == "trainer state":
-        return read_trainer_state(path, column, norm)
-    if kind == "table" or (kind == "single column" and column is not None):
-        return read_csv(path, column, norm)
-    raise ValueError(f"{path} holds no gradient norms that can be read; {EXPECTED_SOURCE}.")
+    if kind == "single column" and column is not None:
+        kind = "table"
+    try:
+        if kind not in READERS:
+            raise NoNormsError(f"{shown(path)} holds no gradient norms that can be read")
+        return READERS[kind](path, column, norm)
+    except NoNormsError as error:
+        raise ValueError(f"{error}; {_remedy(path, kind)}.") from None
+
+
+def _remedy(path: Path, kind: FileKind) -> str:
+    """What to pass instead of a file without norms."""
+    for name in (NORMS_FILE_NAME, TRAINER_STATE_NAME):
+        if path.name != name and path.with_name(name).is_file():
+            return f"pass the {name} beside it, or the folder"
+    if kind in ("unknown", "single column", "json document"):
+        return EXPECTED_SOURCE
+    return f"name one as column, or pass a {NORMS_FILE_NAME} or a {TRAINER_STATE_NAME}"
 
 
 def _kind_of(beginning: bytes) -> FileKind:
@@ -120,20 +161,30 @@ def _kind_of(beginning: bytes) -> FileKind:
         return "schedule file"
     if b"brain.Event" in beginning[:100]:
         return "tensorboard"
-    text = beginning.decode("utf-8-sig", errors="replace").lstrip()
-    if not text or "\0" in text:
-        return "unknown"
-    first_line = text.split("\n", 1)[0]
+    text = beginning.decode(encoding_of(beginning), errors="replace").lstrip()
+    first_line, _, rest = text.partition("\n")
     try:
         first_value = json.loads(first_line)
     except (ValueError, RecursionError):
         first_value = None
     if isinstance(first_value, dict) and first_value.get("format") == NORMS_FORMAT:
         return "norms file"
-    if isinstance(first_value, dict) and "log_history" not in first_value:
+    text = text.rstrip("\0")  # a torn end
+    if not text or "\0" in text:
+        return "unknown"
+    if isinstance(first_value, dict) and rest.strip("\0 \n"):
         return "json lines"
+    return "json document" if isinstance(first_value, dict | list) else _kind_of_text(text, first_line)
+
+
+def _kind_of_text(text: str, first_line: str) -> FileKind:
+    """The kind of a text whose first line is no value in JSON."""
+    if re.match(r'\{\s*"|\[\s*\{\s*"', text):
+        return "json document"
+    if is_console_output(text):
+        return "console output"
     if text.startswith(("{", "[")):
-        return "trainer state"
+        return "json document"
     return "table" if any(delimiter in first_line for delimiter in ",;\t") else "single column"
 
 
@@ -142,22 +193,21 @@ def _resolved(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise MissingSourceError(f"There is no file or folder {str(path)!r}; {EXPECTED_SOURCE}.")
+        raise MissingSourceError(f"There is no file or folder '{shown(path)}'; {EXPECTED_SOURCE}.")
     candidates = [path / NORMS_FILE_NAME, path / TRAINER_STATE_NAME]
     candidates += [checkpoint / TRAINER_STATE_NAME for checkpoint in checkpoint_folders(path).values()]
     candidates += _event_files(path)
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise MissingSourceError(
-        f"The folder {str(path)!r} holds neither {NORMS_FILE_NAME} nor {TRAINER_STATE_NAME}; {EXPECTED_SOURCE}."
-    )
+    raise MissingSourceError(f"The folder '{shown(path)}' holds no norms of a run; {EXPECTED_SOURCE}.")
 
 
 def _event_files(folder: Path) -> list[Path]:
     """The event file of the newest TensorBoard log, in the folders where a Trainer puts it; at most one."""
     name = "events.out.tfevents.*"
-    files = [file for pattern in (name, f"*/{name}", f"runs/*/{name}") for file in folder.glob(pattern)]
+    patterns = (name, f"*/{name}", f"runs/*/{name}")
+    files = [file for pattern in patterns for file in folder.glob(pattern) if file.is_file()]
     if not files:
         return []
     newest = max(files, key=lambda file: file.name)  # the name begins with the time

@@ -5,10 +5,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..compatibility import norm_of_each
+from ..compatibility.libraries import norm_of_each
+
+COMPRESSED_LAYOUTS = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 CHUNK = 2**18
 """Elements that are summed at a time on a CPU: 1 MB in float32, which stays in the cache."""
+
+EXACT_SQUARES = (1e-26, 1e38)
+"""Between these bounds the float32 sum of the squares of a chunk is exact enough.
+
+Above, squares overflow. Below, they lose digits: the square of 1e-19 is the smallest normal number.
+"""
 
 DEVICES_WITH_INEXACT_NORM = frozenset({"cpu"})
 """Types of device on which `torch.nn.utils.clip_grad_norm_` computes an L2 norm that is not exact enough.
@@ -142,11 +150,12 @@ def sums_on_accelerator(tensors: Sequence[torch.Tensor], with_squares: bool) -> 
         with_squares: whether to sum the squares, too.
 
     Returns:
-        (sum |x|) or (sum |x|, sum x^2), in float32, shape (1,) or (2,).
+        (sum |x|) or (sum |x|, sum x^2), in float32, or in float64 if a tensor has that type, shape (1,) or (2,).
     """
-    sums = [norm_of_each(tensors, 1).sum()]
+    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    sums = [norm_of_each(tensors, 1, dtype).sum()]
     if with_squares:
-        sums.append(norm_of_each(tensors, 2).square().sum())
+        sums.append(norm_of_each(tensors, 2, dtype).square().sum())
     return torch.stack(sums)
 
 
@@ -179,7 +188,9 @@ def _sharding_of(gradient: Any) -> _Sharding | None:
 
 def _dense_real(gradient: torch.Tensor) -> torch.Tensor:
     """The values of a sparse gradient, each row counted once; the absolute values of a complex one."""
-    if gradient.is_sparse:
+    if gradient.layout in COMPRESSED_LAYOUTS:
+        gradient = gradient.values()
+    elif gradient.is_sparse:
         gradient = gradient.coalesce().values()
     return gradient.abs() if gradient.is_complex() else gradient
 
@@ -208,7 +219,8 @@ def _sums_on_cpu(tensors: Sequence[torch.Tensor], with_squares: bool) -> torch.T
     hundred of them. `torch.sum` adds in pairs; `vector_norm` adds one by one in float32 on a CPU, which gives the L1 norm
     of 10^8 elements an error of 46 %.
     """
-    buffer = torch.empty(CHUNK, dtype=torch.float32, device="cpu")
+    widest = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    buffer = torch.empty(CHUNK, dtype=widest, device="cpu")
     l1 = squares = 0.0
     for pieces, size in _chunks(tensors):
         values = buffer[:size]
@@ -218,9 +230,13 @@ def _sums_on_cpu(tensors: Sequence[torch.Tensor], with_squares: bool) -> torch.T
             torch.abs(pieces[0], out=values)
         else:
             values.copy_(pieces[0]).abs_()
-        l1 += values.sum().item()
-        if with_squares:
-            squares += values.square_().sum().item()
+        chunk_l1 = values.sum().item()
+        chunk_squares = values.square_().sum().item() if with_squares else 1.0
+        if chunk_l1 != 0 and not EXACT_SQUARES[0] < chunk_squares < EXACT_SQUARES[1]:
+            exact = torch.cat([piece.double() for piece in pieces]).abs_()
+            chunk_l1, chunk_squares = exact.sum().item(), exact.square_().sum().item()
+        l1 += chunk_l1
+        squares += chunk_squares
     return torch.tensor((l1, squares) if with_squares else (l1,), dtype=torch.float64, device="cpu")
 
 

@@ -1,5 +1,6 @@
 """What recording and scheduling ask of an optimizer, inside the wrappers of Accelerate and DeepSpeed."""
 
+import re
 from typing import Any
 
 import torch
@@ -17,6 +18,39 @@ def optimizer_family(optimizer: Any) -> OptimizerFamily:
         `"sgd"` for `torch.optim.SGD` and its subclasses, `"adam"` for all others.
     """
     return "sgd" if isinstance(unwrap_optimizer(optimizer), torch.optim.SGD) else "adam"
+
+
+COORDINATE_WISE = re.compile(
+    r"adam|adagrad|adadelta|adafactor|rmsprop|lion|signsgd|rprop|prodigy|sophia|ademamix|came|lomo|schedulefree", re.I
+)
+"""Names of optimizers whose steps are normalised, or signs, coordinate by coordinate. Their dual norm is L1.
+
+A sign step moves every coordinate by the same amount, so one power of the L1 norm is done by it, as by Adam's step.
+"""
+
+ORTHOGONALISED = re.compile(r"muon|shampoo|soap", re.I)
+"""Names of optimizers whose steps are orthogonalised matrices. Their dual norm is the nuclear norm, which is not recorded."""
+
+
+def stand_in_note(optimizer: Any) -> str | None:
+    """Say where the weights of Adam stand in for those that theory gives an optimizer.
+
+    Args:
+        optimizer: an optimizer, which Accelerate or DeepSpeed may have wrapped.
+
+    Returns:
+        A sentence, or None for SGD and for coordinate-wise optimizers.
+    """
+    innermost = unwrap_optimizer(optimizer)
+    name = type(innermost).__name__
+    if ORTHOGONALISED.search(name):
+        return (
+            f"{name} takes orthogonalised steps, whose weights are the inverse nuclear norm. That norm is not recorded, so the "
+            "weights for Adam stand in."
+        )
+    if isinstance(innermost, torch.optim.SGD) or COORDINATE_WISE.search(name):
+        return None
+    return f"The steps of {name} are not known; the weights for Adam stand in."
 
 
 def unwrap_optimizer(optimizer: Any) -> Any:

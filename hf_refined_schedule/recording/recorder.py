@@ -10,7 +10,7 @@ of the optimizer that have a gradient, and before clipping.
 - DeepSpeed's ZeRO steps inside `Accelerator.backward` and hides its gradients. What `Accelerator.clip_grad_norm_` returns
   is its L2 norm of the whole gradient before clipping; L1 is not known.
 
-This module decides when an update begins and ends. `norm_sources` measures, `norms_log` writes.
+This module decides when an update begins and ends. `gradient_access` measures, `norms_log` writes.
 """
 
 import math
@@ -24,11 +24,12 @@ from typing import Any, Self
 
 import torch
 
-from ..compatibility import MethodWrap, unwatch_clipping, watch_clipping
+from ..compatibility.libraries import unwatch_clipping, watch_clipping
+from ..compatibility.method_wrap import MethodWrap
 from ..norms.norms_file import NORMS_FILE_NAME
 from .failures import RecordingError, in_one_line, report_failure
+from .gradient_access import NormSource, OpenUpdate, choose_norm_source
 from .measuring import plain_scalar
-from .norm_sources import NormSource, OpenUpdate, choose_norm_source
 from .norms_log import NormsLog, RecordedUpdate, norms_path
 from .optimizers import is_main_process, unwrap_optimizer
 

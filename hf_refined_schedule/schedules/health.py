@@ -191,8 +191,9 @@ def _fraction_of_equals(evidence: Evidence) -> float | None:
         if len(positive) == 0:
             fractions.append(0.0)
             continue
-        unit = 10.0 ** (np.floor(np.log10(positive)) - 2)
-        _, counts = np.unique(np.round(positive / unit) * unit, return_counts=True)
+        magnitude = np.floor(np.log10(positive))
+        digits = np.round(100 * 10.0 ** (np.log10(positive) - magnitude))
+        _, counts = np.unique(1000 * magnitude + digits, return_counts=True)
         fractions.append(float(counts.max() / len(run.l2)))
     return max(fractions, default=None)
 

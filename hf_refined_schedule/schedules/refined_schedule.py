@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..norms.gradient_norms import GradientNorms, OptimizerFamily, UnfinishedRunError
+from ..norms.message_text import shown
 from ..theory.bounds import bound_from_squared_norms, optimize_for_squared_norms, squared_norms
 from ..theory.refinement import (
     DEFAULT_POWER,
@@ -79,7 +80,9 @@ class RefinedSchedule:
             ValueError: if the norms are not known, as of a schedule file.
         """
         if self.effective_norms is None:
-            raise ValueError(f"The norms of {self.source} are not known; pass the run that the schedule was made from.")
+            raise ValueError(
+                f"The norms of {shown(self.source)} are not known; pass the run that the schedule was made from."
+            )
         return squared_norms(self.effective_norms, self.power)
 
     @classmethod
@@ -125,15 +128,18 @@ class RefinedSchedule:
                 f"norms are few: a window holds {SMALLEST_WINDOW} of them."
             )
         for run in runs:
-            prefix = f"{run.source}: " if len(runs) > 1 else ""
-            notes += [f"{prefix}{note}" for note in _coverage_notes(run, options.pilot)]
+            prefix = f"{shown(run.source)}: " if len(runs) > 1 else ""
+            if not options.pilot:
+                _require_coverage(run)
+            notes += [f"{prefix}{note}" for note in (*_coverage_notes(run), *_quality_notes(run))]
             if window_in_norms(run, smoothing) == 1:
                 notes.append(
                     f"{prefix}A window of the smoothing holds one norm; the schedule follows single noisy norms."
                 )
         if rising_norms == "ignore":
             notes.append("Rising norms are ignored: weights come from the running minimum.")
-        source = runs[0].source if len(runs) == 1 else f"{len(runs)} runs ({', '.join(run.source for run in runs)})"
+        names = [run.source for run in runs]
+        source = names[0] if len(runs) == 1 else f"{len(runs)} runs ({', '.join(names)})"
         totals = [run.total_steps for run in runs]
         recorded = [run.at_every_step(norm)[:total] for run, total in zip(runs, totals, strict=True)]
         try:
@@ -143,7 +149,7 @@ class RefinedSchedule:
             grid = refine_schedule(np.append(effective, effective[-1]), norm=norm, power=power, smoothing=0)
             best_peak_ratio = _best_peak_ratio(grid[:-1], squared_norms(effective, power))
         except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
+            raise ValueError(f"{shown(source)}: {error}") from error
         return cls(
             grid=grid,
             optimizer=optimizer,
@@ -197,7 +203,7 @@ def _choose_norm(runs: Sequence[GradientNorms], optimizer: OptimizerFamily, norm
         for run in runs:
             if run.l2 is None:
                 raise ValueError(
-                    f'{run.source} has L1 norms only, but SGD\'s schedule needs L2 norms; pass norm="l1" to use the L1 '
+                    f'{shown(run.source)} has L1 norms only, but SGD\'s schedule needs L2 norms; pass norm="l1" to use the L1 '
                     "norms, or record a run."
                 )
         norm = "l2"
@@ -205,7 +211,9 @@ def _choose_norm(runs: Sequence[GradientNorms], optimizer: OptimizerFamily, norm
         norm = "l2" if any(run.l1 is None for run in runs) else "l1"
     for run in runs:
         if getattr(run, norm) is None:
-            raise ValueError(f'{run.source} has no {norm.upper()} norms; leave out norm="{norm}" or record a run.')
+            raise ValueError(
+                f'{shown(run.source)} has no {norm.upper()} norms; leave out norm="{norm}" or record a run.'
+            )
     return norm
 
 
@@ -234,28 +242,57 @@ def smallest_smoothing(runs: Sequence[GradientNorms]) -> float:
     return min(1.0, (SMALLEST_WINDOW - 1) / min(len(run.steps) for run in runs))
 
 
-def _coverage_notes(run: GradientNorms, pilot: bool) -> list[str]:
-    """What a user should know about the norms that a run lacks; refuses a run that covers too little."""
-    last, total = int(run.steps[-1]), run.total_steps
-    if last < MIN_COVERAGE * total and not pilot:
+def _require_coverage(run: GradientNorms) -> None:
+    """Refuse a run that covers too little of its planned updates to be a finished run."""
+    last, total = run.last_step, run.total_steps
+    if run.length_is_unknown:
         raise UnfinishedRunError(
-            f"{run.source} covers {last} of {total} planned updates ({last / total:.0%}); finish that run, or pass --pilot "
-            '(in lr_scheduler_kwargs "pilot": true) to repeat its last norm to the end.'
+            f"{shown(run.source)} is of a run that stopped at update {last} and does not say how many were planned; pass "
+            "--num-training-steps (pilot_num_training_steps in lr_scheduler_kwargs), or --pilot (pilot) if that was all."
         )
+    if last < MIN_COVERAGE * total:
+        raise UnfinishedRunError(
+            f"{shown(run.source)} covers {last} of {total} planned updates ({last / total:.0%}); finish that run, or pass "
+            f"--num-training-steps {last} (pilot_num_training_steps in lr_scheduler_kwargs) if it ended there, or --pilot "
+            "(pilot) to repeat its last norm."
+        )
+
+
+def _coverage_notes(run: GradientNorms) -> list[str]:
+    """What a user should know about the part of the run that the norms cover."""
+    last, total, planned = run.last_step, run.total_steps, run.num_training_steps
     notes = []
-    if last < total and pilot:
+    if run.length_is_unknown:
+        notes.append(
+            f"A pilot: the planned updates are not known, so the {last} that were made count as the whole run."
+        )
+    elif planned is not None and planned < last:
+        notes.append(f"Norms go up to update {last}, beyond the {planned} planned; all of them count.")
+    elif last < MIN_COVERAGE * total:
         notes.append(f"A pilot: norms cover {last / total:.0%} of the run, and the last smoothed norm is repeated.")
-    if run.num_not_finite:
-        notes.append(f"{run.num_not_finite} logged norms are not finite and were interpolated over.")
     missing = int(run.steps[0]) - 1
+    unknown = "missing or 0" if run.num_zero and run.zero_steps[0] < run.steps[0] else "missing"
     if missing and missing < COVERED_BY_WARMUP * total:
         notes.append(
-            f"The norms of the first {missing} updates are missing; that is {missing / total:.1%} of the run, which an explicit "
-            "warm-up of 5 % covers (logging_first_step=True logs the first)."
+            f"The norms of the first {missing} updates are {unknown}; that is {missing / total:.1%} of the run, which an "
+            "explicit warm-up of 5 % covers (logging_first_step=True logs the first)."
         )
     elif missing:
         notes.append(
-            f"The norms of the first {missing} updates are missing, and the first norm shapes the start; "
+            f"The norms of the first {missing} updates are {unknown}, and the first norm shapes the start; "
             "log it with logging_first_step=True, or record gradient_norms.jsonl."
         )
+    return notes
+
+
+def _quality_notes(run: GradientNorms) -> list[str]:
+    """What a user should know about the norms that were left out or adjusted."""
+    notes = [f"Of the log: {remark}." for remark in run.remarks]
+    if run.num_zero:
+        notes.append(
+            f"{run.num_zero} logged norms are 0, the first at update {run.zero_steps[0]}: no gradient, or an update that a "
+            "loss scaler skipped. They carry no information and were interpolated over."
+        )
+    if run.num_not_finite:
+        notes.append(f"{run.num_not_finite} logged norms are not finite and were interpolated over.")
     return notes

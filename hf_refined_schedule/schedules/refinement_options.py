@@ -5,6 +5,8 @@ from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, Self
 
+from ..norms.message_text import quoted
+from ..norms.size_limits import MAX_STEPS, is_step_number
 from ..theory.refinement import DEFAULT_SMOOTHING, NormKind, RisingNorms, checked_smoothing, weight_power
 
 
@@ -51,7 +53,8 @@ class RefinementOptions:
     num_training_steps: int | None = field(
         default=None,
         metadata={
-            "help": "with pilot: the updates of the full run, of which a shorter run counts as the first part",
+            "help": "the updates of the full run, where the source does not say or says otherwise; with pilot, a shorter run "
+            "counts as its first part",
             "keyword": "pilot_num_training_steps",
         },
     )
@@ -65,17 +68,16 @@ class RefinementOptions:
         if self.smoothing is not None:
             checked_smoothing(self.smoothing)
         if self.rising_norms not in ("keep", "ignore", None):
-            raise ValueError(f'rising_norms is {self.rising_norms!r}, but must be "keep" or "ignore".')
+            raise ValueError(f'rising_norms is {quoted(self.rising_norms)}, but must be "keep" or "ignore".')
         if not isinstance(self.column, str | None):
-            raise ValueError(f"column is {self.column!r}, but must be the name of a column of the log.")
+            raise ValueError(f"column is {quoted(self.column)}, but must be the name of a column of the log.")
         for name in ("pilot", "allow_degenerate"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be true or false.")
-        steps = self.num_training_steps
-        if steps is not None and (type(steps) is not int or steps < 1 or not self.pilot):
+                raise ValueError(f"{name} is {quoted(getattr(self, name))}, but must be true or false.")
+        if self.num_training_steps is not None and not is_step_number(self.num_training_steps):
             raise ValueError(
-                f"num_training_steps is {steps!r}, but must be a positive integer, the updates of the full run of which "
-                "the source is the first part; pass pilot with it."
+                f"num_training_steps is {quoted(self.num_training_steps)}, but must be an integer from 1 to {MAX_STEPS:,}, the "
+                "updates of the full run."
             )
 
     @classmethod
@@ -96,8 +98,8 @@ class RefinementOptions:
             if keyword not in names:
                 known = ["refined_from", "min_lr_ratio", *names]
                 near = get_close_matches(keyword, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"pass one of {', '.join(known)}."
-                raise ValueError(f"The schedule 'refined' has no option {keyword!r}; {hint}")
+                hint = f"did you mean {quoted(near[0])}?" if near else f"pass one of {', '.join(known)}."
+                raise ValueError(f"The schedule 'refined' has no option {quoted(keyword)}; {hint}")
         return cls(**{names[keyword]: value for keyword, value in keywords.items() if value is not None})
 
     def as_keywords(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..norms.gradient_norms import GradientNorms, OptimizerFamily
+from ..norms.message_text import quoted, shown
 from ..norms.sources import EXPECTED_SOURCE, find_source, read_norms
 from .health import DegenerateScheduleError, Health, check_health, check_shape
 from .refined_schedule import RefinedSchedule
@@ -15,6 +16,12 @@ from .schedule_file import read_schedule
 
 Source = str | os.PathLike[str] | GradientNorms
 """A path to the record of an earlier run, or norms in memory."""
+
+
+ASSUMED_ADAM = (
+    "The log does not say which optimizer it used; adam is assumed, because Trainer's default is AdamW. Pass --optimizer sgd "
+    "for SGD."
+)
 
 
 class Refinement(NamedTuple):
@@ -42,7 +49,7 @@ class Refinement(NamedTuple):
         degenerate = check_shape(schedule.grid)
         if degenerate and not options.allow_degenerate:
             raise DegenerateScheduleError(
-                f"The schedule from {schedule.source} is degenerate: {'; '.join(degenerate)}. Use linear decay, a larger "
+                f"The schedule from {shown(schedule.source)} is degenerate: {'; '.join(degenerate)}. Use linear decay, a larger "
                 "smoothing, or allow_degenerate=True."
             )
         notes = [*schedule.notes]
@@ -86,8 +93,11 @@ def refine_sources(
         for one in located
     ]
     if options.num_training_steps is not None:
-        runs = [_as_first_part(run, options.num_training_steps) for run in runs]
-    schedule = RefinedSchedule.from_norms(runs, optimizer or _common_family(runs), options)
+        runs = [_with_length(run, options.num_training_steps) for run in runs]
+    family = optimizer or _common_family(runs)
+    schedule = RefinedSchedule.from_norms(runs, family or "adam", options)
+    if family is None:
+        schedule = replace(schedule, notes=(ASSUMED_ADAM, *schedule.notes))
     return Refinement(schedule, runs, check_health(runs, schedule))
 
 
@@ -105,8 +115,8 @@ def listed_sources(source: Source | Sequence[Source]) -> list[Source]:
     """
     sources: list[Source] = list(source) if isinstance(source, Sequence) and not isinstance(source, str) else [source]
     for one in sources:
-        if not isinstance(one, str | os.PathLike | GradientNorms):
-            raise ValueError(f"refined_from is {source!r:.80}, which is not a run to refine from; {EXPECTED_SOURCE}.")
+        if not isinstance(one, str | os.PathLike | GradientNorms) or one == "":
+            raise ValueError(f"refined_from is {quoted(source)}, which is not a run to refine from; {EXPECTED_SOURCE}.")
     return sources
 
 
@@ -127,23 +137,23 @@ def _load_schedule_file(path: Path, optimizer: OptimizerFamily | None, options: 
     return schedule
 
 
-def _as_first_part(run: GradientNorms, num_training_steps: int) -> GradientNorms:
-    """A shorter run as the first updates of the full one."""
-    if num_training_steps < run.steps[-1]:
+def _with_length(run: GradientNorms, num_training_steps: int) -> GradientNorms:
+    """The run as one of this many planned updates, whatever its source says."""
+    if num_training_steps < run.last_step:
         raise ValueError(
-            f"num_training_steps is {num_training_steps}, but {run.source} has norms up to update {run.steps[-1]}; pass "
-            f"at least {run.steps[-1]}, the updates of the full run."
+            f"num_training_steps is {num_training_steps}, but {shown(run.source)} has norms up to update {run.last_step}; "
+            f"pass at least {run.last_step}, the updates of the full run."
         )
     return replace(run, num_training_steps=num_training_steps)
 
 
-def _common_family(runs: Sequence[GradientNorms]) -> OptimizerFamily:
-    """The family of the optimizers that the runs used."""
+def _common_family(runs: Sequence[GradientNorms]) -> OptimizerFamily | None:
+    """The family of the optimizers that the runs used; None if a Trainer's log does not say."""
     families = {run.optimizer for run in runs if run.optimizer is not None}
-    if len(families) != 1:
+    if len(families) > 1:
+        raise ValueError("The runs used optimizers of different families; pass --optimizer adam or --optimizer sgd.")
+    if not families and not all(run.logged_by_trainer for run in runs):
         raise ValueError(
-            "The runs used optimizers of different families; pass --optimizer adam or --optimizer sgd."
-            if families
-            else f"{runs[0].source} does not say which optimizer it used; pass --optimizer adam or --optimizer sgd."
+            f"{shown(runs[0].source)} does not say which optimizer it used; pass --optimizer adam or --optimizer sgd."
         )
-    return families.pop()
+    return families.pop() if families else None

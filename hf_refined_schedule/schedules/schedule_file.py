@@ -2,16 +2,23 @@
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..norms.message_text import shown
 from ..norms.sources import SCHEDULE_FORMAT
+from ..norms.text_encoding import replace_file
 from .refined_schedule import RefinedSchedule
 
 VERSION = 1
+
+MAX_SOURCE = 5_000
+"""Characters of a source that are read from a file: the longest path has 4,096."""
+
+MAX_NOTE = 300
+"""Characters of a note that are read from a file."""
 
 
 def write_schedule(schedule: RefinedSchedule, path: str | os.PathLike[str]) -> None:
@@ -31,17 +38,8 @@ def write_schedule(schedule: RefinedSchedule, path: str | os.PathLike[str]) -> N
     if path.exists() and not path.is_file():  # a device such as /dev/stdout is written, not replaced
         path.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
         return
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        try:
-            file.write(json.dumps(content, allow_nan=False) + "\n")
-            file.close()
-            Path(file.name).chmod(0o666 & ~_umask())
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    with replace_file(path) as file:
+        file.write(json.dumps(content, allow_nan=False) + "\n")
 
 
 def schedule_fields(schedule: RefinedSchedule) -> dict[str, Any]:
@@ -86,9 +84,9 @@ def schedule_from_fields(fields: dict[str, Any], grid: Any) -> RefinedSchedule:
             norm=fields["norm"],
             power=float(fields["power"]),
             smoothing=float(fields["smoothing"]),
-            source=str(fields["source"]),
+            source=shown(fields["source"], MAX_SOURCE),
             best_peak_ratio=float(fields["best_peak_ratio"]),
-            notes=tuple(str(note) for note in fields["notes"]),
+            notes=tuple(shown(note, MAX_NOTE) for note in fields["notes"]),
             rising_norms=fields.get("rising_norms", "keep"),
         )
         valid = _is_valid(schedule) and schedule.fingerprint == fields["fingerprint"]
@@ -143,10 +141,3 @@ def read_schedule(path: str | os.PathLike[str]) -> RefinedSchedule:
         return schedule_from_fields(content, multipliers)
     except ValueError:
         raise ValueError(damaged) from None
-
-
-def _umask() -> int:
-    """The process's file mode mask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -259,7 +259,7 @@ def _checked(multipliers: ArrayLike, norms: ArrayLike, norm: str) -> tuple[NDArr
     eta = np.asarray(multipliers, dtype=np.float64)
     norms = np.asarray(norms, dtype=np.float64)
     if norm not in ("l1", "l2"):
-        raise ValueError(f'norm is {norm!r}, but must be "l1" (Adam) or "l2" (SGD).')
+        raise ValueError(f'norm is {norm!r:.40}, but must be "l1" (Adam) or "l2" (SGD).')
     if eta.ndim != 1 or eta.shape != norms.shape:
         raise ValueError(f"multipliers have shape {eta.shape}, norms {norms.shape}; pass one of each for a step.")
     if not (np.isfinite(eta).all() and np.isfinite(norms).all()) or (eta < 0).any() or (norms <= 0).any():

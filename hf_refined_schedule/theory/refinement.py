@@ -3,7 +3,7 @@
 Defazio, Cutkosky, Mehta, Mishchenko, arXiv 2310.07831. The paper counts steps t = 1 .. T; arrays here start at 0.
 """
 
-import math
+import sys
 from collections.abc import Sequence
 from typing import Literal
 
@@ -108,7 +108,7 @@ def effective_norms(
         array([4., 2., 1., 1., 1.])
     """
     if rising_norms not in ("keep", "ignore"):
-        raise ValueError(f'rising_norms is {rising_norms!r}, but must be "keep" or "ignore".')
+        raise ValueError(f'rising_norms is {rising_norms!r:.40}, but must be "keep" or "ignore".')
     smoothed = smooth_norms(norms, smoothing)
     if rising_norms == "ignore":
         smoothed = np.minimum.accumulate(smoothed)
@@ -272,7 +272,7 @@ def checked_smoothing(smoothing: float) -> float:
     """
     if not (isinstance(smoothing, (int, float, np.number)) and 0 <= smoothing <= 1):
         raise ValueError(
-            f"smoothing is {smoothing!r}, but must be a fraction of the run between 0 and 1 (default 0.1), not steps."
+            f"smoothing is {smoothing!r:.40}, but must be a fraction of the run between 0 and 1 (default 0.1), not steps."
         )
     return smoothing
 
@@ -313,9 +313,11 @@ def weight_power(norm: str, power: float | None) -> float:
         ValueError: for any other `norm` or `power`.
     """
     if norm not in ("l1", "l2"):
-        raise ValueError(f'norm is {norm!r}, but must be "l1" (Adam) or "l2" (SGD).')
+        raise ValueError(f'norm is {norm!r:.40}, but must be "l1" (Adam) or "l2" (SGD).')
     if power is None:
         return DEFAULT_POWER[norm]
-    if not isinstance(power, (int, float, np.number)) or not (math.isfinite(power) and power < 0):
-        raise ValueError(f"power is {power!r}, but must be a negative number: the exponent itself, such as -1 or -2.")
+    if not isinstance(power, (int, float, np.number)) or not -sys.float_info.max <= power < 0:
+        raise ValueError(
+            f"power is {power!r:.40}, but must be a negative number: the exponent itself, such as -1 or -2."
+        )
     return float(power)

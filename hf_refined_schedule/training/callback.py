@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..compatibility import contribute_to_logs, stop_contributing_to_logs, trial_folder_name
+from ..compatibility.libraries import contribute_to_logs, stop_contributing_to_logs, trial_folder_name
 from ..recording.norms_log import norms_path
 from ..recording.recorder import GradientNormRecorder
 from .registration import register

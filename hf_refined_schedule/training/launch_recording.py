@@ -19,9 +19,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast_object_list
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..recording.optimizers import unwrap_optimizer
-from ..recording.recorder import GradientNormRecorder, close_recordings, recording_observers
-from ..script_compatibility import (
+from ..compatibility.unmodified_scripts import (
     add_default_callback,
     created_schedulers,
     is_prepared_by,
@@ -30,6 +28,8 @@ from ..script_compatibility import (
     steps_per_update,
     widened_choices,
 )
+from ..recording.optimizers import unwrap_optimizer
+from ..recording.recorder import GradientNormRecorder, close_recordings, recording_observers
 from .callback import GradientNormCallback
 from .registration import LAUNCH_VARIABLE
 from .scheduler import RefinedLR
@@ -190,10 +190,7 @@ class _RawLoopRecording:
             scheduler = reference()
             if scheduler is None or unwrap_optimizer(scheduler.optimizer) is not unwrap_optimizer(optimizer):
                 continue
-            if isinstance(scheduler, RefinedLR):
-                horizon: int | None = scheduler.num_training_steps
-            else:
-                horizon = scheduler_horizon(scheduler)
+            horizon = scheduler.num_training_steps if isinstance(scheduler, RefinedLR) else scheduler_horizon(scheduler)
             steps = steps_per_update(accelerator, scheduler)
             # Between the optimizer's step and the scheduler's, the scheduler is one update behind. Updates that a loss
             # scale skips do not step it.

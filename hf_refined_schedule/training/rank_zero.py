@@ -22,7 +22,7 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from ..compatibility import process_group_store
+from ..compatibility.libraries import process_group_store
 from ..norms.gradient_norms import UnfinishedRunError
 from ..norms.sources import MissingSourceError
 from ..schedules.health import DegenerateScheduleError

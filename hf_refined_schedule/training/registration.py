@@ -9,7 +9,7 @@ from typing import Any
 from transformers import get_linear_schedule_with_warmup
 from transformers.trainer_utils import SchedulerType
 
-from ..compatibility import (
+from ..compatibility.libraries import (
     add_scheduler_type,
     normalize_scheduler_kwargs,
     pickle_scheduler_type,

@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..norms.gradient_norms import GradientNorms, OptimizerFamily
+from ..norms.message_text import quoted, shown
 from ..norms.sources import EXPECTED_SOURCE
-from ..recording.optimizers import optimizer_family
+from ..recording.optimizers import optimizer_family, stand_in_note
 from ..schedules.refined_schedule import RefinedSchedule
 from ..schedules.refinement_options import RefinementOptions
 from ..schedules.refining import Source, listed_sources, refine_sources
@@ -52,7 +53,8 @@ def get_refined_schedule(
 
     Args:
         optimizer: The optimizer for which to schedule the learning rate. `torch.optim.SGD` and its subclasses weight by
-            L2 ** -2, all others by L1 ** -1 (by L2 ** -1 where the source has no L1 norms).
+            L2 ** -2, all others by L1 ** -1 (by L2 ** -1 where the source has no L1 norms). For an optimizer that is
+            neither coordinate-wise nor SGD, such as Muon, L1 ** -1 is a stand-in, and a warning says so.
         num_warmup_steps: The length of a linear ramp that caps the schedule, in steps. The warm-up that the norms ask for
             is already part of the schedule; 0 adds no ramp.
         num_training_steps: T, the total number of training steps.
@@ -91,8 +93,8 @@ def get_refined_schedule(
     num_warmup_steps = num_warmup_steps or 0
     if num_warmup_steps < 0:
         raise ValueError(f"num_warmup_steps is {num_warmup_steps!r}, but must not be negative; pass 0 for no warm-up.")
-    if not 0 <= min_lr_ratio <= 1:
-        raise ValueError(f"min_lr_ratio is {min_lr_ratio!r}, but must be a fraction of the peak between 0 and 1.")
+    if not isinstance(min_lr_ratio, int | float) or not 0 <= min_lr_ratio <= 1:
+        raise ValueError(f"min_lr_ratio is {quoted(min_lr_ratio)}, but must be a fraction of the peak between 0 and 1.")
     family = optimizer_family(optimizer)
 
     def load() -> RefinedSchedule:
@@ -113,12 +115,13 @@ def get_refined_schedule(
         # show INFO. Showing INFO in spite of the script's configuration would be the greater surprise.
         logger.warning(
             "Refined schedule from %s (%s): its best peak learning rate is %.2f times linear decay's, by the last-iterate bound.",
-            schedule.source,
+            shown(schedule.source),
             schedule.fingerprint,
             schedule.best_peak_ratio,
         )
-        for note in schedule.notes:
-            logger.warning("Refined schedule from %s: %s", schedule.source, note)
+        stand_in = stand_in_note(optimizer)
+        for note in schedule.notes if stand_in is None else (stand_in, *schedule.notes):
+            logger.warning("Refined schedule from %s: %s", shown(schedule.source), note)
     return RefinedLR(
         optimizer,
         schedule,

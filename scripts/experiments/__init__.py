@@ -1,1 +1,1 @@
-"""What the scripts share. Not part of the installed package."""
+"""The library of the scripts: training cells, grids, results and reports. It is not part of the installed package."""

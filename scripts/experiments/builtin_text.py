@@ -1,4 +1,4 @@
-"""Text that is on every machine with Python: enough to try language-model training without a download."""
+"""Text that ships with Python, enough to try language-model training without a download."""
 
 import sysconfig
 from pathlib import Path
@@ -16,13 +16,13 @@ def builtin_documents(name: BuiltinText) -> list[str]:
 
     Args:
         name: `"python_source"`, the source of CPython's own library, one document for each file (about 11 MB);
-            `"english"`, the topics of Python's language reference as `help()` prints them (about 0.5 MB).
+            `"english"`, the topics of Python's language reference that `help()` prints (about 0.5 MB).
 
     Returns:
         The documents.
 
     Raises:
-        ValueError: for any other name, or where this Python does not ship the text.
+        ValueError: for any other name, or if this Python does not ship the text.
 
     Example:
         >>> len("".join(builtin_documents("english"))) > 100_000
@@ -35,9 +35,9 @@ def builtin_documents(name: BuiltinText) -> list[str]:
 
         documents = [topics[topic] for topic in sorted(topics)]
     else:
-        raise ValueError(f"There is no built-in text {name!r}; there are python_source and english.")
+        raise ValueError(f"The built-in text is {name!r}, but must be python_source or english; pass one of them.")
     if not documents:
-        raise ValueError(f"This Python ships no text for {name!r}; pass a file of your own.")
+        raise ValueError(f"This Python does not ship the text {name!r}; pass a file instead.")
     return documents
 
 

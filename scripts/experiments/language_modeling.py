@@ -1,14 +1,15 @@
-"""A causal language model, its tokenizer and its text, from the options of `scripts/run_clm.py` and its like.
+"""A causal language model, its tokenizer and its text, from the options of `scripts/run_clm.py`.
 
-It needs the extra `scripts` (datasets, tokenizers).
+This module needs the extra `scripts` (datasets, tokenizers).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,18 +20,18 @@ from transformers import (
     TrainingArguments,
 )
 
-from .builtin_text import builtin_documents
+from .builtin_text import BuiltinText, builtin_documents
 
 END_OF_TEXT = "<|endoftext|>"
 
 
 @dataclass
 class ModelArguments:
-    """The model: one that exists, or a new one of a known architecture."""
+    """The model: a saved one, or a new one of a known architecture."""
 
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "A model of the Hub or a folder; without it, a new model is trained from scratch."},
+        metadata={"help": "A model on the Hub or in a folder; by default a new model is trained from scratch."},
     )
     model_type: str = field(
         default="gpt2", metadata={"help": "The architecture of a new model, such as gpt2 or llama."}
@@ -41,7 +42,7 @@ class ModelArguments:
     tokenizer_name: str | None = field(
         default=None,
         metadata={
-            "help": "A tokenizer of the Hub or a folder (default: the model's own; for a new model, one is trained)."
+            "help": "A tokenizer on the Hub or in a folder (default: the model's; for a new model, one is trained)."
         },
     )
     vocab_size: int = field(default=4096, metadata={"help": "The size of a new tokenizer's vocabulary."})
@@ -51,47 +52,51 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         if self.model_name_or_path is not None and self.config_overrides is not None:
-            raise ValueError("--config_overrides is for a new model; leave out it or --model_name_or_path.")
+            raise ValueError(
+                "--config_overrides is given with --model_name_or_path, but is for a new model; leave out one of them."
+            )
 
 
 @dataclass
 class DataArguments:
-    """The text: a dataset, files, or what every Python ships."""
+    """The text: a dataset, files, or text that ships with Python."""
 
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "A dataset of the Hub, or a folder that load_dataset or load_from_disk can read."},
+        metadata={"help": "A dataset on the Hub, or a folder that load_dataset or load_from_disk can read."},
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "The dataset's configuration."})
     train_file: str | None = field(
         default=None, metadata={"help": "Training text: a .txt, .jsonl, .json or .csv file."}
     )
-    validation_file: str | None = field(default=None, metadata={"help": "Evaluation text, of the same kind."})
-    builtin_text: str | None = field(
+    validation_file: str | None = field(default=None, metadata={"help": "Evaluation text, in a file of the same type."})
+    builtin_text: BuiltinText | None = field(
         default=None,
         metadata={
-            "help": "Text that is on every machine: python_source (CPython's library) or english (Python's help topics).",
-            "choices": ["python_source", "english"],
+            "help": "Text that ships with Python: python_source (CPython's library) or english (Python's help topics)."
         },
     )
     text_column: str | None = field(
-        default=None, metadata={"help": "The column of the text (default: text, or the first)."}
+        default=None, metadata={"help": "The column that holds the text (default: text, or the first column)."}
     )
     validation_split_percentage: float = field(
-        default=5, metadata={"help": "The share of the training blocks set aside where there is no validation text."}
+        default=5,
+        metadata={"help": "The percentage of the training blocks to evaluate on if there is no validation text."},
     )
     block_size: int | None = field(
         default=None, metadata={"help": "Tokens in an example (default: the model's context, at most 1024)."}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use this many training blocks at most."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Use this many evaluation blocks at most."})
-    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes for the tokenization."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "The largest number of training blocks."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "The largest number of evaluation blocks."})
+    preprocessing_num_workers: int | None = field(
+        default=None, metadata={"help": "The number of processes that tokenize."}
+    )
 
     def __post_init__(self) -> None:
         given = [name for name in ("dataset_name", "train_file", "builtin_text") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"Text is given by {' and '.join('--' + name for name in given) or 'no option'}; pass one of --dataset_name, "
+                f"The text is given by {' and '.join('--' + name for name in given) or 'no option'}; pass one of --dataset_name, "
                 "--train_file and --builtin_text."
             )
         for name in ("train_file", "validation_file"):
@@ -105,11 +110,11 @@ class DataArguments:
 
 
 FILE_READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv"}
-"""Which reader of `load_dataset` a file's ending asks for."""
+"""The reader of `load_dataset` for each file suffix."""
 
 
 def load_text(data: DataArguments) -> DatasetDict:
-    """The raw text, with a `train` and perhaps a `validation` part."""
+    """Load the raw text, a `train` part and an optional `validation` part."""
     if data.builtin_text is not None:
         return DatasetDict(train=Dataset.from_dict({"text": builtin_documents(data.builtin_text)}))
     if data.train_file is not None:
@@ -119,7 +124,7 @@ def load_text(data: DataArguments) -> DatasetDict:
         reader = FILE_READERS[Path(data.train_file).suffix]
         options = {"keep_linebreaks": True} if reader == "text" else {}
         return load_dataset(reader, data_files=files, **options)
-    folder = Path(data.dataset_name)
+    folder = Path(str(data.dataset_name))  # `DataArguments` has checked that it is given
     if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
         saved = load_from_disk(str(folder))
         return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
@@ -137,23 +142,45 @@ def text_column(part: Dataset, data: DataArguments) -> str:
 def load_tokenizer(
     model: ModelArguments, raw: DatasetDict, column: str, training: TrainingArguments
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer that is named, or the model's, or a byte-level BPE trained on the text."""
+    """Load the named tokenizer or the model's, or train a byte-level BPE on the text."""
     name = model.tokenizer_name or model.model_name_or_path
     if name is None:
-        folder = Path(training.output_dir) / "tokenizer"
+        folder = Path(str(training.output_dir)) / "tokenizer"
         with training.main_process_first(desc="training a tokenizer"):
             if training.should_save:
-                bpe = ByteLevelBPETokenizer()
-                bpe.train_from_iterator(raw["train"][column], model.vocab_size, special_tokens=[END_OF_TEXT])
                 PreTrainedTokenizerFast(
-                    tokenizer_object=bpe._tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=END_OF_TEXT
+                    tokenizer_object=train_byte_level_bpe(raw["train"][column], model.vocab_size),
+                    bos_token=END_OF_TEXT,
+                    eos_token=END_OF_TEXT,
+                    unk_token=END_OF_TEXT,
                 ).save_pretrained(folder)
         name = str(folder)
     return AutoTokenizer.from_pretrained(name, revision=model.model_revision, trust_remote_code=model.trust_remote_code)
 
 
+def train_byte_level_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE tokenizer, as GPT-2's.
+
+    Args:
+        texts: the training text.
+        vocab_size: the number of tokens, with `END_OF_TEXT`.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    return tokenizer
+
+
 def load_model(model: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The model that is named, or a new one with random weights."""
+    """Load the named model, or make a new one with random weights."""
     if model.model_name_or_path is not None:
         loaded = AutoModelForCausalLM.from_pretrained(
             model.model_name_or_path,
@@ -161,7 +188,7 @@ def load_model(model: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
             trust_remote_code=model.trust_remote_code,
             dtype=model.dtype,
         )
-        if len(tokenizer) > loaded.get_input_embeddings().weight.shape[0]:
+        if len(tokenizer) > next(loaded.get_input_embeddings().parameters()).shape[0]:
             loaded.resize_token_embeddings(len(tokenizer))
         return loaded
     config = AutoConfig.for_model(
@@ -176,7 +203,7 @@ def load_model(model: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> Pre
 
 
 def default_block_size(model: PreTrainedModel, data: DataArguments) -> int:
-    """Tokens in an example: as asked for, else the model's context, at most 1024."""
+    """The number of tokens in an example: `--block_size`, or the model's context up to 1024."""
     context = getattr(model.config, "max_position_embeddings", None) or 1024
     if data.block_size is not None and data.block_size > context:
         raise ValueError(
@@ -188,7 +215,7 @@ def default_block_size(model: PreTrainedModel, data: DataArguments) -> int:
 def group_into_blocks(
     raw: DatasetDict, tokenizer: PreTrainedTokenizerBase, block_size: int, column: str, data: DataArguments
 ) -> DatasetDict:
-    """Tokenize, join all documents, and cut them into blocks of `block_size` tokens; the rest is dropped."""
+    """Tokenize and join the documents, and cut them into blocks of `block_size` tokens; a shorter last block is dropped."""
 
     def tokenize(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         return {"input_ids": tokenizer(batch[column], verbose=False)["input_ids"]}
@@ -205,7 +232,7 @@ def group_into_blocks(
 
 
 def split_blocks(blocks: DatasetDict, data: DataArguments) -> tuple[Dataset, Dataset]:
-    """Training and evaluation blocks; evaluation takes evenly spread ones where there is no validation text."""
+    """Split into training and evaluation blocks. Without validation text, every k-th block is for evaluation."""
     train = blocks["train"]
     if "validation" in blocks:
         evaluation = blocks["validation"]
@@ -213,8 +240,8 @@ def split_blocks(blocks: DatasetDict, data: DataArguments) -> tuple[Dataset, Dat
         count = round(len(train) * data.validation_split_percentage / 100)
         if not 0 < count < len(train):
             raise ValueError(
-                f"The text makes {len(train)} blocks, of which {data.validation_split_percentage:g} % are {count}, so no "
-                "split is possible; pass more text, a smaller --block_size or --validation_file."
+                f"The text has {len(train)} blocks and --validation_split_percentage {data.validation_split_percentage:g} takes "
+                f"{count} of them, but both parts need a block; pass more text, a smaller --block_size or --validation_file."
             )
         held_out = {int((index + 0.5) * len(train) / count) for index in range(count)}
         evaluation = train.select(sorted(held_out))
@@ -224,3 +251,21 @@ def split_blocks(blocks: DatasetDict, data: DataArguments) -> tuple[Dataset, Dat
     if data.max_eval_samples is not None:
         evaluation = evaluation.select(range(min(data.max_eval_samples, len(evaluation))))
     return train, evaluation
+
+
+def load_model_and_blocks(
+    model_arguments: ModelArguments, data: DataArguments, training: TrainingArguments
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Dataset, Dataset]:
+    """Load everything that a training run needs. With several processes, the main one fills the caches first.
+
+    Returns:
+        The model, its tokenizer, the training blocks and the evaluation blocks.
+    """
+    with training.main_process_first(desc="loading the text"):
+        raw = load_text(data)
+    column = text_column(raw["train"], data)
+    tokenizer = load_tokenizer(model_arguments, raw, column, training)
+    model = load_model(model_arguments, tokenizer)
+    with training.main_process_first(desc="tokenizing"):
+        blocks = group_into_blocks(raw, tokenizer, default_block_size(model, data), column, data)
+    return model, tokenizer, *split_blocks(blocks, data)

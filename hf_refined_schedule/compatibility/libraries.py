@@ -1,6 +1,4 @@
-"""Every patch and private name of transformers, accelerate and torch, each with its reason, versions and end.
-
-Those with which the launcher reaches scripts that do not import this package are in `script_compatibility`.
+"""Patches and private names of torch, accelerate and transformers that training and recording need.
 
 transformers is imported inside the functions, so that a plain Accelerate loop never loads it.
 """
@@ -23,8 +21,8 @@ from .method_wrap import MethodWrap
 # --- torch: gradients ---
 
 
-def norm_of_each(tensors: Sequence[torch.Tensor], order: float) -> torch.Tensor:
-    """Compute the norm of each tensor in float32, in a few kernel launches instead of one for each tensor.
+def norm_of_each(tensors: Sequence[torch.Tensor], order: float, dtype: torch.dtype) -> torch.Tensor:
+    """Compute the norm of each tensor in a given type, in a few kernel launches instead of one for each tensor.
 
     `torch._foreach_norm` (torch 2.6 to 2.13), on which `torch.nn.utils.clip_grad_norm_` is built. The public
     `get_total_norm` returns norms in the type of the gradients, which has 8 bits for bfloat16. It can go when
@@ -33,11 +31,12 @@ def norm_of_each(tensors: Sequence[torch.Tensor], order: float) -> torch.Tensor:
     Args:
         tensors: tensors of any shapes and types, on one device.
         order: 1 or 2.
+        dtype: the type in which to sum.
 
     Returns:
-        The norms, in float32, shape (len(tensors),).
+        The norms, in that type, shape (len(tensors),).
     """
-    return torch.stack(torch._foreach_norm(list(tensors), order, dtype=torch.float32))
+    return torch.stack(torch._foreach_norm(list(tensors), order, dtype=dtype))
 
 
 def change_count(tensor: torch.Tensor) -> int | None:

@@ -13,7 +13,7 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
 
-from ..compatibility import change_count, engine_clip_limit, loss_scale, loss_scale_of_step
+from ..compatibility.libraries import change_count, engine_clip_limit, loss_scale, loss_scale_of_step
 from .failures import RecordingError, in_one_line
 from .measuring import clip_factor, clip_returns_l2, is_dtensor, measure_gradient_norms, measure_l1_norm
 from .optimizers import is_main_process, parameters_of

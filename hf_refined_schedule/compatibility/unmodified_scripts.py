@@ -1,6 +1,6 @@
 """Patches and private names with which the launcher reaches scripts that do not import this package.
 
-As in `compatibility`, each has its reason, versions and end.
+As in `libraries`, each has its reason, versions and end.
 """
 
 import argparse

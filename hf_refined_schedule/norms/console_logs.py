@@ -1,0 +1,109 @@
+"""Gradient norms from what a training script printed: dictionaries, and values with a name, among other text."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..theory.refinement import NormKind
+from .columns import NORM_NAME, NoNormsError
+from .gradient_norms import GradientNorms
+from .json_logs import flat
+from .log_rows import Row, RunLog, norms_of_log
+from .message_text import shown
+from .size_limits import MAX_CONSOLE_CHARACTERS
+from .text_encoding import read_lines
+
+_NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|nan|inf(?:inity)?)"
+
+_VALUE = rf"(?:[\w.]*[\[(]+)?['\"]?(?P<value>{_NUMBER}(?:[ ]*/[ ]*\d+)?)"
+"""A number; also in quotes, in brackets, as `tensor(1.2)`, or with a total as "10/438"."""
+
+_NAMED_VALUE = re.compile(
+    rf"""(?<![\w./@-])['"]?(?P<name>(?:(?:grad|gradient|global)[ ])*[a-z_][\w./@-]*)['"]?[ \t]*[:=][ \t]*{_VALUE}""",
+    re.IGNORECASE,
+)
+
+_SPACED_VALUE = re.compile(
+    rf"(?<![\w./@-])(?P<name>epoch|(?:global_)?step|iteration|iter|update|grad(?:ient)?[ _-]?norm|gnorm)[ \t]+{_VALUE}",
+    re.IGNORECASE,
+)
+"""A step or a norm that only a space separates from its value: "step 10", "iteration 10/ 438"."""
+
+_NORM_AND_VALUE = re.compile(rf"(?:{NORM_NAME.pattern})\w*['\"]?[ \t]*[:=\t ][ \t]*{_VALUE}", re.IGNORECASE)
+
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
+
+_NOT_FINITE = re.compile(r"(?<![\w'\"])[-+]?(?:nan|inf)(?![\w'\"])")
+"""As a dictionary is printed; no literal of Python."""
+
+
+def is_console_output(text: str) -> bool:
+    """Whether a text holds gradient norms beside their name, and not in a column under it.
+
+    Args:
+        text: the beginning of a file.
+
+    Returns:
+        True for console output; also for JSON.
+    """
+    return _NORM_AND_VALUE.search(text) is not None
+
+
+def read_console_log(path: Path, column: str | None = None, norm: NormKind | None = None) -> GradientNorms:
+    """Read the norms that a training script printed.
+
+    Args:
+        path: the file. A line with a norm is `{'loss': 0.2, 'grad_norm': 1.2}`, as a Trainer prints it, or has
+            `grad_norm: 1.2` or `grad_norm=1.2` among other values; all other lines are passed over.
+        column: the name of the norm; by default, the one that is named like a gradient norm.
+        norm: which norm that is, where its name does not say.
+
+    Returns:
+        As `norms_of_log`. A Trainer prints no steps, so that its entries are counted.
+
+    Raises:
+        ValueError: as `norms_of_log`.
+    """
+    log = RunLog(path, "console output", lambda: _rows(path, column))
+    if column is None and next(iter(log.rows()), None) is None:
+        raise NoNormsError(f"{shown(path)} holds no gradient norms")
+    return norms_of_log(log, column, norm)
+
+
+def _rows(path: Path, column: str | None) -> Iterator[Row]:
+    for line in read_lines(path):
+        line = line[:MAX_CONSOLE_CHARACTERS]
+        if NORM_NAME.search(line) or (column is not None and column in line):
+            yield _values(_COLOR.sub("", line))
+
+
+def _values(line: str) -> dict[str, Any]:
+    """The values in a line, by name: those of a dictionary and of the text before it, or those of the whole line."""
+    beginning, end = line.find("{"), line.rfind("}")
+    printed = _dictionary(line[beginning : end + 1]) if 0 <= beginning < end else None
+    text = line if printed is None else line[:beginning]
+    values = {}
+    for pattern in (_SPACED_VALUE, _NAMED_VALUE):
+        values.update({found["name"]: found["value"].replace(",", "") for found in pattern.finditer(text)})
+    return values | (printed or {})
+
+
+def _dictionary(text: str) -> dict[str, Any] | None:
+    """A dictionary, as JSON or as Python prints it; None where the text is something else."""
+    for parse in (json.loads, _literal):
+        try:
+            value = parse(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            return flat({str(name): number for name, number in value.items()})
+    return None
+
+
+def _literal(text: str) -> Any:
+    if "\\" in text:  # Python would warn of an escape that it does not know
+        return None
+    return ast.literal_eval(_NOT_FINITE.sub("'nan'", text))

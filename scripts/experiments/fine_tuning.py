@@ -1,0 +1,268 @@
+"""Cells of the language-model studies: the start model and the text that they share, and the training of one cell."""
+
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+import transformers
+from accelerate import PartialState
+from datasets import Dataset, load_from_disk
+from transformers import AutoConfig, AutoModelForCausalLM, default_data_collator, set_seed
+
+from hf_refined_schedule import RefinedScheduleArguments, RefinedScheduleTrainer
+from hf_refined_schedule.norms.norms_file import NORMS_FILE_NAME
+
+from .cells import Cell, Result
+from .language_modeling import DataArguments, ModelArguments, load_model_and_blocks
+from .variants import schedule_and_source
+
+REGIMES = ("finetune", "lora", "scratch")
+
+PRETRAINING_PEAK = 3e-3
+"""The peak learning rate of the built-in model's pretraining."""
+
+BUILTIN_CONFIG = "n_embd=96,n_layer=2,n_head=4,n_positions=64"
+BUILTIN_VOCABULARY = 1024
+BUILTIN_BLOCK_SIZE = 64
+
+MAX_EVALUATION_BLOCKS = 512
+
+NUM_CURVE_POINTS = 30
+
+
+def default_num_workers() -> int:
+    """Two cells at the same time on a CPU with several cores, one on a device or if several processes train each cell."""
+    one = torch.cuda.is_available() or PartialState().num_processes > 1 or os.cpu_count() == 1
+    return 1 if one else 2
+
+
+@dataclass
+class TrainingOptions:
+    """How every cell trains."""
+
+    output_dir: str = field(metadata={"help": "The folder of results.jsonl; a rerun skips the cells in it."})
+    regime: str = field(
+        default="finetune",
+        metadata={"help": "What is trained: finetune, lora, or scratch.", "choices": list(REGIMES)},
+    )
+    per_device_train_batch_size: int = field(
+        default=8, metadata={"help": "The number of blocks in a batch of one process."}
+    )
+    bf16: bool = field(default=False, metadata={"help": "Train with bfloat16 autocast."})
+    pretrain_steps: int = field(
+        default=400, metadata={"help": "The number of updates of the built-in model's pretraining."}
+    )
+    num_workers: int = field(
+        default_factory=default_num_workers,
+        metadata={
+            "help": "The number of cells that run at the same time and share the cores; by default 2 on a CPU, else 1."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("per_device_train_batch_size", "num_workers", "pretrain_steps"):
+            check_positive(self, name)
+
+
+def check_positive(options: object, name: str) -> None:
+    """Refuse an option below 1.
+
+    Raises:
+        ValueError: if the option `name` of `options` is below 1.
+    """
+    value = getattr(options, name)
+    if value < 1:
+        raise ValueError(f"--{name} is {value}, but must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all cells of a grid share. It holds paths instead of models, so that it can be sent to another process.
+
+    Args:
+        regime: `"finetune"`, `"lora"` or `"scratch"`.
+        label: the regime in results and reports, with the size of the model if there are several.
+        start: the folder of the start model.
+        blocks: the folder of the tokenized text.
+        folder: the folder of the results.
+        batch_size: blocks in a batch of one process.
+        bf16: whether to train with bfloat16 autocast.
+        num_threads: torch's threads for a cell.
+    """
+
+    regime: str
+    label: str
+    start: str
+    blocks: str
+    folder: str
+    batch_size: int
+    bf16: bool
+    num_threads: int
+
+    def cell_folder(self, cell: Cell) -> Path:
+        """The folder that a cell writes to while it trains."""
+        schedule = cell.schedule.replace(", ", "_").replace(" ", "_")
+        return Path(self.folder) / "cells" / f"{schedule}_{cell.peak:g}_{cell.seed}_{cell.steps}_steps"
+
+    def norms_file(self, cell: Cell) -> Path:
+        """The norms of a cell that has a role."""
+        return self.cell_folder(cell) / NORMS_FILE_NAME
+
+
+class QuietTrainer(RefinedScheduleTrainer):
+    """A trainer that keeps its log entries and prints nothing: the grid has a progress bar."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Keep a log entry."""
+        self.state.log_history.append({**logs, "step": self.state.global_step})
+
+
+def run_cell(setting: Setting, cell: Cell) -> Result:
+    """Train and evaluate one cell. The norms of a cell with a role are recorded."""
+    torch.set_num_threads(setting.num_threads)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    started = time.monotonic()
+    schedule, source = schedule_and_source(cell.schedule, Path(setting.folder))
+    arguments = RefinedScheduleArguments(
+        output_dir=str(setting.cell_folder(cell)),
+        max_steps=cell.steps,
+        learning_rate=cell.peak,
+        per_device_train_batch_size=setting.batch_size,
+        per_device_eval_batch_size=32,
+        seed=cell.seed,
+        bf16=setting.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        record_gradient_norms=cell.role is not None,
+        logging_steps=max(1, cell.steps // NUM_CURVE_POINTS),
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        **schedule.training_arguments(cell.steps, cell.peak, source),
+    )
+    set_seed(cell.seed)
+    train, evaluation = load_from_disk(f"{setting.blocks}/train"), load_from_disk(f"{setting.blocks}/evaluation")
+    trainer = QuietTrainer(
+        make_model(setting),
+        arguments,
+        train_dataset=train.with_format("torch"),
+        eval_dataset=evaluation.with_format("torch"),
+        data_collator=default_data_collator,
+    )
+    trainer.train()
+    loss = trainer.evaluate()["eval_loss"]
+    trainer.accelerator.free_memory()
+    curve = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    seconds = round(time.monotonic() - started, 2)
+    return Result(cell, loss if math.isfinite(loss) else math.inf, curve, seconds)
+
+
+def make_model(setting: Setting) -> torch.nn.Module:
+    """The model that a cell starts with. New weights depend on the seed that is set."""
+    if setting.regime == "scratch":
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(setting.start))
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(setting.start)
+    if setting.regime == "lora":
+        try:
+            import peft
+        except ImportError:
+            raise ValueError("--regime lora needs peft; pip install peft.") from None
+        config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = peft.get_peft_model(model, config)
+    return model
+
+
+def prepare_setting(
+    model_arguments: ModelArguments, data: DataArguments | None, options: TrainingOptions, size: str | None = None
+) -> Setting:
+    """Make the start model and the blocks of text, unless the folder has them, and describe what the cells share.
+
+    Args:
+        model_arguments: the model; the built-in one if it names none and there is no `data`.
+        data: the text, or None for the built-in model's.
+        options: how every cell trains.
+        size: changes to the config of the built-in model, if several sizes are compared.
+
+    Raises:
+        ValueError: if the model has a name and there is no text.
+    """
+    folder = Path(options.output_dir)
+    prepared = folder / "start" / (size or "model").replace("=", "").replace(",", "_")
+    if not (prepared / "done").exists():
+        if data is None and model_arguments.model_name_or_path is not None:
+            raise ValueError("Text is missing; pass --dataset_name, --train_file or --builtin_text.")
+        if data is None:
+            overrides = size or model_arguments.config_overrides or BUILTIN_CONFIG
+            blocks = _make_builtin_start(replace(model_arguments, config_overrides=overrides), prepared, options)
+        else:
+            blocks = _make_start(model_arguments, data, prepared, options)
+        if PartialState().is_main_process:
+            for name, part in blocks.items():
+                part.save_to_disk(str(prepared / "blocks" / name))
+            (prepared / "done").touch()
+        PartialState().wait_for_everyone()
+    return Setting(
+        regime=options.regime,
+        label=options.regime if size is None else f"{options.regime}, {size}",
+        start=str(prepared / "model"),
+        blocks=str(prepared / "blocks"),
+        folder=str(folder / (size or "")),
+        batch_size=options.per_device_train_batch_size,
+        bf16=options.bf16,
+        num_threads=max(1, torch.get_num_threads() // options.num_workers),
+    )
+
+
+def _make_builtin_start(
+    model_arguments: ModelArguments, prepared: Path, options: TrainingOptions
+) -> dict[str, Dataset]:
+    """A new model: for `scratch` on CPython's source, else pretrained on it, with Python's help texts to fine-tune on."""
+    new = replace(model_arguments, vocab_size=BUILTIN_VOCABULARY)
+    source = DataArguments(builtin_text="python_source", block_size=BUILTIN_BLOCK_SIZE)
+    if options.regime == "scratch":
+        return _make_start(new, source, prepared, options)
+    _make_start(new, source, prepared, options, pretrain=True)
+    trained = replace(new, config_overrides=None, model_name_or_path=str(prepared / "model"))
+    english = DataArguments(builtin_text="english", block_size=BUILTIN_BLOCK_SIZE, validation_split_percentage=10)
+    return _make_start(trained, english, prepared, options)
+
+
+def _make_start(
+    model_arguments: ModelArguments,
+    data: DataArguments,
+    prepared: Path,
+    options: TrainingOptions,
+    *,
+    pretrain: bool = False,
+) -> dict[str, Dataset]:
+    """Save a model, pretrained if asked for, and return the blocks of the text."""
+    set_seed(0)
+    arguments = RefinedScheduleArguments(
+        output_dir=str(prepared / "model"),
+        max_steps=options.pretrain_steps,
+        learning_rate=PRETRAINING_PEAK,
+        warmup_steps=max(1, options.pretrain_steps // 20),
+        per_device_train_batch_size=options.per_device_train_batch_size,
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=100,
+        save_strategy="no",
+        report_to="none",
+        dataloader_pin_memory=False,
+        record_gradient_norms=False,
+    )
+    model, tokenizer, train, evaluation = load_model_and_blocks(model_arguments, data, arguments)
+    evaluation = evaluation.select(range(min(MAX_EVALUATION_BLOCKS, len(evaluation))))
+    if pretrain:
+        print("Pretraining the model that all cells start with", file=sys.stderr)
+        RefinedScheduleTrainer(model, arguments, train_dataset=train, data_collator=default_data_collator).train()
+    if PartialState().is_main_process:
+        model.save_pretrained(prepared / "model")
+        tokenizer.save_pretrained(prepared / "model")
+    PartialState().wait_for_everyone()
+    return {"train": train, "evaluation": evaluation}

@@ -1,0 +1,115 @@
+"""Norms from what training scripts print: lines as each tool writes them."""
+
+import numpy as np
+import pytest
+
+from hf_refined_schedule import load_norms
+
+from .refusals import refuses
+
+VALUES = [5.0, 3.0, *np.linspace(2, 1, 28).round(3).tolist()]
+
+
+def console(path, line, preamble="Loading the model, please wait ...\n", end="\n"):
+    """Lines for updates 10, 20, ... 300; `line` is a format of step, value and epoch."""
+    lines = [line.format(step=10 * i, value=value, epoch=i / 100) for i, value in enumerate(VALUES, start=1)]
+    path.write_text(preamble + end.join(lines) + end)
+    return path
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param("INFO step: {step}, loss: 2.25, grad_norm: {value}, lr: 1e-05", id="key: value"),
+        pytest.param("[2024-05-06 12:00:01,123] [INFO] step={step} loss=2.25 grad_norm={value}", id="key=value"),
+        pytest.param("step {step}/300 | loss 2.25 | grad_norm {value}", id="spaces alone"),
+        pytest.param("Epoch [1/1], Step [{step}/300], Grad_Norm: {value}", id="brackets"),
+        pytest.param(
+            " iteration {step:8}/     300 | consumed samples: 640 | lm loss: 2.25E+00 | grad norm: {value} |",
+            id="Megatron",
+        ),
+        pytest.param(
+            "\x1b[31mstep: {step:2}  \x1b[32mloss: 2.25  \x1b[38;2;1;1;1mgrad_norm: {value}\x1b[39m", id="torchtitan"
+        ),
+        pytest.param("step:{step} - global_seqlen/min:1.5 - actor/grad_norm:{value} - lr:1e-6", id="verl"),
+        pytest.param("step:{step} - actor/grad_norm:np.float64({value}) - lr:np.float64(1e-6)", id="numpy 2"),
+        pytest.param("| epoch 001:  10 / 30 loss=2.25, gnorm={value}, num_updates={step}", id="fairseq"),
+        pytest.param("INFO - step {step}: {{'loss': 2.25, 'grad_norm': {value}}}", id="a dictionary after the step"),
+        pytest.param("{{'step': {step}, 'loss': tensor(2.25), 'grad_norm': tensor({value})}}", id="tensors"),
+        pytest.param('INFO {{"step": {step}, "data": {{"grad_norm": {value}, "ok": true}}}}', id="JSON after text"),
+        pytest.param("{{'step': {step}, 'note': 'C:\\data', 'grad_norm': {value}}}", id="a backslash"),
+    ],
+)
+def test_steps_and_norms_in_a_line(tmp_path, line):
+    norms = load_norms(console(tmp_path / "train.log", line))
+    assert norms.l2.tolist() == VALUES
+    assert norms.steps.tolist() == list(range(10, 301, 10))
+    assert norms.origin == "console output"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param("{{'loss': 2.25, 'grad_norm': {value}, 'learning_rate': 1e-05, 'epoch': {epoch}}}", id="numbers"),
+        pytest.param(
+            "{{'loss': '2.25', 'grad_norm': '{value}', 'learning_rate': '1e-05', 'epoch': '{epoch}'}}", id="text"
+        ),
+        pytest.param(
+            "  3%|3   | {step}/900 [00:10<09:50]{{'loss': 2.25, 'grad_norm': {value}, 'epoch': {epoch}}}", id="tqdm"
+        ),
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\n  1%|1  | 9/900 [00:01<01:30, 10.0it/s]\r  2%|2  | 18/900 [00:02<01:28]\r"])
+def test_a_trainer_prints_no_steps(tmp_path, line, end):
+    summary = "{'train_runtime': 10.0, 'train_loss': 2.0, 'epoch': 0.3}\n"
+    path = console(tmp_path / "train.log", line, end=end)
+    path.write_text(path.read_text() + summary)
+    norms = load_norms(path)
+    assert norms.l2.tolist() == VALUES
+    assert norms.steps.tolist() == list(range(1, 31))
+    assert "entries are counted" in norms.description
+
+
+def test_a_norm_that_is_not_finite_is_counted(tmp_path):
+    path = console(tmp_path / "train.log", "{{'loss': 2.25, 'grad_norm': {value}, 'epoch': {epoch}}}")
+    path.write_text(path.read_text().replace("'grad_norm': 3.0", "'grad_norm': nan"))
+    norms = load_norms(path)
+    assert norms.steps.tolist() == [1, *range(3, 31)]
+    assert norms.num_not_finite == 1
+
+
+def test_a_thousand_is_read_with_its_comma(tmp_path):
+    lines = [f"step: {step:,}, grad_norm: 1.5" for step in range(990, 1020)]
+    path = tmp_path / "train.log"
+    path.write_text("\n".join(lines))
+    assert load_norms(path).steps.tolist() == list(range(990, 1020))
+
+
+def test_norms_may_begin_late(tmp_path):
+    path = console(tmp_path / "train.log", "step: {step}, grad_norm: {value}", preamble="Tokenizing, 1 of 9\n" * 20_000)
+    assert load_norms(path).l2.tolist() == VALUES
+
+
+def test_a_value_is_taken_by_name(tmp_path):
+    path = console(tmp_path / "train.log", "step: {step}, grad_norm: 1.0, sharpness: {value}")
+    assert load_norms(path, column="sharpness", norm="l1").l1.tolist() == VALUES
+    with refuses("no column 'sharp'", "'sharpness'"):
+        load_norms(path, column="sharp", norm="l1")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param("max_grad_norm: 1.0\n" * 30, id="a threshold"),
+        pytest.param("grad_norm: 1.0\n" * 10, id="too few"),
+        pytest.param("grad_norm: 1.0 {" + "[" * 9000 + "\n" * 30, id="deep nesting"),
+        pytest.param("{'grad_norm': 1.0, " + "'a': {" * 1500 + "\n" * 30, id="a deep dictionary"),
+        pytest.param("{'grad_norm': {'a': {}}}\n" * 30, id="no number"),
+        pytest.param("grad_norm: 1.0 " + "x" * 2_000_000, id="two million characters"),
+    ],
+)
+def test_other_output_is_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "train.log"
+    path.write_text(content)
+    with refuses(str(path)):
+        load_norms(path)
