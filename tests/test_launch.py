@@ -264,7 +264,6 @@ for step in range(24):
         optimizer.zero_grad()
     if accelerator.sync_gradients and step == STOP:
         HAPPENS
-HAPPENS_AT_THE_END
 """
 
 
@@ -283,14 +282,14 @@ def linear_schedule(horizon):
         ("get_wsd_schedule(optimizer, 2, 4, 12)", 19, "raise ValueError", 12, 10),
         # The rounding of an accumulating loop: one update more than the horizon says.
         (linear_schedule(11), 23, "raise ValueError", 12, 12),
-        # No horizon, and one that counts something else, here micro-batches.
+        # A schedule without a horizon.
         ("torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)", 23, "raise ValueError", None, 12),
     ],
 )  # fmt: skip
 def test_a_raw_loop_that_stops_knows_its_horizon(tmp_path, scheduler, stop, happens, horizon, updates):
     script = tmp_path / "loop.py"
     script.write_text(
-        LOOP.replace("SCHEDULER", scheduler).replace("STOP", f"{stop}").replace("HAPPENS_AT_THE_END", "").replace("HAPPENS", happens)
+        LOOP.replace("SCHEDULER", scheduler).replace("STOP", f"{stop}").replace("HAPPENS", happens)
     )  # fmt: skip
     done = launch("--gradient_norms_file", tmp_path / "run", script)
     assert done.returncode != 0
@@ -302,7 +301,7 @@ def test_a_scheduler_that_the_loop_steps_in_another_way_gives_no_horizon(tmp_pat
     script = tmp_path / "loop.py"
     script.write_text(
         LOOP.replace("SCHEDULER", linear_schedule(24)).replace("optimizer, scheduler = accelerator.prepare(optimizer, scheduler)", "optimizer = accelerator.prepare(optimizer)")
-        .replace("STOP", "19").replace("HAPPENS_AT_THE_END", "").replace("HAPPENS", "raise ValueError")
+        .replace("STOP", "19").replace("HAPPENS", "raise ValueError")
     )  # fmt: skip
     launch("--gradient-norms-file", tmp_path / "norms.jsonl", script)
     header, rows = read_rows(tmp_path / "norms.jsonl")
@@ -313,7 +312,7 @@ def test_a_horizon_of_several_processes_counts_their_steps(tmp_path):
     """21 scheduler steps on 2 processes are 11 updates."""
     script = tmp_path / "loop.py"
     script.write_text(
-        LOOP.replace("SCHEDULER", linear_schedule(21)).replace("STOP", "17").replace("HAPPENS_AT_THE_END", "")
+        LOOP.replace("SCHEDULER", linear_schedule(21)).replace("STOP", "17")
         .replace("HAPPENS", "sys.stdout.flush(); accelerator.wait_for_everyone(); accelerator.end_training(); sys.exit(3)")
     )  # fmt: skip
     norms = tmp_path / "norms.jsonl"
@@ -393,7 +392,7 @@ def test_a_wrong_source_fails_before_the_script_starts(tmp_path, source, message
     assert "\n" not in str(caught.value)
 
 
-def test_a_wrong_source_is_left_to_a_script_that_resumes(tmp_path, monkeypatch):
+def test_a_wrong_source_is_left_to_a_script_that_resumes(tmp_path):
     """A resumed run goes on with the schedule of its checkpoint."""
     (tmp_path / "out" / "checkpoint-4").mkdir(parents=True)
     assert may_resume(["--resume_from_checkpoint", "out/checkpoint-4"])
