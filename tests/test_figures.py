@@ -67,7 +67,7 @@ def refused(tmp_path, *words):
 
 
 def test_sources_without_an_answer(tmp_path):
-    (tmp_path / "log.csv").write_text("step,grad_norm\n" + "".join(f"{step},1.5\n" for step in range(1, 50)))
+    (tmp_path / "log.csv").write_text("step,total_grad_norm\n" + "".join(f"{step},1.5\n" for step in range(1, 50)))
     write_norms(tmp_path / "vanished.jsonl", [0.0] * 100)
     write_norms(tmp_path / "half.jsonl", [1.0] * 50, planned=100)
     for source, words in (

@@ -20,7 +20,7 @@ from ..schedules.refinement_options import RefinementOptions
 from ..schedules.refining import refine_sources
 from .launch_recording import LaunchRecording
 from .registration import register
-from .scheduler import OPTIONS_VARIABLE, REFINED_FROM_VARIABLE
+from .scheduler import FOLDER_VARIABLE, OPTIONS_VARIABLE, REFINED_FROM_VARIABLE
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +62,11 @@ def launch(
     program = _find_program(os.fspath(script), as_module)
     keywords = options.as_keywords()
     if refined_from is not None:
-        refined_from = os.path.abspath(os.path.expanduser(refined_from))
+        refined_from = os.path.expanduser(refined_from)
         if _is_rank_zero() and not _may_resume(arguments):
             _check_source(refined_from, options)
         os.environ[REFINED_FROM_VARIABLE] = refined_from
+        os.environ[FOLDER_VARIABLE] = os.getcwd()
         os.environ[OPTIONS_VARIABLE] = json.dumps(keywords)
     elif keywords:
         raise ValueError(f"{' and '.join(keywords)} need the run to refine from; pass --refined-from with them.")

@@ -30,6 +30,12 @@ logger = logging.getLogger(__name__)
 REFINED_FROM_VARIABLE = "HF_REFINED_SCHEDULE_FROM"
 """The environment variable that replaces `refined_from` where a script cannot pass it."""
 
+FOLDER_VARIABLE = "HF_REFINED_SCHEDULE_FOLDER"
+"""The environment variable with the folder from which that source is meant, if its path is relative.
+
+A run on several nodes asks for the source by the path as it was given, which is the same on every node; the folder may differ.
+"""
+
 OPTIONS_VARIABLE = "HF_REFINED_SCHEDULE_OPTIONS"
 """The environment variable with the options for that source, as a JSON object."""
 
@@ -78,8 +84,10 @@ def get_refined_schedule(
 
     Reference: arXiv 2310.07831, Algorithm 1.
     """
+    folder = ""
     if refined_from is None:
         refined_from = os.environ.get(REFINED_FROM_VARIABLE)
+        folder = os.environ.get(FOLDER_VARIABLE, "")
         options = {**json.loads(os.environ.get(OPTIONS_VARIABLE, "{}")), **options}
     if refined_from is None:
         raise ValueError(f"The schedule 'refined' {NEEDS_SOURCE}; {EXPECTED_SOURCE}.")
@@ -98,7 +106,8 @@ def get_refined_schedule(
     family = optimizer_family(optimizer)
 
     def load() -> RefinedSchedule:
-        return refine_sources(sources, family, refinement_options).trainable_schedule(refinement_options)
+        located = [one if isinstance(one, GradientNorms) else os.path.join(folder, one) for one in sources]
+        return refine_sources(located, family, refinement_options).trainable_schedule(refinement_options)
 
     schedule: RefinedSchedule | None
     error: Exception | None
