@@ -7,7 +7,8 @@ from experiments.tiny_models import tiny_data, tiny_model
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
 if __name__ == "__main__":
-    (arguments,) = HfArgumentParser((TrainingArguments,)).parse_args_into_dataclasses()
+    parser = HfArgumentParser(TrainingArguments)  # type: ignore[arg-type]  # its type excludes TrainingArguments
+    (arguments,) = parser.parse_args_into_dataclasses()
     trainer = Trainer(tiny_model(), arguments, train_dataset=tiny_data(96))
     trainer.train()
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
