@@ -293,7 +293,10 @@ def _valid_grid(grid: np.ndarray) -> None:
 
 
 def _json_object(path: Path) -> dict[str, object]:
-    content = json.loads(path.read_bytes().decode("utf-8", errors="replace"))
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8", errors="replace"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(content, dict):
         raise ValueError("no object")
     return {name: value for name, value in content.items() if name != "refined_from"}
