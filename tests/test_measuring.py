@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from hf_refined_schedule.recording import measuring
 from hf_refined_schedule.recording.measuring import (
     clip_factor,
     clip_returns_l2,
@@ -195,8 +196,8 @@ def test_squares_beyond_float32_do_not_spoil_the_norm(dtype, value, pieces):
     whole = torch.full((4,), value, dtype=dtype)
     exact = float(whole[0])
     l1, l2 = measure_gradient_norms([parameter_with(piece) for piece in whole.chunk(pieces)])
-    assert float(l1) == pytest.approx(4 * exact, rel=MEASURING)
-    assert float(l2) == pytest.approx(2 * exact, rel=MEASURING)
+    assert float(l1) == pytest.approx(4 * exact, rel=MEASURING, abs=0)
+    assert float(l2) == pytest.approx(2 * exact, rel=MEASURING, abs=0)
 
 
 def test_float64_gradients_are_measured_in_float64():
@@ -221,6 +222,55 @@ def test_compressed_sparse_gradients_are_measured(layout):
     gradient = getattr(dense, layout)(*([(1, 1)] if layout == "to_sparse_bsr" else []))
     l1, l2 = measure_gradient_norms([Holder(gradient)])
     assert (float(l1), float(l2)) == (7.0, 5.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("value", [1e19, 1e-22, 1e30, 1e-30])
+def test_squares_beyond_float32_on_an_accelerator(dtype, value):
+    """Four elements x: L1 is 4 x, L2 is 2 x."""
+    gradient = torch.full((4,), value, dtype=dtype)
+    exact = float(gradient[0])
+    l1, squares = sums_on_accelerator([gradient], with_squares=True).tolist()
+    assert (l1, math.sqrt(squares)) == pytest.approx((4 * exact, 2 * exact), rel=MEASURING, abs=0)
+
+
+def test_float64_gradients_on_an_accelerator():
+    gradients = [torch.tensor([3.0]), torch.full((2,), 1 + 2.0**-40, dtype=torch.float64)]
+    l1, squares = sums_on_accelerator(gradients, with_squares=True).tolist()
+    assert (l1, squares) == (5 + 2.0**-39, pytest.approx(11 + 2.0**-38, rel=1e-15))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_an_overflow_stays_one_on_an_accelerator(value):
+    sums = sums_on_accelerator([torch.tensor([1.0, value], dtype=torch.float16)], with_squares=True)
+    assert not sums.isfinite().any()
+
+
+def test_an_accelerator_without_float64(monkeypatch):
+    monkeypatch.setattr(measuring, "DEVICES_WITH_FLOAT64", frozenset())
+    sums = sums_on_accelerator([torch.tensor([3.0, -4.0])], with_squares=True)
+    assert (sums.dtype, sums.tolist()) == (torch.float32, [7.0, 25.0])
+
+
+def test_l1_beyond_the_largest_float32_number():
+    parameters = [parameter_with(torch.full((4,), 2e38))]
+    assert float(measure_l1_norm(parameters)) == pytest.approx(8e38, rel=MEASURING)
+
+
+def test_the_loss_scale_of_large_gradients():
+    parameters = [parameter_with(torch.full((4,), 1e19 * 65536))]
+    l1, l2 = measure_gradient_norms(parameters, torch.tensor(65536.0))
+    assert (float(l1), float(l2)) == pytest.approx((4e19, 2e19), rel=MEASURING)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz]
+)
+def test_float8_gradients_are_measured(dtype):
+    """Alone, and next to a gradient of another type."""
+    parameters = [Holder(torch.tensor([3.0, -4.0]).to(dtype)), Holder(torch.tensor([12.0]))]
+    assert [float(norm) for norm in measure_gradient_norms(parameters[:1])] == [7.0, 5.0]
+    assert [float(norm) for norm in measure_gradient_norms(parameters)] == [19.0, 13.0]
 
 
 class Holder:

@@ -556,6 +556,68 @@ def test_what_cannot_be_watched_or_measured_is_one_clear_failure(tmp_path, caplo
     assert list(tmp_path.iterdir()) == []
 
 
+class Motionless(torch.optim.Optimizer):
+    """Steps without a look at the gradients, which few optimizers can use in an unusual layout or type."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.1})
+
+    def step(self, closure=None):
+        return None
+
+
+def record_gradient(folder, gradient, on_failure):
+    """Record two updates with this gradient."""
+    weight = torch.nn.Parameter(gradient.clone())
+    optimizer = Accelerator(cpu=True).prepare(Motionless([weight]))
+    with GradientNormRecorder(optimizer, output_dir=folder, on_failure=on_failure):
+        for _ in range(2):
+            weight.grad = gradient
+            optimizer.step()
+
+
+DIAGONAL = torch.tensor([[3.0, 0.0], [0.0, -4.0]])
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+@pytest.mark.parametrize(
+    ("convert", "l1", "l2"),
+    [
+        pytest.param(torch.Tensor.to_sparse_csr, 7.0, 5.0, id="CSR"),
+        pytest.param(torch.Tensor.to_sparse_csc, 7.0, 5.0, id="CSC"),
+        pytest.param(lambda dense: dense.to_sparse_bsr((1, 1)), 7.0, 5.0, id="BSR"),
+        pytest.param(lambda dense: dense.to(torch.float8_e4m3fn), 7.0, 5.0, id="float8 e4m3"),
+        pytest.param(lambda dense: dense.to(torch.float8_e5m2), 7.0, 5.0, id="float8 e5m2"),
+        pytest.param(lambda dense: dense.double() * (1 + 2**-40), 7 + 7 * 2**-40, 5 + 5 * 2**-40, id="float64"),
+        pytest.param(lambda dense: dense * 2.0**64, 7 * 2.0**64, 5 * 2.0**64, id="float32 near 1e19"),
+        pytest.param(lambda dense: dense * 2.0**-74, 7 * 2.0**-74, 5 * 2.0**-74, id="float32 near 1e-22"),
+    ],
+)
+def test_unusual_gradients_are_recorded(tmp_path, convert, l1, l2):
+    record_gradient(tmp_path, convert(DIAGONAL), on_failure="raise")
+    rows = read_rows(tmp_path / "gradient_norms.jsonl")[1]
+    assert [(row["l1"], row["l2"]) for row in rows] == [(l1, l2)] * 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: DIAGONAL.to_mkldnn(), id="MKL-DNN"),
+        pytest.param(lambda: torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2), id="two float4 in a byte"),
+    ],
+)
+def test_gradients_that_torch_cannot_sum_are_refused(tmp_path, caplog, make):
+    try:
+        gradient = make()
+    except (AttributeError, RuntimeError):
+        pytest.skip("this torch has no such tensor")
+    with pytest.raises(RecordingError, match=r"a gradient cannot be measured \(NotImplementedError: "):
+        record_gradient(tmp_path / "raise", gradient, on_failure="raise")
+    record_gradient(tmp_path / "warn", gradient, on_failure="warn")
+    assert caplog.text.count("a gradient cannot be measured (NotImplementedError: ") == 1
+    assert list(tmp_path.rglob("*.jsonl")) == []
+
+
 def test_more_updates_than_one_write_holds(tmp_path):
     loop(tmp_path, 1.0, updates=123)
     _, rows = read_rows(tmp_path / "gradient_norms.jsonl")

@@ -1,5 +1,6 @@
 """L1 and L2 norms of gradients, taken as one vector: pure functions of tensors."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import torch
 
 from ..compatibility.libraries import norm_of_each
 
+USUAL_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 COMPRESSED_LAYOUTS = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 CHUNK = 2**18
@@ -16,6 +18,13 @@ EXACT_SQUARES = (1e-26, 1e38)
 """Between these bounds the float32 sum of the squares of a chunk is exact enough.
 
 Above, squares overflow. Below, they lose digits: the square of 1e-19 is the smallest normal number.
+"""
+
+DEVICES_WITH_FLOAT64 = frozenset({"cpu", "cuda"})
+"""Types of device that are known to compute in float64.
+
+MPS, some XPUs and some NPUs do not. Squares are summed in float32 there, which is right for an L2 norm between about 1e-19
+and 1e19.
 """
 
 DEVICES_WITH_INEXACT_NORM = frozenset({"cpu"})
@@ -79,6 +88,9 @@ def clip_returns_l2(
     It does where it computes a 2-norm, of these gradients and no others, and all of them are float32 on an accelerator.
     It does not where gradients are in half precision, because torch returns the norm in their type: bfloat16, the type of
     the gradients of bfloat16 parameters, has 8 bits. Nor does it on a CPU (see `DEVICES_WITH_INEXACT_NORM`).
+
+    The clip squares in float32. Where that overflows, its norm is infinite and it sets the gradients to 0. Where it
+    underflows, its norm is 0. Looking for such gradients would cost the pass over them that this function saves.
 
     Args:
         parameters: the parameters whose norm is wanted.
@@ -145,18 +157,26 @@ def is_dtensor(value: object) -> bool:
 def sums_on_accelerator(tensors: Sequence[torch.Tensor], with_squares: bool) -> torch.Tensor:
     """Sum absolute values, and squares if wanted, in a few kernel launches instead of two for each tensor.
 
+    Squares are summed in float64 where the device has it. Scaling by the largest element, the way to stay in range in
+    float32, takes a copy of the gradients, and the host cannot know whether to scale without waiting for the device.
+
     Args:
         tensors: tensors of any shapes and types, on one device.
         with_squares: whether to sum the squares, too.
 
     Returns:
-        (sum |x|) or (sum |x|, sum x^2), in float32, or in float64 if a tensor has that type, shape (1,) or (2,).
+        (sum |x|) or (sum |x|, sum x^2), shape (1,) or (2,), in float64, or in float32 on a device without it.
     """
-    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-    sums = [norm_of_each(tensors, 1, dtype).sum()]
+    wide = torch.float64 if tensors[0].device.type in DEVICES_WITH_FLOAT64 else torch.float32
+    sums = [norm_of_each(tensors, 1, _summing_dtype(tensors)).sum(dtype=wide)]
     if with_squares:
-        sums.append(norm_of_each(tensors, 2, dtype).square().sum())
+        sums.append(norm_of_each(tensors, 2, wide).square().sum())
     return torch.stack(sums)
+
+
+def _summing_dtype(tensors: Iterable[torch.Tensor]) -> torch.dtype:
+    """Float64 if a tensor has it, else float32."""
+    return torch.float64 if torch.float64 in {tensor.dtype for tensor in tensors} else torch.float32
 
 
 def _sum_gradients(parameters: Iterable[torch.nn.Parameter], with_squares: bool) -> torch.Tensor | None:
@@ -187,11 +207,18 @@ def _sharding_of(gradient: Any) -> _Sharding | None:
 
 
 def _dense_real(gradient: torch.Tensor) -> torch.Tensor:
-    """The values of a sparse gradient, each row counted once; the absolute values of a complex one."""
+    """The values of a sparse gradient, each row counted once; the absolute values of a complex one.
+
+    Float8 becomes bfloat16, which holds each of its values: torch does not promote float8.
+    """
+    if gradient.layout is torch.strided and gradient.dtype in USUAL_DTYPES:
+        return gradient
     if gradient.layout in COMPRESSED_LAYOUTS:
         gradient = gradient.values()
     elif gradient.is_sparse:
         gradient = gradient.coalesce().values()
+    if gradient.dtype.itemsize == 1:
+        return gradient.to(torch.bfloat16)
     return gradient.abs() if gradient.is_complex() else gradient
 
 
@@ -219,8 +246,7 @@ def _sums_on_cpu(tensors: Sequence[torch.Tensor], with_squares: bool) -> torch.T
     hundred of them. `torch.sum` adds in pairs; `vector_norm` adds one by one in float32 on a CPU, which gives the L1 norm
     of 10^8 elements an error of 46 %.
     """
-    widest = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-    buffer = torch.empty(CHUNK, dtype=widest, device="cpu")
+    buffer = torch.empty(CHUNK, dtype=_summing_dtype(tensors), device="cpu")
     l1 = squares = 0.0
     for pieces, size in _chunks(tensors):
         values = buffer[:size]
@@ -232,7 +258,8 @@ def _sums_on_cpu(tensors: Sequence[torch.Tensor], with_squares: bool) -> torch.T
             values.copy_(pieces[0]).abs_()
         chunk_l1 = values.sum().item()
         chunk_squares = values.square_().sum().item() if with_squares else 1.0
-        if chunk_l1 != 0 and not EXACT_SQUARES[0] < chunk_squares < EXACT_SQUARES[1]:
+        is_in_range = math.isfinite(chunk_l1) and EXACT_SQUARES[0] < chunk_squares < EXACT_SQUARES[1]
+        if chunk_l1 != 0 and not is_in_range:
             exact = torch.cat([piece.double() for piece in pieces]).abs_()
             chunk_l1, chunk_squares = exact.sum().item(), exact.square_().sum().item()
         l1 += chunk_l1
