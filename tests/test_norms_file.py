@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -489,3 +490,33 @@ def test_a_file_that_another_run_has_begun_anew_is_not_written_into(path):
     with pytest.raises(OSError, match="another run has begun it anew"):
         first.append(ROWS[1:2])
     assert path.read_text() == before == FIRST_LINE + "".join(LINES[:2])
+
+
+def test_the_second_of_two_runs_that_begin_at_the_same_moment_is_told(path, monkeypatch):
+    NormsFileWriter(path, HEADER)
+    move = Path.replace
+
+    def moved_by_another_run_first(file, target):
+        move(file, file.with_name("of another run.jsonl"))
+        return move(file, target)
+
+    monkeypatch.setattr(Path, "replace", moved_by_another_run_first)
+    with refuses("another run begins there at the same moment", "a folder of its own", error=FileNotFoundError):
+        NormsFileWriter(path, HEADER)
+    assert [file.name for file in path.parent.iterdir()] == ["of another run.jsonl"]
+
+
+def test_runs_that_begin_at_the_same_moment_lose_no_earlier_file(path, monkeypatch):
+    """Each of them finds the first numbers free, and the file that another run moved there stays."""
+    NormsFileWriter(path, HEADER).append(ROWS[:1])
+    touch = Path.touch
+
+    def another_run_is_faster(file, **keywords):
+        if file.name == "gradient_norms.1.jsonl":
+            file.write_text("of another run")
+        touch(file, **keywords)
+
+    monkeypatch.setattr(Path, "touch", another_run_is_faster)
+    NormsFileWriter(path, HEADER)
+    assert (path.parent / "gradient_norms.1.jsonl").read_text() == "of another run"
+    assert (path.parent / "gradient_norms.2.jsonl").read_text() == FIRST_LINE + LINES[0]

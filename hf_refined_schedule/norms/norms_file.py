@@ -221,11 +221,29 @@ def _open_existing(path: str, flags: int) -> int:
 
 
 def _move_aside(path: Path) -> None:
+    """Rename an existing file to a name that is free, also while another run begins in the same folder."""
     if not path.exists():
         return
     if path.is_dir():
         raise IsADirectoryError(f"{shown(path)} is a folder; name a file in it")
+    aside = _reserved(path)
+    try:
+        path.replace(aside)
+    except FileNotFoundError:
+        aside.unlink()
+        raise FileNotFoundError(
+            "another run begins there at the same moment; give each run a folder of its own"
+        ) from None
+
+
+def _reserved(path: Path) -> Path:
+    """A new, empty file beside `path` under the first free number. Two runs never get the same one."""
     number = 1
-    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-        number += 1
-    path.rename(aside)
+    while True:
+        aside = path.with_name(f"{path.stem}.{number}{path.suffix}")
+        try:
+            aside.touch(exist_ok=False)
+        except FileExistsError:
+            number += 1
+        else:
+            return aside
