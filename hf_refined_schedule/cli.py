@@ -36,6 +36,9 @@ SOURCE_HELP = (
 LONGEST_NAME = 32
 """Characters of a source in a picture's legend."""
 
+MAX_RANKED_POINTS = 100_000
+"""A longer run is ranked on this many evenly spaced points: `rank` holds half a hundred schedules at once."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -277,9 +280,11 @@ def _check(options: argparse.Namespace) -> None:
 
 def _rank(options: argparse.Namespace) -> None:
     schedule, _, _ = _refined_runs(options, "; pass the run whose norms are to rank by.")
-    multipliers = schedule.grid[:-1]
-    num_steps = len(multipliers)
+    total = len(schedule.grid) - 1
+    num_steps = min(total, MAX_RANKED_POINTS)
     progress = np.arange(num_steps) / num_steps
+    multipliers = np.interp(progress, np.arange(total + 1) / total, schedule.grid)
+    squared_norms = np.interp(progress, np.arange(total) / total, schedule.squared_norms)
     schedules = {"refined": multipliers, **classical_schedules(num_steps)}
     schedules["refined, warm-up"] = np.minimum(multipliers, warmup_ramp(num_steps))
     for other in options.others:
@@ -294,7 +299,7 @@ def _rank(options: argparse.Namespace) -> None:
         f"The last-iterate bound over linear decay's, and the best peak learning rate over linear decay's; {shown(schedule.source)}"
     )
     print(f"{'':{width}}  with these norms  with constant norms  best peak")
-    for name, relative_bound, best_peak_ratio in rank_by_squared_norms(schedules, schedule.squared_norms):
+    for name, relative_bound, best_peak_ratio in rank_by_squared_norms(schedules, squared_norms):
         print(f"{name:{width}}  {relative_bound:16.3f}  {constant[name]:19.3f}  {best_peak_ratio:9.2f}")
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -348,3 +349,18 @@ def test_a_dollar_in_a_path_is_no_formula_in_a_picture(tmp_path):
         write_norms(folder / "gradient_norms.jsonl", list(np.linspace(3, 1, 100)))
     assert main(["plot", *map(str, folders), "-o", str(tmp_path / "two.png")]) == 0
     assert main(["plot", str(folders[0]), "-o", str(tmp_path / "one.png")]) == 0
+
+
+def test_ranking_for_a_long_run_fits_in_memory(tmp_path, capsys):
+    """Half a hundred schedules of a million updates would take 400 MB. Constant norms make linear decay."""
+    path = write_norms(tmp_path / "gradient_norms.jsonl", [2.0] * 100)
+    tracemalloc.start()
+    try:
+        assert main(["rank", str(path), "--pilot", "--num-training-steps", "1000000"]) == 0
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 200e6
+    rows = [row.split() for row in capsys.readouterr().out.splitlines()]
+    assert ["refined", "1.000", "1.000", "1.00"] in rows
+    assert ["linear", "1.000", "1.000", "1.00"] in rows
