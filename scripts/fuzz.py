@@ -3,8 +3,9 @@
     python scripts/fuzz.py --inputs 20000
 
 A fault is an exception other than ValueError and OSError, a warning, an error message of more than one line or 300 characters,
-or with control characters, a call of more than 2 seconds, or a schedule outside [0, 1]. The report goes to
-OUTPUT_DIR/fuzz.md. The inputs of faults are kept in OUTPUT_DIR/fuzz, and the exit status is then 1.
+or with control characters, a call of more than 2 seconds or 300 MB, a schedule outside [0, 1] or with another maximum than 1, or
+an input that `check`, `refine` and `rank` do not all accept or refuse. The report goes to OUTPUT_DIR/fuzz.md. The inputs of faults
+are kept in OUTPUT_DIR/fuzz, and the exit status is then 1.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pandas as pd
-from experiments.fuzzing import Fault, Seed, find_faults, mutate, valid_inputs
+from experiments.fuzzing import Fault, Seed, choose_options, find_faults, mutate, valid_inputs
 from experiments.markdown_tables import markdown_table
 from experiments.provenance import collect_provenance, render_provenance
 from tqdm import tqdm
@@ -36,9 +37,9 @@ def try_batch(seed_of_batch: int, inputs: list[Seed]) -> tuple[list[Fault], Coun
     with tempfile.TemporaryDirectory() as folder:
         for number in range(BATCH):
             seed = chance.choice(inputs)
-            place = Path(folder) / str(number)
-            place.mkdir()
-            found, accepted = find_faults(seed, mutate(seed.content, chance), place)
+            input_folder = Path(folder) / str(number)
+            input_folder.mkdir()
+            found, accepted = find_faults(seed, mutate(seed.content, chance), input_folder, choose_options(chance))
             faults += found
             counts[seed.kind, accepted] += 1
     return faults, counts
@@ -66,21 +67,24 @@ def report(counts: Counter[tuple[str, bool]], faults: list[Fault], provenance: s
         "",
         "Valid inputs of every kind, broken in one to four random ways, and given to every reader and command. A fault is an exception other",
         "than ValueError and OSError, a warning, an error message of more than one line or 300 characters, or with control characters, a call",
-        "of more than 2 seconds, or a schedule outside [0, 1].",
+        "of more than 2 seconds or 300 MB, a schedule outside [0, 1] or with another maximum than 1, or an input that `check`, `refine` and",
+        "`rank` do not all accept or refuse. Half of the inputs are tried with one or two options of the commands.",
         "",
         markdown_table(table),
         "",
         *[f"- {fault.kind}, {fault.call}: `{fault.what}`" for fault in faults[:50]],
+        *([""] if faults else []),
         provenance,
     ]
     return "\n".join(lines)
 
 
 def main() -> int:
+    """Break the inputs and write the report; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=2_000, help="the number of broken inputs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num_workers", type=int, default=2, help="worker processes")
+    parser.add_argument("--num_workers", type=int, default=1, help="worker processes")
     parser.add_argument("--output_dir", type=Path, default=Path("results"))
     options = parser.parse_args()
     started = time.time()
@@ -101,7 +105,7 @@ def main() -> int:
         (kept / f"{number}_{fault.call}").write_bytes(fault.content)
     provenance = render_provenance(collect_provenance("fuzz.py", time.time() - started, seed=options.seed))
     text = report(counts, faults, provenance)
-    (options.output_dir / "fuzz.md").write_text(text)
+    (options.output_dir / "fuzz.md").write_text(text + "\n")
     print(text)
     return 1 if faults else 0
 

@@ -4,10 +4,13 @@ import contextlib
 import io
 import json
 import random
+import resource
 import shutil
+import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +23,10 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from hf_refined_schedule import get_refined_schedule, load_norms
 from hf_refined_schedule.cli import main as run_command
+from hf_refined_schedule.norms.gradient_norms import UnfinishedRunError
 from hf_refined_schedule.norms.message_text import shown
 from hf_refined_schedule.schedules.refinement_options import RefinementOptions
+from hf_refined_schedule.schedules.refining import refine_sources
 from hf_refined_schedule.schedules.schedule_file import read_schedule
 from hf_refined_schedule.training.checkpoints import last_complete_checkpoint
 
@@ -30,6 +35,12 @@ LONGEST_MESSAGE = 300
 
 LONGEST_SECONDS = 2.0
 """Processor time for one call on one input."""
+
+MOST_MEGABYTES = 300
+"""Memory for one call on one input, above what the process had reached before."""
+
+COMMANDS_THAT_AGREE = ("check", "refine", "rank")
+"""An input that one of these accepts is accepted by the others. An unfinished run is an exception: `check` takes it as a pilot."""
 
 STEPS = 60
 
@@ -40,6 +51,15 @@ class Seed(NamedTuple):
     kind: str
     file: str
     content: bytes
+
+
+COMMAND_OPTIONS = [
+    ["--optimizer", "sgd"], ["--norm", "l1"], ["--norm", "l2"], ["--column", "grad_norm"], ["--column", "loss"],
+    ["--column", "$x_{\x1b[31m"], ["--power", "-0.5"], ["--power", "-40"], ["--smoothing", "0"], ["--smoothing", "1"],
+    ["--rising-norms", "ignore"], ["--pilot"], ["--num-training-steps", "60"], ["--num-training-steps", "1000000"],
+    ["--num-training-steps", "1000000000000"],
+]  # fmt: skip
+"""Options of the commands that refine a schedule."""
 
 
 class Fault(NamedTuple):
@@ -110,6 +130,7 @@ NUMBERS = [
 INSERTIONS = [
     b"\x00", b"\x1b[31m", b"\xff\xfe", b"\xef\xbb\xbf", b"\n", b"\r", b",", b'"', b"{", b"[" * 5000, b"\xe2\x80\xae", b"$x_{",
     b"A" * 20_000, b"\\ud800", b"'", b";", b"\t",
+    b'{"a":' * 2000 + b"1" + b"}" * 2000,
 ]  # fmt: skip
 
 
@@ -126,6 +147,19 @@ def mutate(content: bytes, chance: random.Random) -> bytes:
     for _ in range(chance.randint(1, 4)):
         content = chance.choice(MUTATIONS)(content, chance)
     return content
+
+
+def choose_options(chance: random.Random) -> list[str]:
+    """Choose options of a command: none for half of the inputs, otherwise one or two.
+
+    Args:
+        chance: the source of randomness.
+
+    Returns:
+        The words of the command line.
+    """
+    chosen = chance.sample(COMMAND_OPTIONS, chance.choice([0, 0, 1, 2]))
+    return [word for option in chosen for word in option]
 
 
 def _flip_bits(content: bytes, chance: random.Random) -> bytes:
@@ -191,12 +225,13 @@ def silent(call: Callable[[], object]) -> tuple[object, str]:
         return call(), printed.getvalue()
 
 
-def calls_on(kind: str, path: Path) -> dict[str, Callable[[], object]]:
+def calls_on(kind: str, path: Path, options: Sequence[str] = ()) -> dict[str, Callable[[], object]]:
     """The calls of the package to try on an input.
 
     Args:
         kind: the kind of the valid input that was broken.
         path: the broken input.
+        options: words to add to each command.
 
     Returns:
         Functions by name.
@@ -205,13 +240,13 @@ def calls_on(kind: str, path: Path) -> dict[str, Callable[[], object]]:
         return {"last_complete_checkpoint": lambda: last_complete_checkpoint(path.parent.parent)}
     if kind == "scheduler options":
         return {"from_keywords": lambda: RefinementOptions.from_keywords(_json_object(path))}
-    source, output = str(path), str(path.with_name("out.json"))
+    source = str(path)
     calls: dict[str, Callable[[], object]] = {
         "load_norms": lambda: load_norms(source),
-        "check": lambda: _command(["check", source]),
-        "refine": lambda: _command(["refine", source, "-o", output]),
-        "rank": lambda: _command(["rank", source]),
-        "plot": lambda: _command(["plot", source, "--text"]),
+        "check": lambda: _command(["check", source, *options]),
+        "refine": lambda: _refine(path, options),
+        "rank": lambda: _command(["rank", source, *options]),
+        "plot": lambda: _command(["plot", source, "--text", *options]),
         "get_refined_schedule": lambda: _first_step(source),
     }
     if kind == "schedule file":
@@ -219,13 +254,14 @@ def calls_on(kind: str, path: Path) -> dict[str, Callable[[], object]]:
     return calls
 
 
-def find_faults(seed: Seed, content: bytes, folder: Path) -> tuple[list[Fault], bool]:
+def find_faults(seed: Seed, content: bytes, folder: Path, options: Sequence[str] = ()) -> tuple[list[Fault], bool]:
     """Try every call on a broken input.
 
     Args:
         seed: the valid input that was broken.
         content: the broken input.
         folder: an empty folder to work in.
+        options: words to add to each command.
 
     Returns:
         The faults, and whether any call accepted the input.
@@ -237,26 +273,64 @@ def find_faults(seed: Seed, content: bytes, folder: Path) -> tuple[list[Fault], 
         save_file({"weight": torch.ones(8)}, path.parent / "model.safetensors")
         (path.parent / "trainer_state.json").write_text('{"global_step": 5}')
     path.write_bytes(content)
-    faults, accepted = [], False
-    for name, call in calls_on(seed.kind, path).items():
-        started = time.process_time()
-        message = None
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                silent(call)
-            accepted = True
-        except (ValueError, OSError) as error:
-            message = _unfit_message(str(error))
-        except BaseException as error:
-            message = f"{type(error).__name__}: {shown(error)}"
-        seconds = time.process_time() - started
-        if message is None and seconds > LONGEST_SECONDS:
-            message = f"{seconds:.1f} s of processor time"
+    messages: dict[str, str] = {}
+    accepted: dict[str, bool] = {}
+    for name, call in calls_on(seed.kind, path, options).items():
+        accepted[name], message = _try(call)
         if message is not None:
-            faults.append(Fault(seed.kind, name, message, content))
+            messages[name] = message
+    verdicts = {accepted[name] for name in COMMANDS_THAT_AGREE if name in accepted and name not in messages}
+    if len(verdicts) > 1 and not _is_unfinished(path, options):
+        usable = [name for name in COMMANDS_THAT_AGREE if accepted[name]]
+        messages["agreement"] = f"only {' and '.join(usable)} accepted it, with options {list(options)}"
     shutil.rmtree(folder, ignore_errors=True)
-    return faults, accepted
+    return [Fault(seed.kind, name, message, content) for name, message in messages.items()], any(accepted.values())
+
+
+def _try(call: Callable[[], object]) -> tuple[bool, str | None]:
+    """Whether a call accepted its input, and what is wrong with its behaviour."""
+    started, megabytes = time.process_time(), _peak_megabytes()
+    accepted, message = False, None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            silent(call)
+        accepted = True
+    except (ValueError, OSError) as error:
+        message = _unfit_message(str(error))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit is a fault, too
+        message = f"{type(error).__name__}: {shown(error)}"
+    seconds, more = time.process_time() - started, _peak_megabytes() - megabytes
+    if message is None and seconds > LONGEST_SECONDS:
+        message = f"{seconds:.1f} s of processor time"
+    if message is None and more > MOST_MEGABYTES:
+        message = f"{more:.0f} MB of memory"
+    return accepted, message
+
+
+def _peak_megabytes() -> float:
+    """The largest memory that this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3  # bytes there, kilobytes elsewhere
+
+
+def _is_unfinished(path: Path, options: Sequence[str]) -> bool:
+    """Whether the input is the record of an unfinished run. Of two options the last one counts, as on the command line."""
+    given = dict(pairwise(options))
+    named = {
+        "column": given.get("--column"),
+        "norm": given.get("--norm"),
+        "pilot_num_training_steps": int(given["--num-training-steps"]) if "--num-training-steps" in given else None,
+    }
+    try:
+        refine_sources(str(path), "adam", RefinementOptions.from_keywords(named))
+    except UnfinishedRunError:
+        return True
+    except ValueError:
+        pass
+    return False
 
 
 def _unfit_message(message: str) -> str | None:
@@ -276,6 +350,17 @@ def _command(words: list[str]) -> None:
         raise ValueError(errors.getvalue().rstrip("\n"))
     if status != 0:
         raise RuntimeError(f"exit status {status}")
+
+
+def _refine(path: Path, options: Sequence[str]) -> None:
+    """Refine a schedule, and read the file again."""
+    output = path.with_name("refined.json")
+    _command(["refine", str(path), "-o", str(output), *options])
+    try:
+        schedule = read_schedule(output)
+    except ValueError as error:
+        raise RuntimeError(f"refine wrote a file that read_schedule refuses: {error}") from error
+    _valid_grid(schedule.grid)
 
 
 def _first_step(source: str) -> None:
