@@ -24,6 +24,7 @@ LAYERS = [
     "recording",
     "training",
     "plots",
+    "commands",
     "cli",
     "__main__",
 ]

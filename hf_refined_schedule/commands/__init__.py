@@ -1,0 +1,1 @@
+"""The commands of `hf-refined-schedule`, a module each: `add_parser` declares its options and `run` runs it."""

@@ -1,0 +1,42 @@
+"""`hf-refined-schedule check`: say whether a refined schedule can be trusted."""
+
+import argparse
+import json
+
+from ..schedules.advice import advise
+from .source_options import refine_or_pilot, schedule_options
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare the command and its options."""
+    parser = commands.add_parser(
+        "check",
+        parents=[schedule_options()],
+        help="say whether a refined schedule can be trusted",
+        description="Say whether the schedule that a run's norms ask for can be trusted: worth a refined run, linear will do, "
+        "doubtful, or degenerate; and why, each reason with its figure.",
+    )
+    parser.add_argument("--json", action="store_true", help="print the verdict and its figures as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the command; `options` are those of `add_parser`."""
+    refinement, refinement_options = refine_or_pilot(options.sources, options)
+    schedule, runs, health = refinement
+    if health is None:
+        raise ValueError(f"{options.sources[0]} is a schedule file; pass the run that it was made from.")
+    advice = advise(refinement, options.sources, refinement_options)
+    if options.json:
+        findings = [finding._asdict() for finding in health.findings]
+        report = {"source": schedule.source, "verdict": health.verdict, "next_run": advice}
+        print(json.dumps({**report, "notes": schedule.notes, "findings": findings}, indent=1))
+        return
+    for run in runs:
+        print(run.description)
+    print(f"verdict: {health.verdict}")
+    for finding in health.findings:
+        print(f"{'   ' if finding.ok else ' ! '}{finding.name}: {finding.value:.3g} ({finding.limit})")
+    for note in schedule.notes:
+        print(f"note: {note}")
+    print(f"next run: {advice}")

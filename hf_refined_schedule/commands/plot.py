@@ -1,0 +1,87 @@
+"""`hf-refined-schedule plot`: draw a run's norms and the schedule they ask for."""
+
+import argparse
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..norms.message_text import shown
+from ..schedules.refining import Refinement, refine_sources
+from ..theory.refinement import smooth_norms
+from .source_options import refine_or_pilot, refinement_options, schedule_options
+
+if TYPE_CHECKING:
+    from ..plots import DrawnRun
+
+
+LONGEST_NAME = 32
+"""Characters of a source in a picture's legend."""
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare the command and its options."""
+    parser = commands.add_parser(
+        "plot",
+        parents=[schedule_options()],
+        help="draw a run's norms and the schedule they ask for",
+        description="Draw a run's norms, raw and smoothed, and the refined schedule beside linear decay and cosine; several "
+        "runs over each other, with the schedule of their average. SOURCE can be a schedule file, too.",
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", help="the picture; its ending names the format")
+    parser.add_argument("--text", action="store_true", help="draw the schedule in the terminal, too, or instead")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the command; `options` are those of `add_parser`."""
+    from ..plots import norms_and_schedule_figure, schedule_as_text
+
+    if not (options.output or options.text):
+        raise ValueError("Where should the picture go? Pass --output FILE, or --text to draw it here.")
+    refinements = [refine_or_pilot([source], options)[0] for source in options.sources]
+    titles = [_title(refinement, shown(refinement.schedule.source)) for refinement in refinements]
+    grids = [refinement.schedule.grid for refinement in refinements]
+    several = len(refinements) > 1
+    headline, average = titles[0], None
+    if several and all(refinement.runs for refinement in refinements):
+        runs = [run for refinement in refinements for run in refinement.runs]
+        together = refine_sources(runs, options.optimizer, replace(refinement_options(options), pilot=True))
+        headline = _title(together, f"{len(runs)} runs", "their average: ")
+        average = together.schedule.grid
+        titles.append(headline)
+        grids.append(average)
+    elif several:
+        headline = f"{len(refinements)} schedules"
+    if options.text:
+        print("\n\n".join(f"{title}\n{schedule_as_text(grid)}" for title, grid in zip(titles, grids, strict=True)))
+    if options.output:
+        kinds = sorted({refinement.schedule.norm.upper() for refinement in refinements})
+        written = norms_and_schedule_figure(
+            options.output,
+            [
+                _drawn(refinement, source if several else None)
+                for refinement, source in zip(refinements, options.sources, strict=True)
+            ],
+            average,
+            label=f"gradient {' or '.join(kinds)} norm, before clipping",
+            title=headline,
+        )
+        print(f"wrote {written}")
+
+
+def _title(refinement: Refinement, name: str, verdict_of: str = "") -> str:
+    schedule, _, health = refinement
+    title = f"{name}: weights {schedule.norm.upper()} ** {schedule.power:g}"
+    return title if health is None else f"{title}\n{verdict_of}{health.verdict}"
+
+
+def _drawn(refinement: Refinement, source: str | None) -> "DrawnRun":
+    """A source as a picture shows it; `source` is its path where there are several."""
+    from ..plots import DrawnRun
+
+    schedule, runs, health = refinement
+    raw = runs[0].at_every_step(schedule.norm) if runs else None
+    smoothed = None if raw is None else smooth_norms(raw, schedule.smoothing)
+    name = "refined"
+    if source is not None:
+        name = f"{shown(source, LONGEST_NAME)}: {health.verdict if health else 'a schedule file'}"
+    return DrawnRun(name, schedule.grid, raw, smoothed)
