@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLORS = {"refined": "tab:red", "average": "black", "linear": "tab:blue", "cosine": "tab:green"}
 
@@ -105,12 +106,8 @@ def norms_and_schedule_figure(
     Raises:
         ValueError: if matplotlib is not installed, or does not know the ending.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("Plotting needs matplotlib; pip install 'hf-refined-schedule[plot]'.") from None
     panels = 2 if any(run.norms is not None for run in runs) else 1
-    figure = Figure(figsize=(5.5 * panels, 4), layout="constrained")
+    figure = _new_figure(5.5 * panels, 4)
     all_axes = figure.subplots(1, panels, squeeze=False)[0]
     progress = np.linspace(0, 1, 501)
     if len(runs) == 1:
@@ -126,6 +123,45 @@ def norms_and_schedule_figure(
             grids["average"] = average
     plot_schedules(all_axes[-1], {**grids, "linear": 1 - progress, "cosine": 0.5 * (1 + np.cos(np.pi * progress))})
     figure.suptitle(_literal(title))
+    return _save(figure, path)
+
+
+def rates_figure(
+    path: str | os.PathLike[str], curves: Mapping[str, NDArray[np.float64]], *, title: str, dashed: Sequence[str] = ()
+) -> Path:
+    """Write a picture of learning rates, over each other.
+
+    Args:
+        path: the picture; its ending names the format, PNG without one.
+        curves: the rate of each update, shape (T,), by the schedule's name. Rates that are not known are NaN.
+        title: the headline.
+        dashed: the names of curves to draw as dashed lines.
+
+    Returns:
+        The picture's path.
+
+    Raises:
+        ValueError: if matplotlib is not installed, or does not know the ending.
+    """
+    figure = _new_figure(7, 4)
+    axes = figure.subplots()
+    for (name, rates), color in zip(curves.items(), cycle(RUN_COLORS), strict=False):
+        style = "--" if name in dashed else "-"
+        axes.plot(np.arange(1, len(rates) + 1), rates, style, color=color, label=_literal(name))
+    axes.set(xlabel="optimizer update", ylabel="learning rate", title=_literal(title), ylim=(0, None))
+    axes.legend(fontsize="small")
+    return _save(figure, path)
+
+
+def _new_figure(width: float, height: float) -> "Figure":
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("Plotting needs matplotlib; pip install 'hf-refined-schedule[plot]'.") from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: "Figure", path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     path = path if path.suffix else path.with_suffix(".png")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,3 +196,43 @@ def schedule_as_text(grid: NDArray[np.float64], *, columns: int = 72, rows: int 
     lines.append("0.00 +" + "-" * columns)
     lines.append("      0" + "progress of the run".center(columns - 2) + "1")
     return "\n".join(lines)
+
+
+MARKS = "#abcdefghijklmnopqrstuvwxyz"
+"""Characters of curves in a terminal: the first for a single one, the letters for several."""
+
+
+def rates_as_text(curves: Mapping[str, NDArray[np.float64]], *, columns: int = 72, rows: int = 12) -> str:
+    """Learning rates over each other as a picture of characters, for a terminal.
+
+    Args:
+        curves: the rate of each update, shape (T,), by name; at most 26.
+        columns: characters across.
+        rows: lines down, without the axes.
+
+    Returns:
+        Lines of text. Several curves have a letter each, in their order, and a `*` where they meet.
+
+    Raises:
+        ValueError: if there are more curves than letters.
+    """
+    if len(curves) >= len(MARKS):
+        raise ValueError(f"{len(curves)} curves are too many for a picture; pass at most {len(MARKS) - 1}.")
+    highest = max(float(rates.max()) for rates in curves.values()) or 1.0
+    longest = max(len(rates) for rates in curves.values())
+    marks = MARKS[:1] if len(curves) == 1 else MARKS[1:]
+    canvas = np.full((rows, columns), " ")
+    for mark, rates in zip(marks, curves.values(), strict=False):
+        updates = 1 + np.arange(columns) * (longest - 1) / max(columns - 1, 1)
+        heights = np.interp(updates, np.arange(1, len(rates) + 1), rates)
+        lines = np.clip(np.ceil(heights / highest * rows).astype(int), 1, rows)
+        for column in np.flatnonzero(updates <= len(rates)):
+            there = canvas[rows - lines[column], column]
+            canvas[rows - lines[column], column] = mark if there == " " else "*"
+    labels = {0: f"{highest:.2e}", rows // 2: f"{highest * (rows - rows // 2) / rows:.2e}"}
+    text = [f"{labels.get(row, ''):>8} |{''.join(line)}".rstrip() for row, line in enumerate(canvas)]
+    text.append(f"{'0':>8} +{'-' * columns}")
+    text.append(f"{'':10}1{f'update {longest}':>{columns - 1}}")
+    if len(curves) > 1:
+        text += [f"{mark}: {name}" for mark, name in zip(marks, curves, strict=False)]
+    return "\n".join(text)
