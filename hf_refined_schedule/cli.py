@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .commands import check, launch, plot, preview, rank, refine
+from .commands import check, diagnose, launch, plot, preview, rank, refine
 
-COMMANDS = (refine, check, rank, plot, preview, launch)
+COMMANDS = (refine, check, rank, plot, preview, diagnose, launch)
 
-FOR_A_SCRIPT = ("preview",)
+FOR_A_SCRIPT = ("preview", "diagnose")
 """Commands for which `--` begins the arguments of a training script, as often as it occurs."""
 
 

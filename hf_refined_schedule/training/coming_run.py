@@ -102,7 +102,9 @@ def scheduler_keywords(arguments: RefinedScheduleArguments) -> dict[str, Any]:
     return dict(arguments.lr_scheduler_kwargs) if isinstance(arguments.lr_scheduler_kwargs, dict) else {}
 
 
-def learning_rates(arguments: RefinedScheduleArguments, num_training_steps: int) -> NDArray[np.float64]:
+def learning_rates(
+    arguments: RefinedScheduleArguments, num_training_steps: int, num_rates: int | None = None
+) -> NDArray[np.float64]:
     """The learning rate of each update of a run, as a Trainer with these arguments sets it.
 
     The scheduler is made by `transformers.get_scheduler`, as the Trainer makes it, and stepped over an optimizer with one
@@ -111,15 +113,17 @@ def learning_rates(arguments: RefinedScheduleArguments, num_training_steps: int)
     Args:
         arguments: of the run.
         num_training_steps: T, the number of optimizer updates.
+        num_rates: how many rates to compute, T if not given; beyond T the scheduler is stepped on.
 
     Returns:
-        The rates of updates 1 .. T, shape (T,).
+        The rate of each update from the first, shape (T,) or (num_rates,).
 
     Raises:
         ValueError: if the schedule lacks an option that it needs, or T is out of range.
     """
     name = SchedulerType(arguments.lr_scheduler_type).value
-    if not 1 <= num_training_steps <= MAX_UPDATES:
+    num_rates = num_training_steps if num_rates is None else num_rates
+    if num_training_steps < 1 or max(num_training_steps, num_rates) > MAX_UPDATES:
         raise ValueError(
             f"The run has {num_training_steps:,} updates, but must have from 1 to {MAX_UPDATES:,} for this; pass a shorter --max_steps."
         )
@@ -138,8 +142,8 @@ def learning_rates(arguments: RefinedScheduleArguments, num_training_steps: int)
         raise ValueError(
             f"The schedule {name} refuses its lr_scheduler_kwargs: {shown(error)}; pass what it needs."
         ) from None
-    rates = np.empty(num_training_steps)
-    for step in range(num_training_steps):
+    rates = np.empty(num_rates)
+    for step in range(num_rates):
         rates[step] = optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler.step()
