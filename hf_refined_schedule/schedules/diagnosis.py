@@ -95,7 +95,9 @@ def shift_observations(
         if behind is None:
             text = f"from update {step} on the rates are others than the schedule's; was it resumed with other arguments?{saved}"
         elif previous <= behind <= step:
-            text = f"at update {step} the schedule had begun again {step - behind} updates before{saved}; a resume did not load the scheduler's state"
+            text = (
+                f"after update {behind} the schedule began again{saved}; the resume did not load the scheduler's state"
+            )
         else:
             change = behind - before
             text = (
