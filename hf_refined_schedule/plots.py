@@ -89,7 +89,7 @@ def norms_and_schedule_figure(
     average: NDArray[np.float64] | None = None,
     *,
     label: str,
-    title: str,
+    title: str | None = None,
 ) -> Path:
     """Write a picture: norms of one run or several, and the schedules they ask for beside linear decay and cosine.
 
@@ -98,7 +98,7 @@ def norms_and_schedule_figure(
         runs: what to draw. Without any norms the schedules are drawn alone.
         average: the schedule that several runs make together, shape (T+1,).
         label: what the norms are.
-        title: the headline.
+        title: the headline over both panels.
 
     Returns:
         The picture's path.
@@ -122,7 +122,11 @@ def norms_and_schedule_figure(
         if average is not None:
             grids["average"] = average
     plot_schedules(all_axes[-1], {**grids, "linear": 1 - progress, "cosine": 0.5 * (1 + np.cos(np.pi * progress))})
-    figure.suptitle(_literal(title))
+    titles = ("Recorded norms", "Schedule")[-panels:]
+    for axes, heading in zip(all_axes, titles, strict=True):
+        axes.set_title(heading)
+    if title is not None:
+        figure.suptitle(_literal(title))
     return _save(figure, path)
 
 

@@ -146,7 +146,7 @@ def test_clipping_of_a_recorded_run(tmp_path, capsys):
         pytest.param([0, 0.25, 0.5, *[0.75] * 9], 12, ("constant_with_warmup", 0.75, 3, np.inf, 0), id="constant after a warm-up"),
         pytest.param(linear(20), 20, ("linear", 1e-3, 0, 20, 0), id="linear"),
         pytest.param(linear(20)[1:], 20, ("linear", 1e-3, 0, 20, 1), id="the log has the next update's rate"),
-        pytest.param(linear(20, 5)[1:] + [0.0], 20, ("linear", 1e-3, 5, 20, 1), id="likewise with a warm-up"),
+        pytest.param([*linear(20, 5)[1:], 0.0], 20, ("linear", 1e-3, 5, 20, 1), id="likewise with a warm-up"),
         pytest.param(linear(40, 5, count=20), 20, ("linear", 1e-3, 5, 40, 0), id="a horizon twice as long"),
         pytest.param([1e-3 * (0.55 + 0.45 * np.cos(np.pi * t / 30)) for t in range(30)], 30, ("cosine", 1e-3, 0, 30, 0), id="cosine with a floor"),
     ],
