@@ -49,7 +49,7 @@ def test_it_names_schedule_run_and_verdict(tmp_path, source):
     assert f"- Fingerprint: `{trainer.lr_scheduler.fingerprint}`\n" in text
     assert re.search(r"- Peak at 0% of 4 updates, mean multiplier 0\.\d\d \(linear decay: 0\.50\)\n", text)
     assert "- Capped by a linear warm-up of 2 updates\n" in text
-    assert "- Verdict on that run: linear will do: the gain promised by the bound over linear decay" in text
+    assert "- Verdict on that run: linear will do: gain promised by the bound over linear decay" in text
     assert "- Weights: L1 ** -1, smoothing 0.12\n" in text
     assert "](learning_rate_schedule.png)\n" in text
     assert (tmp_path / "out" / "learning_rate_schedule.png").read_bytes().startswith(b"\x89PNG")
