@@ -10,7 +10,10 @@ REPOSITORY = Path(__file__).parents[2]
 
 def on_config(config: Any) -> Any:
     """Fill the sections of the navigation that follow from the files there are."""
-    pages = {"How to": sorted((REPOSITORY / "docs").glob("how-to/*.md")), "Results": sorted(REPOSITORY.glob("results/*.md"))}
+    pages = {
+        "How to": sorted((REPOSITORY / "docs").glob("how-to/*.md")),
+        "Results": sorted(REPOSITORY.glob("results/*.md")),
+    }
     for entry in config["nav"]:
         for title in pages.keys() & entry.keys():
             entry[title] = [f"{page.parent.name}/{page.name}" for page in pages[title]]
