@@ -234,6 +234,7 @@ def test_refusals(tmp_path, capsys):
     for words, part in (
         ([tmp_path / "nothing"], "There is no file or folder"),
         ([tmp_path / "short", "--", "--learning_rate", "1"], "5 learning rates, too few to compare"),
+        ([tmp_path / "short", "--max-grad-norm", "-1"], "--max-grad-norm is -1.0, but must be at least 0"),
         ([tmp_path / "short", "--", "--max_steps", "9", "--", "--max_steps", "9"], "several --"),
     ):
         assert main(["diagnose", *map(str, words)]) == 2

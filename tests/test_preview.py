@@ -103,6 +103,8 @@ def test_text_picture():
         pytest.param(['cosine {"turns": 2}', "--max-steps", "9"], ["cosine refuses", "turns"], id="an unknown option"),
         pytest.param(["warmup_stable_decay", "--max-steps", "9"], ["warmup_stable_decay", "num_decay_steps"], id="a missing option"),
         pytest.param(["reduce_lr_on_plateau", "--max-steps", "9"], ["reduce_lr_on_plateau", "evaluations"], id="by evaluation"),
+        pytest.param(["linear", "--max-steps", "9", "--learning-rate", "nan"], ["learning_rate is nan", "pass the peak"], id="no number"),
+        pytest.param(["linear"] * 30 + ["--max-steps", "9"], ["30 curves", "at most 26"], id="too many"),
         pytest.param(["refined", "--max-steps", "9"], ["refined", "gradient_norms.jsonl"], id="refined from nothing"),
         pytest.param(["--", "--max_steps", "x"], ["max_steps", "'x'"], id="a malformed value"),
         pytest.param(["linear", "--max-steps", "9", "--warmup-steps", "-2"], ["warmup_steps"], id="a negative warm-up"),

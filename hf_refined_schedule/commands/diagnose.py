@@ -41,6 +41,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(options: argparse.Namespace) -> None:
     """Run the command; `options` are those of `add_parser`, and `script_arguments` what followed `--`."""
+    if options.max_grad_norm is not None and not options.max_grad_norm >= 0:
+        raise ValueError(f"--max-grad-norm is {options.max_grad_norm}, but must be at least 0; 0 clips nothing.")
     log = read_rate_log(options.source)
     if len(options.script_arguments) > 1:
         raise ValueError("There are several --, but a run has the arguments of one script; pass one.")

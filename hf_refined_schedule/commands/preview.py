@@ -141,7 +141,5 @@ def _summary(name: str, rates: NDArray[np.float64]) -> str:
     peak = int(np.argmax(rates))
     if rates[peak] == 0:
         return f"{name}: the rate of all {len(rates)} updates is 0"
-    return (
-        f"{name}: {rates[0]:.3g} at update 1, {rates[peak]:.3g} at update {peak + 1}, {rates[-1]:.3g} at update {len(rates)}; "
-        f"the mean is {rates.mean() / rates[peak]:.2f} of the peak"
-    )
+    at = {update: f"{rates[update]:.3g} at update {update + 1}" for update in sorted({0, peak, len(rates) - 1})}
+    return f"{name}: {', '.join(at.values())}; the mean is {rates.mean() / rates[peak]:.2f} of the peak"

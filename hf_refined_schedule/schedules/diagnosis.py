@@ -122,20 +122,19 @@ def _horizon(schedule: AppliedSchedule, planned: int | None, last: int) -> Obser
         return Observation(", ".join(words) + ("" if planned is None else ", as planned"))
     text = f"{', '.join(words)}, but the run has {planned}"
     ratio = planned / horizon
-    if ratio > 1:
-        times = round(ratio)
-        fast = (
-            f": {times} times too fast, as a scheduler that is stepped once a process"
-            if times > 1 and abs(ratio - times) < 0.02 * times
-            else ""
-        )
+    times = round(ratio)
+    if times > 1 and abs(ratio - times) < 0.02 * times:
         return Observation(
-            f"{text}{fast}; it ends at update {horizon}, and pass num_training_steps for all of the run", ok=False
+            f"{text}: {times} times too fast, as a scheduler that is stepped once a process; multiply its num_training_steps by "
+            f"{times}",
+            ok=False,
         )
+    if ratio > 1:
+        return Observation(f"{text}; pass the number of optimizer updates as num_training_steps", ok=False)
     at_end = float(schedule.rates(np.array([planned - 1.0]))[0]) / schedule.peak
     return Observation(
-        f"{text}; at update {planned} the rate is still {at_end:.0%} of its peak. Pass the number of optimizer updates as "
-        "num_training_steps",
+        f"{text}; at update {planned} the rate is still {at_end:.0%} of its peak; pass the number of optimizer "
+        "updates as num_training_steps",
         ok=False,
     )
 

@@ -43,6 +43,11 @@ def run_arguments(**given: Any) -> RefinedScheduleArguments:
         ValueError: if one of them is out of range, or the schedule is not known or follows from evaluations.
     """
     _check_name(given.get("lr_scheduler_type", "linear"))
+    peak = given.get("learning_rate", 0.0)
+    if not 0 <= peak < float("inf"):
+        raise ValueError(
+            f"learning_rate is {peak!r}, but must be a finite number from 0 on; pass the peak learning rate."
+        )
     decisive = {name: value for name, value in given.items() if name in _DECISIVE}
     try:
         return RefinedScheduleArguments(report_to="none", use_cpu=True, **decisive)
