@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ ! -e .venv-docs/installed ]; then
     "${PYTHON:-python3}" -m venv .venv-docs
-    .venv-docs/bin/python -m pip install --quiet --disable-pip-version-check mkdocs mkdocs-material 'mkdocstrings[python]'
+    .venv-docs/bin/python -m pip install --quiet --disable-pip-version-check mkdocs mkdocs-material 'mkdocstrings[python]' ruff
     touch .venv-docs/installed
 fi
 command=build
