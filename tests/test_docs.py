@@ -108,11 +108,14 @@ def test_without_register_transformers_answers():
 
 
 def test_links_lead_somewhere():
-    """The reports in results/ are part of the site, under that path."""
-    for page in DOCS.rglob("*.md"):
-        for target in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text()):
-            inside = REPOSITORY / target if target.startswith("results/") else page.parent / target
-            assert inside.exists(), f"{page}: {target}"
+    """In the repository; a hook of the site turns those to results/ into its own."""
+    targets = [
+        (page, target)
+        for page in DOCS.rglob("*.md")
+        for target in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text())
+    ]
+    assert len(targets) > 20
+    assert [(page.name, target) for page, target in targets if not (page.parent / target).exists()] == []
 
 
 def test_every_public_name_is_in_the_api():

@@ -27,3 +27,9 @@ def on_files(files: Files, config: Any) -> Files:
             name = path.relative_to(REPOSITORY).as_posix()
             files.append(File(name, str(REPOSITORY), config["site_dir"], config["use_directory_urls"]))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Links to reports are those of the repository, where `results/` lies beside `docs/`; on the site it lies within."""
+    up = "../" * page.file.src_uri.count("/")
+    return markdown.replace(f"]({up}../results/", f"]({up}results/")
