@@ -3,11 +3,16 @@
 import json
 import os
 import re
+import sys
+from contextlib import nullcontext
 
 import pytest
 
+from hf_refined_schedule.cli import main
+from hf_refined_schedule.schedules.refinement_options import RefinementOptions
 from hf_refined_schedule.training.launch import _may_resume as may_resume
 from hf_refined_schedule.training.launch import launch as launch_here
+from hf_refined_schedule.training.scheduler import FOLDER_VARIABLE, OPTIONS_VARIABLE, REFINED_FROM_VARIABLE
 
 from .records import write_norms
 from .tiny import BIN, SCRIPTS, accelerate_launch, free_port, read_rows, run_command
@@ -18,6 +23,21 @@ TRAINER_OPTIONS = (
     "--max_steps", 24, "--per_device_train_batch_size", 2, "--logging_steps", 1, "--report_to", "none",
     "--save_strategy", "no", "--use_cpu", "--dataloader_pin_memory", "false", "--disable_tqdm", "true",
 )  # fmt: skip
+
+VANISHING = [10.0 ** (-step / 10) for step in range(100)]
+"""Norms of a model that fits its data perfectly: nearly all learning would lie at the end of the run."""
+FALLING = [10.0 ** (-step / 70) for step in range(100)]
+"""The square of the weights, as SGD has it, is too much; the weights themselves are not."""
+
+
+@pytest.fixture
+def own_process(monkeypatch):
+    """Puts back what a launch changes in its process."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in (FOLDER_VARIABLE, OPTIONS_VARIABLE, REFINED_FROM_VARIABLE):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
 
 def launch(*words, **environment):
@@ -379,9 +399,11 @@ def test_relative_paths_mean_what_they_meant_when_the_launcher_started(tmp_path)
         ("unfinished", "covers 10 of 100"),
         ("damaged", "is damaged at line 3"),
         ("picture.png", "holds no gradient norms that can be read"),
+        ("degenerate", "is degenerate: peak position"),
     ],
 )
 def test_a_wrong_source_fails_before_the_script_starts(tmp_path, source, message):
+    write_norms(tmp_path / "degenerate" / "gradient_norms.jsonl", VANISHING)
     write_norms(tmp_path / "unfinished" / "gradient_norms.jsonl", [1.0] * 10, planned=100)
     damaged = write_norms(tmp_path / "damaged" / "gradient_norms.jsonl", [1.0] * 10)
     damaged.write_text(damaged.read_text().replace('"step": 2,', '"step": "two",'))
@@ -390,6 +412,37 @@ def test_a_wrong_source_fails_before_the_script_starts(tmp_path, source, message
     with pytest.raises(ValueError, match=message) as caught:
         launch_here(tmp_path / "script.py", [], refined_from=str(tmp_path / source))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("own_process")
+@pytest.mark.parametrize(
+    ("norms", "words", "options", "starts"),
+    [
+        pytest.param(VANISHING, [], {}, False, id="degenerate for adam and for sgd"),
+        pytest.param(VANISHING, [], {"allow_degenerate": True}, True, id="accepted"),
+        pytest.param(FALLING, [], {}, True, id="degenerate for sgd alone"),
+        pytest.param(FALLING, ["--optim", "adamw_torch"], {}, True, id="adam is named"),
+        pytest.param(FALLING, ["--optim=sgd"], {}, False, id="sgd is named"),
+    ],
+)
+def test_a_degenerate_schedule_stops_a_script_that_cannot_use_it(tmp_path, norms, words, options, starts):
+    source = write_norms(tmp_path / "norms.jsonl", norms)
+    (tmp_path / "script.py").write_text(f"open({str(tmp_path / 'started')!r}, 'w')")
+    expected = nullcontext() if starts else pytest.raises(ValueError, match="is degenerate")
+    with expected:
+        launch_here(tmp_path / "script.py", words, refined_from=str(source), options=RefinementOptions(**options))
+    assert (tmp_path / "started").exists() is starts
+
+
+@pytest.mark.usefixtures("own_process")
+def test_a_schedule_file_is_checked_for_the_optimizer_that_is_named(tmp_path):
+    schedule = tmp_path / "schedule.json"
+    source = write_norms(tmp_path / "norms.jsonl", [10.0] * 8 + [6.0] * 32)
+    assert main(["refine", str(source), "--optimizer", "sgd", "-o", str(schedule)]) == 0
+    (tmp_path / "script.py").touch()
+    launch_here(tmp_path / "script.py", [], refined_from=str(schedule))
+    with pytest.raises(ValueError, match="was refined for sgd, but the optimizer is of the adam family"):
+        launch_here(tmp_path / "script.py", ["--optim", "adamw_torch"], refined_from=str(schedule))
 
 
 def test_a_wrong_source_is_left_to_a_script_that_resumes(tmp_path):
