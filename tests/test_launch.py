@@ -427,7 +427,7 @@ def test_a_wrong_source_fails_before_the_script_starts(tmp_path, source, message
 )
 def test_a_degenerate_schedule_stops_a_script_that_cannot_use_it(tmp_path, norms, words, options, starts):
     source = write_norms(tmp_path / "norms.jsonl", norms)
-    (tmp_path / "script.py").write_text(f"open({str(tmp_path / 'started')!r}, 'w')")
+    (tmp_path / "script.py").write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'started')!r}).touch()")
     expected = nullcontext() if starts else pytest.raises(ValueError, match="is degenerate")
     with expected:
         launch_here(tmp_path / "script.py", words, refined_from=str(source), options=RefinementOptions(**options))
