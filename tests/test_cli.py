@@ -102,6 +102,7 @@ def test_a_trainers_log_needs_no_optimizer(tmp_path, capsys):
     [
         pytest.param(np.ones(100), 100, "--lr_scheduler_type linear, without warm-up", id="flat"),
         pytest.param(1 + 5 * np.exp(-50 * np.arange(1000) / 1000), 1000, "--lr_scheduler_type linear --warmup_steps 0.1", id="a spike"),
+        pytest.param(1 - 0.95 * np.arange(1000) / 1000, 1000, "--lr_scheduler_type linear --warmup_steps 0.05, a warm-up of 5%", id="a late peak"),
         pytest.param(0.5 + np.arange(100) / 100, 100, '"rising_norms": "ignore"}', id="rising: they are ignored"),
         pytest.param(np.linspace(3, 1, 40), 100, '"pilot": true}', id="unfinished: a pilot"),
     ],
