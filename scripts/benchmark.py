@@ -5,8 +5,7 @@
 Steps with and without recording are timed in pairs, one right after the other, and the median of their ratios is reported:
 other work on the machine then slows both. Which step comes first alternates. On a machine with a CUDA device the steps are
 timed there too, and the script checks that the recorder does not wait for the device at every update. Small measurements of
-memory run in
-processes of their own. The report is printed and written to results/benchmark.md.
+memory run in processes of their own. The report is printed and written to results/benchmark.md.
 """
 
 import argparse

@@ -79,7 +79,7 @@ def test_two_writers_in_one_folder(tmp_path):
 def test_two_trainers_in_one_output_dir(tmp_path):
     """Each shows its own learning rate in all of its rows."""
     root = tmp_path / "rounds"
-    for number in range(5):
+    for number in range(3):
         (root / str(number)).mkdir(parents=True)
     arguments = [("one", "two", 0.125, root), ("two", "one", 0.25, root)]
     codes, logs = run_both("trainers_at_once.py", arguments, tmp_path)

@@ -19,6 +19,7 @@ def wait_for(other, here):
     while not other.exists():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{other} has not appeared")
+        time.sleep(0)
 
 
 def write(folder, name):
