@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..norms.gradient_norms import GradientNorms
 from ..theory.bounds import bound_from_squared_norms, squared_norms
 from ..theory.classical import linear_with_warmup, rmse, warmup_ramp
-from ..theory.refinement import average_norms, peak_position, refine_schedule
+from ..theory.refinement import DEFAULT_SMOOTHING, average_norms, peak_position, refine_schedule
 from .refined_schedule import COVERED_BY_WARMUP, SMALLEST_WINDOW, RefinedSchedule, smallest_smoothing, window_in_norms
 
 Verdict = Literal["worth a refined run", "linear will do", "doubtful", "degenerate"]
@@ -120,9 +120,12 @@ def _first_norm_sensitivity(evidence: Evidence) -> float:
 
 
 def _smoothing_sensitivity(evidence: Evidence) -> float:
-    smoothing = evidence.schedule.smoothing
-    half = max(smoothing / 2, min(smoothing, smallest_smoothing(evidence.runs)))
-    return max(evidence.change(evidence.norms, other) for other in (half, min(1.0, 2 * smoothing)))
+    smoothing, smallest = evidence.schedule.smoothing, smallest_smoothing(evidence.runs)
+    half = max(smoothing / 2, min(smoothing, smallest))
+    twice = min(1.0, 2 * smoothing)
+    if DEFAULT_SMOOTHING < smoothing <= smallest:  # it was widened already, because norms are few
+        twice = max(smoothing, 2 * DEFAULT_SMOOTHING)
+    return max(evidence.change(evidence.norms, other) for other in (half, twice))
 
 
 def _late_norm(evidence: Evidence) -> float:
