@@ -57,6 +57,7 @@ class Wanted(NamedTuple):
 
     what: str
     """Its name in messages, such as "gradient norm"."""
+    plural: str
     names: re.Pattern[str]
     """What the names of its columns look like."""
     choose: Callable[[Sequence[str], Path], str]

@@ -32,6 +32,9 @@ _SPACED_VALUE = re.compile(
 
 _NORM_AND_VALUE = re.compile(rf"(?:{NORM_NAME.pattern})\w*['\"]?[ \t]*[:=\t ][ \t]*{_VALUE}", re.IGNORECASE)
 
+_LOSS_AND_VALUE = re.compile(rf"loss['\"]?[ \t]*[:=][ \t]*{_VALUE}", re.IGNORECASE)
+"""Stricter than for a norm, because the header of a table may name losses."""
+
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 _NOT_FINITE = re.compile(r"(?<![\w'\"])[-+]?(?:nan|inf)(?![\w'\"])")
@@ -39,7 +42,7 @@ _NOT_FINITE = re.compile(r"(?<![\w'\"])[-+]?(?:nan|inf)(?![\w'\"])")
 
 
 def is_console_output(text: str) -> bool:
-    """Whether a text holds gradient norms beside their name, and not in a column under it.
+    """Whether a text holds gradient norms or losses beside their name, and not in a column under it.
 
     Args:
         text: the beginning of a file.
@@ -47,7 +50,7 @@ def is_console_output(text: str) -> bool:
     Returns:
         True for console output; also for JSON.
     """
-    return _NORM_AND_VALUE.search(text) is not None
+    return any(pattern.search(text) is not None for pattern in (_NORM_AND_VALUE, _LOSS_AND_VALUE))
 
 
 def open_console_log(path: Path, wanted: Wanted) -> RunLog:
@@ -66,7 +69,7 @@ def open_console_log(path: Path, wanted: Wanted) -> RunLog:
     """
     log = RunLog(path, "console output", lambda: _rows(path, wanted))
     if wanted.column is None and next(iter(log.rows()), None) is None:
-        raise NoColumnError(f"{shown(path)} holds no {wanted.what}s")
+        raise NoColumnError(f"{shown(path)} holds no {wanted.plural}")
     return log
 
 

@@ -95,7 +95,11 @@ def wanted_norms(column: str | None = None, norm: NormKind | None = None) -> Wan
         The quantity, chosen by `norm_columns`.
     """
     return Wanted(
-        "gradient norm", NORM_NAME, lambda names, path: _main(norm_columns(names, path, column, norm)), column
+        what="gradient norm",
+        plural="gradient norms",
+        names=NORM_NAME,
+        choose=lambda names, path: _main(norm_columns(names, path, column, norm)),
+        column=column,
     )
 
 

@@ -158,7 +158,7 @@ def open_log(file: SourceFile, wanted: Wanted) -> RunLog:
     if kind == "single column" and wanted.column is not None:
         kind = "table"
     if kind not in OPENERS:
-        raise NoColumnError(f"{shown(path)} holds no {wanted.what}s that can be read")
+        raise NoColumnError(f"{shown(path)} holds no {wanted.plural} that can be read")
     return OPENERS[kind](path, wanted)
 
 
@@ -211,13 +211,24 @@ def _resolved(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise MissingSourceError(f"There is no file or folder '{shown(path)}'; {EXPECTED_SOURCE}.")
-    candidates = [path / NORMS_FILE_NAME, path / TRAINER_STATE_NAME]
-    candidates += [checkpoint / TRAINER_STATE_NAME for checkpoint in checkpoint_folders(path).values()]
-    candidates += _event_files(path)
-    for candidate in candidates:
+    for candidate in [path / NORMS_FILE_NAME, *logs_in(path)]:
         if candidate.is_file():
             return candidate
     raise MissingSourceError(f"The folder '{shown(path)}' holds no norms of a run; {EXPECTED_SOURCE}.")
+
+
+def logs_in(folder: Path) -> list[Path]:
+    """The logs in a folder that another tool than this package has written.
+
+    Args:
+        folder: a run's `output_dir` or a checkpoint.
+
+    Returns:
+        The Trainer's state, there or in the newest checkpoint, and TensorBoard events, in this order; those that exist.
+    """
+    states = [folder / TRAINER_STATE_NAME]
+    states += [checkpoint / TRAINER_STATE_NAME for checkpoint in checkpoint_folders(folder).values()]
+    return [file for file in states + _event_files(folder) if file.is_file()]
 
 
 def _event_files(folder: Path) -> list[Path]:
