@@ -18,6 +18,7 @@ _HOMES = {
     "RefinedScheduleArguments": "training.training_args",
     "RefinedScheduleMixin": "training.trainer",
     "RefinedScheduleTrainer": "training.trainer",
+    "extend_run": "training.extending",
     "get_refined_schedule": "training.scheduler",
     "last_iterate_bound": "theory.bounds",
     "optimize_schedule": "theory.bounds",

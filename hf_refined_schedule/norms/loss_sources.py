@@ -67,6 +67,36 @@ def load_losses(
         ) from None
 
 
+def load_learning_rates(source: str | os.PathLike[str], last_step: int) -> NDArray[np.float64]:
+    """Load the learning rates of an existing run.
+
+    Args:
+        source: as `load_losses` takes it; whether the log has losses does not matter.
+        last_step: the last update whose rate is wanted.
+
+    Returns:
+        The rate of each update up to that one, rebuilt as `load_losses` does, shape (last_step,).
+
+    Raises:
+        ValueError: as `load_losses`.
+    """
+    file = find_source(source)
+    if file.kind == "norms file":
+        file = _log_beside(file.path)
+    wanted = Wanted("learning rate", "learning rates", LOSS_OR_RATE, lambda names, path: rate_column(names, "", path))
+    log = open_log(file, wanted)
+    names = names_of_log(log)
+    rate = rate_column(names, "", log.path)
+    step, _ = step_column(log, names, rate)
+    read = _read(log, Columns(rate, None, step, epoch_column(names)))
+    usable = np.isfinite(read.values) & (read.steps <= last_step)
+    if step is None or not usable.any():
+        raise ValueError(
+            f"{shown(log.path)} does not say the learning rates of the first {last_step} updates; log them."
+        )
+    return _every_rate(log.path, read.steps[usable], read.values[usable], last_step)
+
+
 def _log_beside(norms_file: Path) -> SourceFile:
     """The log in the folder of a recorded file."""
     logs = logs_in(norms_file.parent) if norms_file.name == NORMS_FILE_NAME else []
@@ -114,15 +144,14 @@ def _losses_of_log(log: RunLog, column: str | None, warmup_steps: int | None) ->
             "the schedule; log the learning rate with every loss."
         )
     steps, logged = rates.steps[usable], rate_values[usable]
-    recorded = _recorded_rates(log.path, steps, logged, last_step)
-    if recorded is None:
-        if warmup_steps is None and steps[0] > 2 * np.median(np.diff(steps)) and logged[1] <= logged[0]:
-            remarks.append(f"no rates before update {steps[0]}, a warm-up before it is not seen")
-        recorded = rates_of_every_update(steps, logged, last_step, warmup_steps)
+    learning_rates = _every_rate(log.path, steps, logged, last_step, warmup_steps)
+    late = steps[0] > 2 * np.median(np.diff(steps)) and logged[1] <= logged[0]
+    if warmup_steps is None and late and learning_rates[0] == logged[0]:
+        remarks.append(f"no rates before update {steps[0]}, a warm-up before it is not seen")
     return LossLog(
         steps=losses.steps[good],
         losses=losses.values[good],
-        learning_rates=recorded,
+        learning_rates=learning_rates,
         num_training_steps=None if losses.within_epoch else planned,
         source=str(log.path),
         origin=log.origin,
@@ -168,6 +197,18 @@ def _check_length(path: Path, last_step: int, number: int) -> None:
             f"{shown(path)}: {number} losses cannot describe a run of {last_step:,} updates, but at most {limit:,}; log more "
             "of them, or correct the numbers."
         )
+
+
+def _every_rate(
+    log: Path,
+    steps: NDArray[np.int64],
+    logged: NDArray[np.float64],
+    last_step: int,
+    warmup_steps: int | None = None,
+) -> NDArray[np.float64]:
+    """The rate of every update: recorded where a file of the same run is there, otherwise rebuilt."""
+    recorded = _recorded_rates(log, steps, logged, last_step)
+    return rates_of_every_update(steps, logged, last_step, warmup_steps) if recorded is None else recorded
 
 
 def _recorded_rates(
