@@ -22,6 +22,7 @@ _HOMES = {
     "get_refined_schedule": "training.scheduler",
     "last_iterate_bound": "theory.bounds",
     "optimize_schedule": "theory.bounds",
+    "predict_losses": "schedules.predicting",
     "rank_schedules": "theory.bounds",
     "linear_decay": "theory.refinement",
     "load_losses": "norms.loss_sources",
