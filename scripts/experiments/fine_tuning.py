@@ -6,18 +6,21 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from accelerate import PartialState
 from datasets import Dataset, load_from_disk
 from transformers import AutoConfig, AutoModelForCausalLM, default_data_collator, set_seed
+from transformers.training_args import OptimizerNames
 
 from hf_refined_schedule import RefinedScheduleArguments, RefinedScheduleTrainer
 from hf_refined_schedule.norms.norms_file import NORMS_FILE_NAME
 
 from .cells import Cell, Result
 from .language_modeling import DataArguments, ModelArguments, load_model_and_blocks
+from .schedules_compared import ComparedSchedule
 from .variants import schedule_and_source
 
 REGIMES = ("finetune", "lora", "scratch")
@@ -122,12 +125,25 @@ class QuietTrainer(RefinedScheduleTrainer):
 
 
 def run_cell(setting: Setting, cell: Cell) -> Result:
-    """Train and evaluate one cell. The norms of a cell with a role are recorded."""
+    """Train and evaluate one cell of a grid. The norms of a cell with a role are recorded."""
+    schedule, source = schedule_and_source(cell.schedule, Path(setting.folder))
+    return train_cell(setting, cell, schedule, source, record_norms=cell.role is not None)
+
+
+def train_cell(setting: Setting, cell: Cell, schedule: ComparedSchedule, source: Path, *, record_norms: bool) -> Result:
+    """Train and evaluate one cell.
+
+    Args:
+        setting: what all cells share.
+        cell: the cell.
+        schedule: its schedule.
+        source: what a refined schedule is made from.
+        record_norms: whether to record the gradient norms, into the folder of the cell.
+    """
     torch.set_num_threads(setting.num_threads)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     started = time.monotonic()
-    schedule, source = schedule_and_source(cell.schedule, Path(setting.folder))
     arguments = RefinedScheduleArguments(
         output_dir=str(setting.cell_folder(cell)),
         max_steps=cell.steps,
@@ -137,7 +153,7 @@ def run_cell(setting: Setting, cell: Cell) -> Result:
         seed=cell.seed,
         bf16=setting.bf16,
         use_cpu=not torch.cuda.is_available(),
-        record_gradient_norms=cell.role is not None,
+        record_gradient_norms=record_norms,
         logging_steps=max(1, cell.steps // NUM_CURVE_POINTS),
         logging_nan_inf_filter=False,
         save_strategy="no",
@@ -161,6 +177,28 @@ def run_cell(setting: Setting, cell: Cell) -> Result:
     curve = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     seconds = round(time.monotonic() - started, 2)
     return Result(cell, loss if math.isfinite(loss) else math.inf, curve, seconds)
+
+
+def describe_setting(setting: Setting, steps: int) -> dict[str, Any]:
+    """What a report states about the model, the data and the optimizer of a run of `steps` updates."""
+    set_seed(0)
+    model = make_model(setting)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    train, evaluation = load_from_disk(f"{setting.blocks}/train"), load_from_disk(f"{setting.blocks}/evaluation")
+    block_size = len(train[0]["input_ids"])
+    arguments = RefinedScheduleArguments(output_dir=setting.folder, use_cpu=True)
+    dropouts = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+    return {
+        "model": f"{model.config.model_type}, {sum(parameter.numel() for parameter in model.parameters()):,} parameters, "
+        f"{trainable:,} trainable",
+        "tokens per update": setting.batch_size * block_size,
+        "epochs": round(steps * setting.batch_size / len(train), 2),
+        "evaluation blocks": f"{len(evaluation)} of {block_size} tokens",
+        "optimizer": f"{OptimizerNames(arguments.optim).value}, weight decay {arguments.weight_decay:g}, betas {arguments.adam_beta1:g} and "
+        f"{arguments.adam_beta2:g}, max_grad_norm {arguments.max_grad_norm:g}",
+        "dropout": ", ".join(f"{dropout:g}" for dropout in sorted(dropouts)) or "none",
+        "bf16 autocast": setting.bf16,
+    }
 
 
 def make_model(setting: Setting) -> torch.nn.Module:

@@ -115,7 +115,7 @@ def best_baseline(results: ResultsFile, regime: str) -> float:
         ValueError: if every baseline run has diverged.
     """
     cells = results.table()
-    chosen = (cells["regime"] == regime) & (cells["schedule"] == "linear") & cells["baseline"]
+    chosen = (cells["regime"] == regime) & (cells["schedule"] == "linear") & (cells["role"] == BASELINE)
     tuned = tune_peak(cells[chosen], "linear")
     if tuned.problem:
         raise ValueError(f"Every baseline run of {regime} has diverged; pass lower --peaks.")
@@ -159,7 +159,7 @@ def keep_baseline(
 def tune_compared(results: ResultsFile, regime: str, schedule: str, num_seeds: int) -> TunedSchedule:
     """A schedule at its best peak over the compared seeds of a study that is under way."""
     cells = results.table()
-    chosen = (cells["regime"] == regime) & (cells["schedule"] == schedule) & ~cells["baseline"]
+    chosen = (cells["regime"] == regime) & (cells["schedule"] == schedule) & (cells["role"] == "")
     return tune_peak(cells[chosen & cells["seed"].isin(compared_seeds(num_seeds))], schedule)
 
 

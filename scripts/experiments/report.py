@@ -39,7 +39,7 @@ def read_cells(folder: Path) -> pd.DataFrame:
         folder: the folder with results.jsonl.
 
     Returns:
-        The columns of `results_table` except `baseline`.
+        The columns of `results_table` except `role`.
 
     Raises:
         ValueError: if there are no results, or results that cannot be compared with linear decay.
@@ -51,7 +51,7 @@ def read_cells(folder: Path) -> pd.DataFrame:
     if not results:
         raise ValueError(f"{path} has no finished cell yet; run the comparison again to continue it.")
     cells = results_table(results)
-    cells = cells[~cells["baseline"]].drop(columns="baseline")
+    cells = cells[cells["role"] == ""].drop(columns="role")
     key = ["regime", "schedule", "peak", "seed"]
     cells = cells.drop_duplicates([*key, "steps"], keep="last")
     if cells.duplicated(key).any():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .cells import BASELINE, FINER_PEAKS, Result
+from .cells import FINER_PEAKS, Result
 
 
 def read_results(path: Path) -> list[Result]:
@@ -38,10 +38,10 @@ def results_table(results: Iterable[Result]) -> pd.DataFrame:
     """The results as a table with a row for each cell.
 
     Returns:
-        Columns `regime`, `schedule`, `peak`, `seed`, `steps`, `baseline` (whether the cell is one), `loss` (infinite if the
+        Columns `regime`, `schedule`, `peak`, `seed`, `steps`, `role` (empty if the cell is compared), `loss` (infinite if the
         run diverged) and `curve`.
     """
-    columns = ("regime", "schedule", "peak", "seed", "steps", "baseline", "loss", "curve")
+    columns = ("regime", "schedule", "peak", "seed", "steps", "role", "loss", "curve")
     rows = [
         (
             result.cell.regime,
@@ -49,7 +49,7 @@ def results_table(results: Iterable[Result]) -> pd.DataFrame:
             result.cell.peak,
             result.cell.seed,
             result.cell.steps,
-            result.cell.role == BASELINE,
+            result.cell.role or "",
             result.loss,
             result.curve,
         )

@@ -1,6 +1,7 @@
 """Tuned peak learning rates, and differences between schedules paired by seed."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -106,3 +107,27 @@ def compare(schedule: TunedSchedule, reference: TunedSchedule) -> dict[str, Any]
         "reference_on_edge": reference.on_edge,
         **paired_difference(schedule.losses, reference.losses),
     }
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct the p-values of several contrasts by Holm's step-down method.
+
+    Args:
+        p_values: the p-value of each contrast; NaN counts as 1.
+
+    Returns:
+        The corrected p-values, in the same order.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+
+    Reference: S. Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    """
+    known = [1.0 if math.isnan(value) else value for value in p_values]
+    order = sorted(range(len(known)), key=known.__getitem__)
+    corrected, largest = [1.0] * len(known), 0.0
+    for position, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(known) - position) * known[index]))
+        corrected[index] = largest
+    return corrected

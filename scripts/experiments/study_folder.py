@@ -11,3 +11,9 @@ SCHEDULES_FILE = "schedules.json"
 
 BASELINE_FILE = "baseline.jsonl"
 """The norms of the run that the refined schedules are made from."""
+
+FORECASTS_FILE = "forecasts.json"
+"""What `check` and the bound said about each baseline before the test seeds ran."""
+
+SETTING_FILE = "setting.json"
+"""The model, the data and the optimizer of a study, for its report."""

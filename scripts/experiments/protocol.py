@@ -1,0 +1,139 @@
+"""The comparison of schedules that results/protocol.md fixes: its schedules, its seeds, and the choice of peaks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from hf_refined_schedule.theory.classical import WARMUP
+
+from .schedules_compared import DECAY, ComparedSchedule
+from .statistics import TunedSchedule, tune_peak
+
+LINEAR = "linear"
+"""Reference 1, and the schedule of the baselines."""
+
+WARMUPS = (0.02, 0.05, 0.1, 0.2)
+"""Reference 2 is linear decay with the best of these warm-ups, or with none."""
+
+REFINED = "refined"
+RISING_IGNORED = "rising norms ignored"
+
+PRIMARY = (RISING_IGNORED, REFINED)
+"""The schedules whose difference from reference 2 is a primary contrast."""
+
+SELECTION = "selection"
+"""The role of a run that chooses a peak or a warm-up. It is never compared."""
+
+NUM_BASELINES = 3
+
+FIRST_SELECTION_SEED, FIRST_BASELINE_SEED = 1000, 2000
+"""Test seeds are 0, 1, 2, ..."""
+
+MAX_PEAKS = 8
+"""The grid of a schedule's peaks is not widened beyond this number of peaks."""
+
+
+def linear_with_warmup(warmup: float) -> str:
+    """The name of linear decay after a warm-up over a fraction of the run."""
+    return f"linear, {100 * warmup:g} % warm-up" if warmup else LINEAR
+
+
+LINEAR_SCHEDULES = {linear_with_warmup(warmup): ComparedSchedule("linear", warmup) for warmup in (0.0, *WARMUPS)}
+
+OTHER_SCHEDULES = {
+    REFINED: ComparedSchedule("refined"),
+    f"{REFINED}, warm-up": ComparedSchedule("refined", WARMUP),
+    RISING_IGNORED: ComparedSchedule("refined", refinement={"rising_norms": "ignore"}),
+    f"{RISING_IGNORED}, warm-up": ComparedSchedule("refined", WARMUP, refinement={"rising_norms": "ignore"}),
+    "cosine": ComparedSchedule("cosine", WARMUP),
+    "WSD": ComparedSchedule("warmup_stable_decay", WARMUP, DECAY),
+}
+
+SCHEDULES = {**LINEAR_SCHEDULES, **OTHER_SCHEDULES}
+"""Every schedule of the protocol, by the name that results and reports use."""
+
+
+def selection_seeds(count: int) -> range:
+    """The seeds that choose peaks and warm-ups."""
+    return range(FIRST_SELECTION_SEED, FIRST_SELECTION_SEED + count)
+
+
+def baseline_seeds() -> range:
+    """The seeds of the runs that refined schedules are made from."""
+    return range(FIRST_BASELINE_SEED, FIRST_BASELINE_SEED + NUM_BASELINES)
+
+
+def baseline_file(folder: Path, seed: int) -> Path:
+    """The norms of the baseline that the refined schedules of a seed are made from.
+
+    Args:
+        folder: the folder of the study.
+        seed: a test seed, a selection seed, or the baseline's own seed.
+    """
+    first = FIRST_BASELINE_SEED if seed >= FIRST_BASELINE_SEED else 0
+    return folder / "baseline_norms" / f"baseline_{(seed - first) % NUM_BASELINES}.jsonl"
+
+
+def next_peaks(peaks: Sequence[float], start: float, tuned: TunedSchedule | None) -> list[float]:
+    """The peaks to try next: the starting grid, then one beyond the edge on which the best peak lies.
+
+    Args:
+        peaks: the peaks that were tried.
+        start: the middle of the starting grid.
+        tuned: the schedule at its best peak so far, None before the first run.
+
+    Returns:
+        One peak or three; none if the best peak lies inside the grid or the grid has `MAX_PEAKS`.
+    """
+    if tuned is None:
+        return [start / 2, start, 2 * start]
+    if len(peaks) >= MAX_PEAKS:
+        return []
+    if tuned.problem:
+        return [min(peaks) / 2]
+    if not tuned.on_edge:
+        return []
+    return [min(peaks) / 2 if tuned.peak == min(peaks) else 2 * max(peaks)]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the selection seeds chose.
+
+    Args:
+        tuned: every schedule at its best peak over the selection seeds, by name.
+        reference: the name of reference 2, linear decay with the best warm-up.
+    """
+
+    tuned: dict[str, TunedSchedule]
+    reference: str
+
+    @property
+    def compared(self) -> list[str]:
+        """The names of the compared schedules that have a peak: both references first."""
+        names = dict.fromkeys([LINEAR, self.reference, *OTHER_SCHEDULES])
+        return [name for name in names if name in self.tuned and not self.tuned[name].problem]
+
+
+def choose(cells: pd.DataFrame) -> Choices:
+    """Choose peaks and the warm-up of reference 2.
+
+    Args:
+        cells: rows of `results_table`, of one study. Only those of selection seeds count.
+
+    Raises:
+        ValueError: if linear decay has no peak without divergence.
+    """
+    selection = cells[cells["role"] == SELECTION]
+    tuned = {str(name): tune_peak(group, str(name)) for name, group in selection.groupby("schedule", sort=False)}
+    linear = {name: tuned[name].losses.mean() for name in LINEAR_SCHEDULES if name in tuned and not tuned[name].problem}
+    if LINEAR not in linear:
+        raise ValueError("Linear decay diverged at every peak; start from a lower --start_peak.")
+    return Choices(tuned, min(linear, key=linear.__getitem__))
+
+
+def compared_rows(cells: pd.DataFrame) -> pd.DataFrame:
+    """The compared rows of `results_table`: those of test seeds."""
+    return cells[cells["role"] == ""]

@@ -1,0 +1,189 @@
+"""A study by results/protocol.md: it chooses peaks, records baselines, notes what they promise, and runs the test seeds.
+
+Every finished cell is in results.jsonl, so a killed study continues where it stopped.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_refined_schedule.norms.gradient_norms import OptimizerFamily
+from hf_refined_schedule.schedules.refinement_options import RefinementOptions
+from hf_refined_schedule.schedules.refining import refine_sources
+from hf_refined_schedule.theory.bounds import rank_by_squared_norms
+
+from .cells import BASELINE, Cell, Result
+from .grid import run_missing
+from .json_file import read_json, write_json
+from .protocol import (
+    LINEAR,
+    LINEAR_SCHEDULES,
+    NUM_BASELINES,
+    OTHER_SCHEDULES,
+    REFINED,
+    RISING_IGNORED,
+    SCHEDULES,
+    SELECTION,
+    Choices,
+    baseline_file,
+    baseline_seeds,
+    choose,
+    next_peaks,
+    selection_seeds,
+)
+from .results_file import ResultsFile
+from .schedules_compared import sample_multipliers
+from .statistics import tune_peak
+from .study_folder import FORECASTS_FILE, SCHEDULES_FILE
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """The size of a study.
+
+    Args:
+        steps: T, the number of optimizer updates of a run.
+        start_peak: the middle of the first grid of peaks.
+        num_selection_seeds: seeds that choose peaks and warm-ups.
+        num_test_seeds: seeds that are compared.
+        num_workers: runs at the same time.
+        optimizer: the optimizer's family, for the forecasts.
+    """
+
+    steps: int
+    start_peak: float
+    num_selection_seeds: int = 2
+    num_test_seeds: int = 5
+    num_workers: int = 1
+    optimizer: OptimizerFamily = "adam"
+
+
+class Study:
+    """One setting, studied by the protocol.
+
+    Args:
+        folder: the folder of the results.
+        label: the name of the setting in results and reports.
+        options: the size of the study.
+        train: trains a cell. It can be pickled if there are several workers.
+        norms_file: the file that the norms of a baseline cell were recorded to.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        label: str,
+        options: StudyOptions,
+        train: Callable[[Cell], Result],
+        norms_file: Callable[[Cell], Path],
+    ) -> None:
+        self.folder = folder
+        self.label = label
+        self.options = options
+        self._train = train
+        self._norms_file = norms_file
+        folder.mkdir(parents=True, exist_ok=True)
+        self.results = ResultsFile(folder)
+
+    def run(self) -> None:
+        """Run the cells that have no result yet."""
+        self._select([LINEAR], self.options.start_peak)
+        baseline_peak = self.choices().tuned[LINEAR].peak
+        self._record_baselines(baseline_peak)
+        write_forecasts(self.folder, self.options.optimizer)
+        self._select([*LINEAR_SCHEDULES, *OTHER_SCHEDULES], baseline_peak)
+        choices = self.choices()
+        self._compare(choices)
+        self._sample_schedules(choices)
+
+    def choices(self) -> Choices:
+        """What the selection seeds have chosen so far."""
+        return choose(self.results.table())
+
+    def _select(self, names: Sequence[str], start: float) -> None:
+        """Run the selection seeds at the first grid of peaks, and widen it until the best peak of each schedule lies inside."""
+        while cells := [cell for name in names for cell in self._missing_selection(name, start)]:
+            self._run(cells, "peaks")
+
+    def _missing_selection(self, name: str, start: float) -> list[Cell]:
+        table = self.results.table()
+        seeds = selection_seeds(self.options.num_selection_seeds)
+        rows = table[(table["role"] == SELECTION) & (table["schedule"] == name)]
+        peaks = sorted(float(peak) for peak in rows["peak"].unique())
+        cells = [self._cell(name, peak, seed, SELECTION) for peak in peaks for seed in seeds]
+        if missing := [cell for cell in cells if cell not in self.results]:
+            return missing
+        tuned = tune_peak(rows, name) if peaks else None
+        return [self._cell(name, peak, seed, SELECTION) for peak in next_peaks(peaks, start, tuned) for seed in seeds]
+
+    def _record_baselines(self, peak: float) -> None:
+        cells = [self._cell(LINEAR, peak, seed, BASELINE) for seed in baseline_seeds()]
+        self._run([cell for cell in cells if not baseline_file(self.folder, cell.seed).exists()], "baselines")
+        for cell in cells:
+            kept = baseline_file(self.folder, cell.seed)
+            if kept.exists():
+                continue
+            recorded = self._norms_file(cell)
+            if not recorded.exists():  # the folder of its training is gone
+                self._train(cell)
+            kept.parent.mkdir(exist_ok=True)
+            shutil.copyfile(recorded, kept.with_suffix(".copy"))
+            kept.with_suffix(".copy").replace(kept)
+
+    def _compare(self, choices: Choices) -> None:
+        cells = [
+            self._cell(name, choices.tuned[name].peak, seed)
+            for seed in range(self.options.num_test_seeds)
+            for name in choices.compared
+        ]
+        self._run(cells, "test seeds")
+
+    def _cell(self, name: str, peak: float, seed: int, role: str | None = None) -> Cell:
+        return Cell(self.label, name, peak, seed, self.options.steps, role)
+
+    def _run(self, cells: Sequence[Cell], part: str) -> None:
+        description = f"{self.label}: {part}"
+        run_missing(cells, self._train, self.results, num_workers=self.options.num_workers, description=description)
+
+    def _sample_schedules(self, choices: Choices) -> None:
+        """Sample the compared schedules for the report, refined ones from the first baseline."""
+        logging.getLogger("hf_refined_schedule").setLevel(logging.ERROR)  # the forecasts have the reasons
+        source = baseline_file(self.folder, 0)
+        steps = self.options.steps
+        sampled = {name: sample_multipliers(SCHEDULES[name], steps, source) for name in choices.compared}
+        path = self.folder / SCHEDULES_FILE
+        write_json(path, {**read_json(path), self.label: sampled})
+
+
+def write_forecasts(folder: Path, optimizer: OptimizerFamily) -> None:
+    """Note what `check` and the bound say about each baseline, once, before the outcome is known.
+
+    Args:
+        folder: the folder of the study, with its baselines.
+        optimizer: the optimizer's family.
+    """
+    path = folder / FORECASTS_FILE
+    if path.exists():
+        return
+    forecasts = []
+    for index in range(NUM_BASELINES):
+        for name, options in (
+            (REFINED, RefinementOptions(rising_norms="keep")),
+            (RISING_IGNORED, RefinementOptions(rising_norms="ignore")),
+        ):
+            refinement = refine_sources(baseline_file(folder, index), optimizer, options)
+            schedule, _, health = refinement
+            (rank,) = rank_by_squared_norms({name: schedule.grid[:-1]}, schedule.squared_norms)
+            forecasts.append(
+                {
+                    "baseline": index,
+                    "schedule": name,
+                    "verdict": None if health is None else health.verdict,
+                    "reasons": [] if health is None else health.reasons,
+                    "promise": 1 - rank.relative_bound,
+                    "best_peak_ratio": schedule.best_peak_ratio,
+                }
+            )
+    write_json(path, {"forecasts": forecasts}, indent=1)

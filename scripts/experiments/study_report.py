@@ -1,0 +1,343 @@
+"""The report of a study by results/protocol.md, made from the files of its folder alone."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .json_file import read_json
+from .markdown_tables import NOT_AVAILABLE, markdown_table
+from .protocol import (
+    LINEAR,
+    NUM_BASELINES,
+    OTHER_SCHEDULES,
+    PRIMARY,
+    REFINED,
+    RISING_IGNORED,
+    SELECTION,
+    Choices,
+    baseline_file,
+    choose,
+    compared_rows,
+)
+from .provenance import render_provenance
+from .report import read_schedules
+from .report_tables import format_p_value, num_decimals
+from .results_table import read_results, results_table
+from .statistics import holm, paired_difference
+from .study_folder import FORECASTS_FILE, PROVENANCE_FILE, RESULTS_FILE, SCHEDULES_FILE, SETTING_FILE
+from .study_pictures import draw_differences, draw_loss_by_peak, draw_schedules, save_picture
+
+MARGIN = 0.002
+"""A schedule is no worse if the interval of its difference ends below this fraction of the reference's loss."""
+
+SIGNIFICANCE = 0.05
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """The results of one setting.
+
+    Args:
+        label: the name of the setting.
+        cells: rows of `results_table`.
+        choices: what the selection seeds chose.
+        losses: the final loss of each test seed, indexed by seed, a column for each schedule.
+    """
+
+    label: str
+    cells: pd.DataFrame
+    choices: Choices
+    losses: pd.DataFrame
+
+    @property
+    def reference(self) -> str:
+        """The name of reference 2."""
+        return self.choices.reference
+
+
+def read_study(folder: Path) -> StudyResults:
+    """Read the results of a study.
+
+    Raises:
+        ValueError: if the folder holds none, or those of several settings.
+    """
+    path = folder / RESULTS_FILE
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; give the folder that a study has written.")
+    cells = results_table(read_results(path))
+    labels = list(cells["regime"].unique())
+    if len(labels) != 1:
+        raise ValueError(f"{path} has the results of {len(labels)} settings; a study has one. Give another folder.")
+    choices = choose(cells)
+    chosen = [(name, choices.tuned[name].peak) for name in choices.compared]
+    tested = compared_rows(cells)
+    keys = list(zip(tested["schedule"], tested["peak"], strict=True))
+    tested = tested[[key in chosen for key in keys]]
+    losses = tested.pivot_table(index="seed", columns="schedule", values="loss", aggfunc="last", dropna=False)
+    losses = losses.reindex(columns=[name for name in choices.compared if name in losses.columns])
+    return StudyResults(str(labels[0]), cells, choices, losses)
+
+
+def with_divergence_as_worst(losses: pd.DataFrame) -> pd.DataFrame:
+    """The losses, with the largest finite one of its seed in place of a run that diverged."""
+    finite = losses.replace(math.inf, math.nan)
+    return losses.where(~np.isinf(losses), finite.max(axis=1), axis=0)
+
+
+def verdict(contrast: dict[str, Any], reference_loss: float, p_value: float) -> str:
+    """One of "better", "worse", "no worse", "worse, by less than 0.2 %" and "undecided", as the protocol defines them.
+
+    Args:
+        contrast: the output of `paired_difference`.
+        reference_loss: the mean loss of the reference.
+        p_value: the p-value of the contrast, corrected where it is a primary one.
+    """
+    low, high = contrast["low"], contrast["high"]
+    within = high < MARGIN * reference_loss
+    if p_value < SIGNIFICANCE and high < 0:
+        return "better"
+    if p_value < SIGNIFICANCE and low > 0:
+        return f"worse, by less than {100 * MARGIN:g} %" if within else "worse"
+    return "no worse" if within else "undecided"
+
+
+def compare_with(study: StudyResults, reference: str) -> pd.DataFrame:
+    """Every schedule against a reference, paired by test seed.
+
+    Returns:
+        A row for each schedule with the columns of `paired_difference`, `schedule`, `corrected` (the p-value after Holm's
+        correction, NaN where the contrast is not a primary one) and `verdict`.
+    """
+    losses = with_divergence_as_worst(study.losses)
+    names = [name for name in losses.columns if name != reference]
+    rows = {name: paired_difference(losses[name], losses[reference]) for name in names}
+    primary = [name for name in PRIMARY if name in rows and reference == study.reference]
+    corrected = dict(zip(primary, holm([rows[name]["p_value"] for name in primary]), strict=True))
+    for name, row in rows.items():
+        p_value = corrected.get(name, row["p_value"])
+        row["corrected"] = corrected.get(name, math.nan)
+        row["verdict"] = verdict(row, losses[reference].mean(), p_value)
+        if study.choices.tuned[name].on_edge:
+            row["verdict"] = "best peak on the edge"
+    return pd.DataFrame([{"schedule": name, **row} for name, row in rows.items()])
+
+
+def comparison_table(study: StudyResults, grids: dict[str, Any]) -> pd.DataFrame:
+    """The main table of a study, formatted, with both references in every row."""
+    losses = with_divergence_as_worst(study.losses)
+    against = {
+        reference: compare_with(study, reference).set_index("schedule") for reference in {LINEAR, study.reference}
+    }
+    decimals = num_decimals(losses.mean())
+    rows = []
+    for name in losses.columns:
+        tuned = study.choices.tuned[name]
+        row = {
+            "schedule": f"{name} (reference {' and '.join(reference_numbers(study, name))})"
+            if reference_numbers(study, name)
+            else name,
+            "peak": f"{tuned.peak:g}{' (edge)' if tuned.on_edge else ''}",
+            "highest rate / peak": f"{np.max(grids[name]):.2f}" if name in grids else NOT_AVAILABLE,
+            "final loss": f"{losses[name].mean():.{decimals}f}",
+        }
+        for number, reference in (("1", LINEAR), ("2", study.reference)):
+            row[f"vs reference {number} [95 % interval]"] = format_contrast(against[reference], name, decimals)
+        contrasts = against[study.reference]
+        row["p, Holm"] = NOT_AVAILABLE
+        row["verdict vs reference 2"] = NOT_AVAILABLE
+        if name in contrasts.index:
+            corrected = contrasts.loc[name, "corrected"]
+            row["p, Holm"] = NOT_AVAILABLE if math.isnan(corrected) else format_p_value(corrected)
+            row["verdict vs reference 2"] = contrasts.loc[name, "verdict"]
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def reference_numbers(study: StudyResults, name: str) -> list[str]:
+    """The references that a schedule is: "1", "2", both or none."""
+    return [number for number, reference in (("1", LINEAR), ("2", study.reference)) if name == reference]
+
+
+def format_contrast(contrasts: pd.DataFrame, name: str, decimals: int) -> str:
+    """A difference with its interval."""
+    if name not in contrasts.index:
+        return NOT_AVAILABLE
+    row = contrasts.loc[name]
+    difference, low, high = (f"{row[key]:+.{decimals}f}" for key in ("difference", "low", "high"))
+    return difference if math.isnan(row["low"]) else f"{difference} [{low}, {high}]"
+
+
+def forecast_table(folder: Path) -> str:
+    """What `check` and the bound said about each baseline before the outcome, as Markdown."""
+    forecasts = read_json(folder / FORECASTS_FILE).get("forecasts", [])
+    rows = [
+        {
+            "baseline": row["baseline"],
+            "schedule": row["schedule"],
+            "verdict of check": row["verdict"],
+            "bound below linear's by": f"{row['promise']:.1%}",
+            "best peak / linear's": f"{row['best_peak_ratio']:.2f}",
+            "reasons": "; ".join(row["reasons"]) or NOT_AVAILABLE,
+        }
+        for row in forecasts
+    ]
+    return markdown_table(pd.DataFrame(rows)) if rows else "No forecasts were recorded."
+
+
+def selection_table(study: StudyResults) -> str:
+    """The mean loss of the selection seeds by schedule and peak, as Markdown."""
+    rows = study.cells[study.cells["role"] == SELECTION]
+    means = rows.pivot_table(index="schedule", columns="peak", values="loss", sort=False, dropna=False)
+    means = means[sorted(means.columns)]
+    decimals = num_decimals(rows.loc[np.isfinite(rows["loss"]), "loss"])
+    table = means.map(lambda loss: _loss_text(loss, decimals)).reset_index()
+    return markdown_table(table.rename(columns={peak: f"{peak:g}" for peak in means.columns}))
+
+
+def _loss_text(loss: float, decimals: int) -> str:
+    if math.isnan(loss):
+        return NOT_AVAILABLE
+    return "diverged" if math.isinf(loss) else f"{loss:.{decimals}f}"
+
+
+def clipped_fraction(folder: Path) -> float:
+    """The fraction of the baselines' updates whose gradient was clipped, NaN if unknown."""
+    paths = [path for index in range(NUM_BASELINES) if (path := baseline_file(folder, index)).exists()]
+    rows = pd.concat([pd.read_json(path, lines=True) for path in paths]) if paths else pd.DataFrame()
+    factors = rows["clip_factor"].dropna() if "clip_factor" in rows else pd.Series(dtype=float)
+    return float((factors < 1).mean())
+
+
+def setting_lines(folder: Path) -> str:
+    """What the protocol demands of each report about the model, the data and the optimizer, as Markdown."""
+    described = {**read_json(folder / SETTING_FILE)}
+    clipped = clipped_fraction(folder)
+    if not math.isnan(clipped):
+        described["clipped updates of the baselines"] = f"{clipped:.0%}"
+    return "\n".join(f"- {name}: {value}" for name, value in described.items())
+
+
+def write_study_report(folder: Path, output: Path, title: str) -> str:
+    """Write the report of a study, its pictures, and tables.csv.
+
+    Args:
+        folder: the folder of the study.
+        output: the Markdown file; pictures go into the folder that has its name without the suffix.
+        title: the heading.
+
+    Returns:
+        The main table, as Markdown.
+
+    Raises:
+        ValueError: if the folder holds no finished comparison.
+    """
+    study = read_study(folder)
+    if study.losses.empty or not {LINEAR, study.reference} <= set(study.losses.columns):
+        raise ValueError(f"{folder} has no test seed of the references yet; run the study again to continue it.")
+    grids = read_schedules(folder / SCHEDULES_FILE).get(study.label, {})
+    pictures = output.with_suffix("")
+    pictures.mkdir(parents=True, exist_ok=True)
+    draw = {
+        "differences": partial(draw_differences, study=study, compare_with=compare_with),
+        "loss_by_peak": partial(draw_loss_by_peak, study=study),
+    }
+    if grids:
+        draw["schedules"] = partial(draw_schedules, grids=grids, reference=study.reference)
+    for name, function in draw.items():
+        save_picture(pictures / f"{name}.png", function, study)
+    captions = {
+        "differences": "Difference in final loss from each reference, with 95 % intervals",
+        "loss_by_peak": "Final loss of the selection seeds by peak, as the difference from the best of reference 2",
+        "schedules": "The schedules; refined ones from the first baseline",
+    }
+    table = markdown_table(comparison_table(study, grids))
+    seeds = len(study.losses)
+    parts = [
+        f"# {title}",
+        "By [the protocol](protocol.md): peaks and the warm-up of reference 2 are chosen on selection seeds that are not compared, "
+        f"and the refined schedules of a test seed come from one of {NUM_BASELINES} baselines. Test seeds: {seeds}. "
+        "Differences are paired by seed; a negative one is better.",
+        table,
+        notes(study),
+        *(f"![{captions[name]}]({pictures.name}/{name}.png)\n\n*{captions[name]}.*" for name in draw),
+        "## What was forecast",
+        "Recorded from each baseline before any test seed ran:",
+        forecast_table(folder),
+        "## Choice of peaks",
+        "Mean final loss of the selection seeds:",
+        selection_table(study),
+        "## Setting",
+        setting_lines(folder),
+        render_provenance(read_json(folder / PROVENANCE_FILE)),
+    ]
+    output.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    rows = [
+        {"compared with": reference, **row}
+        for reference in dict.fromkeys([LINEAR, study.reference])
+        for row in compare_with(study, reference).to_dict("records")
+    ]
+    pd.DataFrame(rows).to_csv(pictures / "tables.csv", index=False, float_format="%.12g")
+    return table
+
+
+def notes(study: StudyResults) -> str:
+    """The paragraph below the main table."""
+    edges = [name for name in study.losses.columns if study.choices.tuned[name].on_edge]
+    diverged = int(np.isinf(study.losses).to_numpy().sum())
+    missing = [name for name in OTHER_SCHEDULES if name not in study.losses.columns]
+    sentences = [
+        f'"No worse" means that the interval ends below {100 * MARGIN:g} % of the loss of reference 2.',
+        f"The best peak is on the edge of the grid for {', '.join(edges)}." if edges else "",
+        f"{diverged} test runs diverged and count as the worst of their seed." if diverged else "No test run diverged.",
+        f"Not compared yet: {', '.join(missing)}." if missing else "",
+        f"{study.losses.isna().to_numpy().sum()} test runs are missing."
+        if study.losses.isna().to_numpy().any()
+        else "",
+    ]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+SUMMARIZED = (RISING_IGNORED, REFINED, "cosine", "WSD")
+
+
+def summary_table(folders: Sequence[Path]) -> str:
+    """Two rows for each study, one for each reference, as Markdown.
+
+    Args:
+        folders: the folders of the studies.
+
+    Raises:
+        ValueError: as `read_study`.
+    """
+    rows = []
+    for folder in folders:
+        study = read_study(folder)
+        decimals = num_decimals(with_divergence_as_worst(study.losses).mean())
+        for number, reference in (("1", LINEAR), ("2", study.reference)):
+            contrasts = compare_with(study, reference).set_index("schedule")
+            row = {
+                "setting": f"{study.label} ({len(study.losses)} seeds)" if number == "1" else "",
+                "check beforehand": forecast_summary(folder) if number == "1" else "",
+                "difference from": reference
+                if number == "1" or reference != LINEAR
+                else f"{LINEAR} (no warm-up is best)",
+            }
+            for name in SUMMARIZED:
+                judged = contrasts["verdict"].get(name, "not run")
+                row[name] = f"{format_contrast(contrasts, name, decimals)} {judged}"
+            rows.append(row)
+    return markdown_table(pd.DataFrame(rows))
+
+
+def forecast_summary(folder: Path) -> str:
+    """The verdicts of `check` on the baselines by the rule of the paper, with their counts."""
+    forecasts = read_json(folder / FORECASTS_FILE).get("forecasts", [])
+    counts = Counter(row["verdict"] for row in forecasts if row["schedule"] == REFINED)
+    return ", ".join(verdict if len(counts) == 1 else f"{verdict} ({count})" for verdict, count in counts.most_common())

@@ -1,0 +1,98 @@
+"""Does the schedule that a run's gradient norms ask for match linear decay with the best of several warm-ups?
+
+    python scripts/finetuning_study.py --output_dir runs/study
+    python scripts/report_studies.py runs/study
+
+The study follows results/protocol.md. Selection seeds choose the peak learning rate of each schedule and the warm-up of the
+reference; three more runs are recorded as baselines; then every schedule trains on the test seeds. The default is a small
+version that takes less than ten minutes on two cores: its model is pretrained by the script on CPython's source, and its text
+ships with Python. The reports in results/ give the commands of the full studies.
+
+`--regime lora` (which needs peft) and `--regime scratch` train in other ways. `--model_name_or_path` and the text options of
+scripts/run_clm.py select other models and data. Each result is appended to results.jsonl as its run ends. A rerun skips the
+runs in that file, so a killed study continues where it stopped.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from experiments.arguments import exit_with_error
+from experiments.cells import BASELINE, Cell, Result
+from experiments.fine_tuning import (
+    Setting,
+    TrainingOptions,
+    check_positive,
+    describe_setting,
+    prepare_setting,
+    train_cell,
+)
+from experiments.json_file import write_json
+from experiments.language_modeling import DataArguments, ModelArguments
+from experiments.protocol import SCHEDULES, baseline_file
+from experiments.provenance import ProvenanceFile
+from experiments.study import Study, StudyOptions
+from experiments.study_folder import SETTING_FILE
+from transformers import HfArgumentParser
+
+SCRIPT = "finetuning_study.py"
+
+
+@dataclass
+class ProtocolArguments:
+    """The size of the study."""
+
+    max_steps: int = field(default=100, metadata={"help": "The number of optimizer updates of a run."})
+    start_peak: float = field(
+        default=4e-3, metadata={"help": "The middle of the first grid of peaks; the grid is widened where needed."}
+    )
+    num_selection_seeds: int = field(default=1, metadata={"help": "Seeds that choose peaks and warm-ups."})
+    num_test_seeds: int = field(default=3, metadata={"help": "Seeds that are compared."})
+    label: str | None = field(
+        default=None, metadata={"help": "The name of the setting in the report (default: the regime)."}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "num_selection_seeds", "num_test_seeds"):
+            check_positive(self, name)
+        if self.start_peak <= 0:
+            raise ValueError(f"--start_peak is {self.start_peak}, but must be a positive learning rate.")
+
+
+def train(setting: Setting, cell: Cell) -> Result:
+    """Train a cell of the study."""
+    logging.getLogger("hf_refined_schedule").setLevel(logging.ERROR)  # the report has what the schedules warn of
+    source = baseline_file(Path(setting.folder), cell.seed)
+    return train_cell(setting, cell, SCHEDULES[cell.schedule], source, record_norms=cell.role == BASELINE)
+
+
+def run_study() -> None:
+    classes: Any = (ModelArguments, TrainingOptions, ProtocolArguments)
+    text_class: Any = DataArguments
+    parser = HfArgumentParser(classes)
+    model, training, size, rest = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+    data = HfArgumentParser(text_class).parse_args_into_dataclasses(rest)[0] if rest else None
+    folder = Path(training.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ProvenanceFile(folder, SCRIPT):
+        setting = prepare_setting(model, data, training)
+        write_json(folder / SETTING_FILE, describe_setting(setting, size.max_steps), indent=1)
+        options = StudyOptions(
+            size.max_steps, size.start_peak, size.num_selection_seeds, size.num_test_seeds, training.num_workers
+        )
+        label = size.label or f"{training.regime}, {size.max_steps} updates"
+        Study(folder, label, options, partial(train, setting), setting.norms_file).run()
+    print(f"Finished; the report: python scripts/report_studies.py {folder}")
+
+
+def main() -> None:
+    try:
+        run_study()
+    except ValueError as error:
+        exit_with_error(SCRIPT, error)
+
+
+if __name__ == "__main__":
+    main()
