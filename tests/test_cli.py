@@ -40,7 +40,8 @@ def test_refine_and_plot_as_processes(run, tmp_path):
 
 
 def table(output):
-    rows = [re.split(r" {2,}", line.strip()) for line in output.splitlines()[2:]]
+    lines = [line for line in output.splitlines()[2:] if not line.startswith("no predicted losses")]
+    rows = [re.split(r" {2,}", line.strip()) for line in lines]
     return {name: [float(value) for value in values] for name, *values in rows}
 
 

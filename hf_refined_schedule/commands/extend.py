@@ -7,6 +7,7 @@ from typing import get_args
 
 from ..norms.message_text import shown
 from ..schedules.extension import Decay
+from ..schedules.predicting import predict_extension
 from ..schedules.schedule_file import write_schedule
 
 
@@ -66,6 +67,14 @@ def run(options: argparse.Namespace) -> None:
     print(f"highest rate to come {peak * ahead.max():.3g}, last rate {peak * ahead[-2]:.3g}")
     for note in schedule.notes:
         print(f"note: {note}")
+    try:
+        loss, before = predict_extension(schedule)
+    except ValueError as error:
+        print(f"no predicted loss: {error}")
+    else:
+        print(
+            f"predicted loss after update {total}: {loss.loss:.4f} [{loss.low:.4f}, {loss.high:.4f}], now {before:.4f}"
+        )
     print(f"wrote {options.output} ({schedule.fingerprint})")
     kwargs = shlex.quote(json.dumps({"refined_from": options.output}))
     print(

@@ -80,6 +80,33 @@ class FittedLaw(NamedTuple):
         """The updates of the longest warm-up."""
         return max(log.warmup_steps for log in self.logs)
 
+    @property
+    def longest(self) -> int:
+        """The longest horizon that the law reaches."""
+        return LONGEST * max(log.last_step for log in self.logs)
+
+    def check_reach(self, num_training_steps: int, peak: float) -> None:
+        """Refuse what the logs say nothing about.
+
+        Args:
+            num_training_steps: T.
+            peak: the peak learning rate.
+
+        Raises:
+            ValueError: for a horizon or a peak beyond the reach of the law.
+        """
+        shortest = self.warmup_steps + 2
+        if not is_step_number(num_training_steps) or not shortest <= num_training_steps <= self.longest:
+            raise ValueError(
+                f"num_training_steps is {quoted(num_training_steps)}, but the law reaches from {shortest}, after the warm-up, to "
+                f"{self.longest}, {LONGEST} times the longest log; pass a number of updates between them."
+            )
+        if not LOWEST_PEAK * self.peak <= peak <= (1 + SAME_PEAK) * self.peak:
+            raise ValueError(
+                f"learning_rate is {peak:.4g}, but the law reaches from {LOWEST_PEAK * self.peak:.4g} to the highest logged rate, "
+                f"{self.peak:.4g}; pass a peak between them, or the log of a run with a higher one."
+            )
+
     def final_loss(self, name: str, multipliers: Array, peak: float, *, interval: bool = True) -> PredictedLoss:
         """Predict the final loss of a schedule.
 
@@ -235,6 +262,33 @@ def best_predicted_schedule(
     return RefinedSchedule(grid=grid, source=source, weights=None, notes=(note,))
 
 
+def predict_extension(schedule: RefinedSchedule) -> tuple[PredictedLoss, float]:
+    """Predict what the extension of a run will bring, from the log in its checkpoint.
+
+    Args:
+        schedule: one that extends a run.
+
+    Returns:
+        The final loss of the extended run, and that of the law at the checkpoint.
+
+    Raises:
+        ValueError: where nothing can be predicted, saying why: the log, the gate of the law, or its reach.
+    """
+    extension = schedule.extension
+    if extension is None:
+        raise ValueError(f"The schedule from {shown(schedule.source)} extends no run; pass one of extend_run.")
+    start, total, peak = extension
+    multipliers = schedule.grid[:-1]
+    if np.diff(multipliers[start - 1 :]).max(initial=0) > SAME_PEAK:
+        raise ValueError("The rate rises again, and the law is of runs whose rate does not.")
+    fitted = fit_law(schedule.source)
+    if fitted.law.refusals:
+        raise ValueError(" ".join(fitted.law.refusals))
+    fitted.check_reach(total, fitted.peak)
+    before = float(fitted.law.predict(peak * multipliers[:start])[-1])
+    return fitted.final_loss("extended", multipliers, peak), before
+
+
 def _schedule_files(schedules: Sequence[str]) -> dict[str, Array]:
     """The grids of those that are files, by path; refuses what is neither a file nor a name."""
     names = [name for name in classical_schedules(2) if "warm-up" not in name]
@@ -269,27 +323,20 @@ def _refined(sources: Path | Sequence[Path]) -> Array:
 
 
 def _horizons(fitted: FittedLaw, num_training_steps: int | None) -> list[int]:
-    longest = LONGEST * max(log.last_step for log in fitted.logs)
-    if num_training_steps is None:
-        first = min(fitted.num_training_steps, longest)  # a pilot may be planned for longer
-        return [factor * first for factor in range(1, LONGEST + 1) if factor * first <= longest]
-    if not is_step_number(num_training_steps) or not fitted.warmup_steps + 2 <= num_training_steps <= longest:
-        raise ValueError(
-            f"num_training_steps is {quoted(num_training_steps)}, but the law reaches from {fitted.warmup_steps + 2}, after the "
-            f"warm-up, to {longest:,}, {LONGEST} times the longest log; pass a number of updates between them."
-        )
-    return [num_training_steps]
+    """The given one, or those of the run and two and three times it, as far as the law reaches."""
+    if num_training_steps is not None:
+        fitted.check_reach(num_training_steps, fitted.peak)
+        return [num_training_steps]
+    longest = fitted.longest
+    first = min(fitted.num_training_steps, longest)  # a pilot may be planned for longer
+    return [factor * first for factor in range(1, LONGEST + 1) if factor * first <= longest]
 
 
 def _peaks(fitted: FittedLaw, learning_rate: float | None) -> list[float]:
-    highest = fitted.peak
+    """The given one, or the highest logged rate and half of it."""
     if learning_rate is None:
-        return [highest, highest / 2]
-    if not LOWEST_PEAK * highest <= learning_rate <= (1 + SAME_PEAK) * highest:
-        raise ValueError(
-            f"learning_rate is {learning_rate:.4g}, but the law reaches from {LOWEST_PEAK * highest:.4g} to the highest logged "
-            f"rate, {highest:.4g}; pass a peak between them, or the log of a run with a higher one."
-        )
+        return [fitted.peak, fitted.peak / 2]
+    fitted.check_reach(fitted.longest, learning_rate)
     return [learning_rate]
 
 
