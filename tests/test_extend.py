@@ -14,7 +14,7 @@ from hf_refined_schedule.schedules.extension import extended_multipliers
 from hf_refined_schedule.schedules.schedule_file import read_schedule, write_schedule
 
 from .refusals import refuses
-from .tiny import rates, tiny_arguments, tiny_data, tiny_model
+from .tiny import SCRIPTS, rates, tiny_arguments, tiny_data, tiny_model, torchrun
 from .tolerances import EXACT_ROUNDING
 
 PEAK = 1e-3
@@ -224,6 +224,19 @@ def test_an_extension_without_its_checkpoint_repeats_the_run(constant, tmp_path)
         optimizer.step()
         scheduler.step()
     assert seen == pytest.approx([2 * multiplier for multiplier in read_schedule(path).grid[:-1]])
+
+
+def test_two_processes_of_a_raw_loop(constant, tmp_path):
+    path = tmp_path / "schedule.json"
+    write_schedule(extend_run(constant, 80, cooldown=20).schedule, path)
+    done = torchrun(SCRIPTS / "extended_rates.py", path, tmp_path, 2 * 80 - 1)  # one less, by rounding
+    for rank in range(2):
+        assert (tmp_path / f"rank{rank}.json").exists(), done.stderr
+        seen = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert seen["world_size"] == 2
+        expected = [*[1] * 20, *[1 - step / 20 for step in range(20)]]
+        assert seen["rates"] == pytest.approx([PEAK * multiplier for multiplier in expected], abs=PEAK / 20)
+    assert done.stderr.count("From update 40 on, the run follows the extension to 80 updates") == 1
 
 
 @pytest.mark.parametrize(

@@ -148,8 +148,8 @@ def _check_extension(
         )
     processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     total = extension.num_training_steps
-    # A raw Accelerate loop steps once for every process, over a horizon that may be rounded up for each of them.
-    if not any(0 <= num_training_steps - factor * total < factor for factor in {1, processes}):
+    # A raw Accelerate loop steps once for every process, over a horizon that is rounded.
+    if not any(abs(num_training_steps - factor * total) < factor for factor in {1, processes}):
         raise ValueError(
             f"num_training_steps is {num_training_steps}, but the schedule extends {shown(schedule.source)} to {total} updates; "
             f"train with max_steps={total}, or extend the run again to another length."
