@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .loss_fit import LossFit, Problem, bootstrap, coarse_grid, fit_form
+from .loss_fit import Grid, LossFit, Problem, bootstrap, fit_form
 from .loss_forms import FORMS, LossForm
 from .loss_logs import LossLog, checked_logs, checked_rates
 
@@ -89,8 +89,8 @@ class LossLaw:
         if not 0 < level < 1:
             raise ValueError(f"level is {level!r:.40}, but must lie between 0 and 1; 0.95 is usual.")
         rates = checked_rates(learning_rates)
-        draws = np.concatenate([one.final_losses(rates) for one in self._fits])
-        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+        finals = np.concatenate([one.final_losses(rates) for one in self._fits])
+        low, high = np.quantile(finals, [(1 - level) / 2, (1 + level) / 2])
         return float(low), float(high)
 
 
@@ -98,14 +98,19 @@ class _FormFit(NamedTuple):
     """One form, fitted."""
 
     fit: LossFit
-    draws: tuple[LossFit, ...]
+    draws: Array
+    """Coefficients on the grid, the first row for the logs themselves, shape (1 + m, 4 + s)."""
+    residuals: Array
+    """Of the fit, relative to the losses, shape (n,)."""
     held_out_error: float
 
     def final_losses(self, rates: Array) -> Array:
-        """The last loss by every draw, around that of the fit."""
-        last = np.array([len(rates) - 1])
-        centre, *losses = [float(draw.predict(rates, last)[0]) for draw in self.draws]
-        return float(self.fit.predict(rates, last)[0]) + np.array(losses) - centre
+        """The last loss by every draw, around that of the fit, with the noise of a single loss, shape (m,)."""
+        expected = float(self.fit.predict(rates, np.array([len(rates) - 1]))[0])
+        on_grid, *losses = self.fit.final_losses(rates, self.draws)
+        noise = np.random.default_rng(0).choice(self.residuals, len(losses))
+        final: Array = expected * (1 + noise) + np.array(losses) - on_grid
+        return final
 
 
 def fit_loss_law(learning_rates: Any, steps: Any, losses: Any, *, epochs: float | None = None) -> LossLaw:
@@ -143,17 +148,17 @@ def fit_loss_law(learning_rates: Any, steps: Any, losses: Any, *, epochs: float 
 
 def _fit(form: LossForm, logs: Sequence[LossLog]) -> _FormFit:
     problem = Problem.of(form, logs)
-    points = coarse_grid(problem)
-    fit = fit_form(problem, points)
-    draws = tuple(fit._replace(coefficients=row) for row in bootstrap(problem, points, fit))
+    grid = Grid.of(problem)
+    fit = fit_form(problem, grid)
+    draws, residuals = bootstrap(problem, grid, fit)
     cuts = [held_out_from(log) for log in logs]
     rest = Problem.of(form, [log.before(cut) for log, cut in zip(logs, cuts, strict=True)])
-    fit_of_rest = fit_form(rest, coarse_grid(rest))
+    fit_of_rest = fit_form(rest, Grid.of(rest))
     errors = [
         np.abs(fit_of_rest.predict(held_out.rates, held_out.updates) - held_out.losses)
         for held_out in (log.after(cut) for log, cut in zip(logs, cuts, strict=True))
     ]
-    return _FormFit(fit, draws, float(np.concatenate(errors).mean()))
+    return _FormFit(fit, draws, residuals, float(np.concatenate(errors).mean()))
 
 
 def held_out_from(log: LossLog) -> int:
@@ -163,9 +168,14 @@ def held_out_from(log: LossLog) -> int:
         log: of one run.
 
     Returns:
-        The 0-based update at which the last fifth of the losses begins.
+        The 0-based update at which the last fifth of the losses begins; or, where the rate has hardly fallen by then, that
+        at which half of the fall is over.
     """
-    return int(log.updates[-max(1, round(HELD_OUT * len(log.updates)))])
+    fifth = int(log.updates[-max(1, round(HELD_OUT * len(log.updates)))])
+    peak, last = float(log.rates[: fifth + 1].max()), float(log.rates[log.updates[-1]])
+    if log.rates[fifth] > (1 - LEAST_ANNEALING) * peak and last < (1 - LEAST_ANNEALING) * peak:
+        return int(log.updates[log.rates[log.updates] <= (peak + last) / 2][0])
+    return fifth
 
 
 def _refusals(best: _FormFit, logs: Sequence[LossLog], epochs: float | None) -> tuple[str, ...]:
@@ -200,7 +210,7 @@ def _refuse_no_annealing(logs: Sequence[LossLog]) -> str | None:
 
 
 def _refuse_weak_annealing(best: _FormFit) -> str | None:
-    without = np.mean([draw.coefficients[2] == 0 for draw in best.draws[1:]])
+    without = float(np.mean(best.draws[1:, 2] <= 0))
     if best.fit.coefficients[2] > 0 and without < LARGEST_SHARE_WITHOUT_ANNEALING:
         return None
     return (

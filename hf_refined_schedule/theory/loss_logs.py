@@ -14,8 +14,8 @@ FEWEST_LOSSES = 20
 MOST_LOSSES = 200
 """Neighbouring losses of a longer log are averaged: the law is smooth, and their mean is less noisy."""
 
-SKIPPED = 0.05
-"""The fraction of a run whose losses the law does not describe: at its start they fall for other reasons."""
+SKIPPED = 0.1
+"""The losses of this part of a run are left out, and those of twice its warm-up: the law does not describe a start."""
 
 
 class LossLog(NamedTuple):
@@ -85,10 +85,10 @@ def _checked_log(learning_rates: ArrayLike, steps: ArrayLike, losses: ArrayLike,
             "leave such rows out."
         )
     updates = numbers.astype(np.int64) - 1
-    kept = updates >= max(end_of_warmup(rates), SKIPPED * updates[-1]) if len(updates) else np.zeros(0, dtype=bool)
+    kept = updates >= max(2 * end_of_warmup(rates), SKIPPED * updates[-1]) if len(updates) else np.zeros(0, dtype=bool)
     if kept.sum() < FEWEST_LOSSES:
         raise ValueError(
-            f"{name} has {kept.sum()} losses after the warm-up, but a law needs at least {FEWEST_LOSSES}; log more often "
+            f"{name} has {kept.sum()} losses after its start, but a law needs at least {FEWEST_LOSSES}; log more often "
             "(logging_steps) or use a longer run."
         )
     updates, values = updates[kept], values[kept]
