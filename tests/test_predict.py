@@ -111,11 +111,11 @@ def test_the_losses_of_schedules_that_have_not_run(prediction):
         assert rows[name].low < rows[name].loss < rows[name].high
 
 
-def test_other_horizons_and_peaks_come_without_intervals(prediction):
+def test_other_horizons_and_peaks(prediction):
     others = prediction.rows[len(prediction.schedules) :]
     assert {(row.num_training_steps, row.peak) for row in others} == {(4000, PEAK), (6000, PEAK), (2000, PEAK / 2)}
     assert len(others) == 3 * len(prediction.schedules)
-    assert {row.low for row in others} == {None}
+    assert all(row.low < row.loss < row.high for row in others)
     (longer,) = [row for row in others if row.schedule == "linear" and row.num_training_steps == 4000]
     assert longer.loss == pytest.approx(loss_of(after_warmup(lambda u: 1 - u, 4000)), abs=0.06)
 
@@ -149,7 +149,7 @@ def test_a_law_of_two_logs(tmp_path):
     fitted = fit_law(sources)
     assert len(fitted.logs) == 2 and fitted.law.refusals == ()
     rates = after_warmup(wsd)
-    assert fitted.final_loss("wsd", rates / PEAK, PEAK, interval=False).loss == pytest.approx(loss_of(rates), abs=0.01)
+    assert fitted.final_loss("wsd", rates / PEAK, PEAK).loss == pytest.approx(loss_of(rates), abs=0.01)
 
 
 # --- the gate and the reach ---
@@ -255,7 +255,9 @@ def test_the_command(folder, no_second_fit, prediction, tmp_path, capsys):
     names = [re.split(r" {2,}", line)[0] for line in lines[4 : 4 + len(prediction.schedules)]]
     assert names == list(prediction.schedules)
     (optimized,) = [line for line in lines if line.startswith("optimized: ")]
-    assert f"below {names[0]}" in optimized
+    assert re.search(
+        rf"difference to {re.escape(names[0])}: [+-]0\.\d{{4}} \[[+-]0\.\d{{4}}, [+-]0\.\d{{4}}\]$", optimized
+    )
     assert picture.read_bytes().startswith(b"\x89PNG")
     grid = read_schedule(best).grid
     assert len(grid) == 2001 and grid.max() == 1
@@ -328,3 +330,15 @@ def test_the_longest_reach_of_a_pilot(prediction):
         assert FittedLaw(law, [log]).longest == 6000
     finally:
         object.__setattr__(log, "num_training_steps", STEPS)
+
+
+def test_the_interval_of_a_difference_is_narrower_than_those_of_the_losses(prediction):
+    """The same draws predict both losses, so that what they share cancels."""
+    law = prediction.fitted.law
+    linear, cosine_rates = (PEAK * prediction.schedules[name] for name in ("linear", "cosine"))
+    low, high = law.difference_interval(linear, cosine_rates)
+    assert low <= law.predict(linear)[-1] - law.predict(cosine_rates)[-1] <= high
+    (linear_low, linear_high), (cosine_low, cosine_high) = law.interval(linear), law.interval(cosine_rates)
+    assert high - low < linear_high - cosine_low - (linear_low - cosine_high)
+    assert law.difference_interval(linear, linear) == (0.0, 0.0)
+    assert law.difference_interval(cosine_rates, linear) == pytest.approx((-high, -low))

@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> None:
         _print_logs(prediction.fitted)
         _print_predictions(prediction)
         if best is not None and optimized is not None:
-            _print_best(best, optimized, prediction.rows[0])
+            _print_best(prediction, best, optimized)
             print(f"wrote {options.optimize} ({best.fingerprint})")
     if options.output and not prediction.refusals:
         _draw(options, prediction, best)
@@ -159,10 +159,14 @@ def _interval(row: PredictedLoss) -> str:
     return f"[{row.low:.4f}, {row.high:.4f}]"
 
 
-def _print_best(best: RefinedSchedule, optimized: PredictedLoss, first: PredictedLoss) -> None:
+def _print_best(prediction: Prediction, best: RefinedSchedule, optimized: PredictedLoss) -> None:
+    first = prediction.rows[0]
+    low, high = prediction.fitted.law.difference_interval(
+        first.peak * best.grid[:-1], first.peak * prediction.schedules[first.schedule]
+    )
     print(
-        f"optimized: {optimized.loss:.4f} {_interval(optimized)}, {first.loss - optimized.loss:.4f} below {first.schedule}, "
-        f"{first.loss:.4f} {_interval(first)}"
+        f"optimized: {optimized.loss:.4f} {_interval(optimized)}, difference to {first.schedule}: "
+        f"{optimized.loss - first.loss:+.4f} [{low:+.4f}, {high:+.4f}]"
     )
     for note in best.notes:
         print(f"note: {note}")

@@ -89,5 +89,5 @@ def _predicted_losses(
     losses = {}
     for name, multipliers in schedules.items():
         every = np.interp(progress, np.arange(len(multipliers)) / len(multipliers), multipliers)
-        losses[name] = fitted.final_loss(name, every, fitted.peak, interval=False).loss
+        losses[name] = float(fitted.law.predict(fitted.peak * every)[-1])
     return losses, ""

@@ -54,9 +54,9 @@ class PredictedLoss(NamedTuple):
     num_training_steps: int
     peak: float
     loss: float
-    low: float | None = None
-    """The lower end of the 95 % interval; None where only the loss was asked for."""
-    high: float | None = None
+    low: float
+    """The lower end of the 95 % interval."""
+    high: float
 
 
 class FittedLaw(NamedTuple):
@@ -107,22 +107,21 @@ class FittedLaw(NamedTuple):
                 f"{self.peak:.4g}; pass a peak between them, or the log of a run with a higher one."
             )
 
-    def final_loss(self, name: str, multipliers: Array, peak: float, *, interval: bool = True) -> PredictedLoss:
+    def final_loss(self, name: str, multipliers: Array, peak: float) -> PredictedLoss:
         """Predict the final loss of a schedule.
 
         Args:
             name: of the schedule.
             multipliers: of every update, shape (T,).
             peak: the learning rate that they multiply.
-            interval: whether its interval is wanted, which takes a hundred times longer.
 
         Returns:
             The loss after update T.
         """
         rates = peak * multipliers
-        loss = float(self.law.predict(rates)[-1])
-        low, high = self.law.interval(rates) if interval else (None, None)
-        return PredictedLoss(name, len(multipliers), peak, loss, low, high)
+        return PredictedLoss(
+            name, len(multipliers), peak, float(self.law.predict(rates)[-1]), *self.law.interval(rates)
+        )
 
 
 class Prediction(NamedTuple):
@@ -130,7 +129,7 @@ class Prediction(NamedTuple):
 
     fitted: FittedLaw
     rows: list[PredictedLoss]
-    """At the first horizon and peak with intervals, best first; then at the others, in the same order."""
+    """At the first horizon and peak, best first; then at the others, in the same order."""
     schedules: dict[str, Array]
     """The multipliers at the first horizon, by name, best first; each of shape (T,)."""
     notes: list[str]
@@ -232,7 +231,7 @@ def predict_losses(
     order = [row.schedule for row in rows]
     for steps, peak in [(steps, peaks[0]) for steps in horizons[1:]] + [(horizons[0], peak) for peak in peaks[1:]]:
         others = _sampled(grids, steps, fitted.warmup_steps)
-        rows += [fitted.final_loss(name, others[name], peak, interval=False) for name in order]
+        rows += [fitted.final_loss(name, others[name], peak) for name in order]
     return Prediction(fitted, rows, {name: sampled[name] for name in order}, notes)
 
 
