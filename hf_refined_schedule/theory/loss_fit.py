@@ -54,6 +54,19 @@ class LossFit(NamedTuple):
         losses: Array = floor + power_term * sums**-alpha - annealing_term * annealing
         return losses
 
+    def coarser(self, factor: float) -> "LossFit":
+        """The same law for schedules of which each update stands for several.
+
+        Args:
+            factor: the number of updates that one stands for.
+
+        Returns:
+            The law with time scale and sums over `factor`.
+        """
+        coefficients = self.coefficients.copy()
+        coefficients[4] -= np.log(factor)
+        return self._replace(coefficients=coefficients, reference_sum=self.reference_sum / factor)
+
     def final_losses(self, rates: Array, draws: Array) -> Array:
         """The last loss for other coefficients of the same form.
 
@@ -117,7 +130,7 @@ class Problem(NamedTuple):
         return (ALPHA, *self.form.shape_parameters)
 
     @property
-    def count(self) -> int:
+    def num_independent(self) -> int:
         """The number of losses that the logs count as."""
         return NUM_BLOCKS * len(self.schedules)
 
@@ -139,7 +152,8 @@ class Problem(NamedTuple):
         """Losses by the law, not below a small positive number, shape (n,)."""
         floor, power_term, annealing_term, alpha = coefficients[:4]
         losses = floor + power_term * self.sums**-alpha - annealing_term * self.annealing(coefficients[4:])
-        return np.maximum(losses, 1e-3 * self.losses.min())
+        predicted: Array = np.maximum(losses, 1e-3 * self.losses.min())
+        return predicted
 
     def derivatives(self, coefficients: Array) -> Array:
         """Of the logarithms of `predicted`, shape (n, 4 + s): by differences for the shape, exact for the rest."""
@@ -214,7 +228,7 @@ class Grid(NamedTuple):
         deviations = np.array([prior.deviation for prior in problem.priors])
         misses = (self.nonlinear[:, :, None] - prior_means) / deviations[:, None]
         # A law that fits exactly has no residuals; float64 rounding stands for them.
-        costs = problem.count * np.log(squares + 1e-20) + np.square(misses).sum(axis=1)
+        costs = problem.num_independent * np.log(squares + 1e-20) + np.square(misses).sum(axis=1)
         return linear, np.where((linear >= -1e-12).all(axis=1), costs, np.inf)
 
 
@@ -238,7 +252,7 @@ def fit_form(problem: Problem, grid: Grid) -> LossFit:
     margin = 1e-6 * (high - low)
     starts = [np.clip(start, low + margin, high - margin) for start in starts]
     noise = max(float(np.sqrt(np.mean(np.square(_log_residuals(problem, starts[0]))))), 1e-6)
-    scale = np.sqrt(problem.count / len(problem.losses)) / noise
+    scale = np.sqrt(problem.num_independent / len(problem.losses)) / noise
 
     def residuals(coefficients: Array) -> Array:
         return np.concatenate([scale * _log_residuals(problem, coefficients), (coefficients[3:] - means) / deviations])
@@ -290,7 +304,7 @@ def bootstrap(problem: Problem, grid: Grid, fit: LossFit) -> tuple[Array, Array]
     residuals = 1.0 - relative
     size = len(residuals)
     generator = np.random.default_rng(0)
-    length = max(1, size // problem.count)
+    length = max(1, size // problem.num_independent)
     starts = generator.integers(size, size=(-(-size // length), NUM_DRAWS))
     chosen = (starts[:, None] + np.arange(length)[None, :, None]).reshape(-1, NUM_DRAWS)[:size] % size
     targets = np.concatenate([np.ones((size, 1)), relative[:, None] + residuals[chosen]], axis=1)

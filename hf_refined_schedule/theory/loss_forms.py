@@ -83,7 +83,7 @@ def merged_decreases(rates: Array, sums_before: Array) -> Decreases:
     weights = np.abs(sizes)
     totals = np.bincount(parts, weights)
     return Decreases(
-        np.bincount(parts, sizes),
+        np.bincount(parts, sizes).astype(np.float64),
         np.bincount(parts, weights * rates) / totals,
         np.bincount(parts, weights * sums_before) / totals,
         changed[first],
@@ -92,11 +92,12 @@ def merged_decreases(rates: Array, sums_before: Array) -> Decreases:
 
 def _parts(weights: Array) -> Updates:
     """The number of the part that each weight belongs to, of `NUM_DECREASES` parts with equal sums; one each if few."""
-    number = np.cumsum(weights > 0)
+    number = np.cumsum(weights > 0, dtype=np.int64)
     if not len(weights) or number[-1] <= NUM_DECREASES:
         return number
     middles = np.cumsum(weights) - weights / 2
-    return (middles / weights.sum() * NUM_DECREASES).astype(np.int64)
+    parts: Updates = (middles / weights.sum() * NUM_DECREASES).astype(np.int64)
+    return parts
 
 
 def annealing_sum(schedule: Schedule, updates: Updates, shape: Array) -> Array:
@@ -147,7 +148,8 @@ def decay_per_decrease(schedule: Schedule, updates: Updates, shape: Array) -> Ar
     speeds = np.exp(-shape[0]) * np.maximum(decreases.rates, SMALLEST_RATE) ** -shape[2]
     since = np.maximum(schedule.sums[knots, None] - decreases.sums_before, 0.0)
     shares = -np.expm1(-shape[1] * np.log1p(speeds * since))
-    return np.interp(updates, knots, shares @ decreases.sizes)
+    annealing: Array = np.interp(updates, knots, shares @ decreases.sizes)
+    return annealing
 
 
 def _knots(schedule: Schedule, updates: Updates) -> Updates:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .loss_fit import Grid, LossFit, Problem, bootstrap, fit_form
-from .loss_forms import FORMS, LossForm
+from .loss_forms import DECAY_PER_DECREASE, FORMS, LossForm
 from .loss_logs import LossLog, checked_logs, checked_rates
 
 Array = NDArray[np.float64]
@@ -31,6 +31,9 @@ ONE_EPOCH = 1.01
 
 NUM_KNOTS = 60
 """Points of the piecewise linear schedule that is optimised, denser towards the end."""
+
+MOST_OPTIMIZED_STEPS = 1000
+"""An update stands for several where the run is longer."""
 
 STARTS: tuple[Callable[[Array], Array], ...] = (
     lambda progress: 1 - progress,
@@ -86,38 +89,33 @@ class LossLaw:
         Raises:
             ValueError: as `predict`; if `level` is not between 0 and 1.
         """
-        return _quantiles(self._final_losses(learning_rates), level)
+        rates = checked_rates(learning_rates)
+        return _quantiles([one.final_losses(rates) for one in self._fits], level)
 
     def difference_interval(
-        self, learning_rates: ArrayLike, others: ArrayLike, level: float = 0.95
+        self, learning_rates: ArrayLike, reference: ArrayLike, level: float = 0.95
     ) -> tuple[float, float]:
-        """An interval for the final loss minus that of another schedule.
-
-        It is narrower than the two intervals suggest, because the same draws predict both losses.
+        """An interval for the final loss of one schedule less that of another; negative where the first is better.
 
         Args:
-            learning_rates: as in `predict`.
-            others: the rates of the other schedule, of any length.
+            learning_rates: of the one, as in `predict`.
+            reference: learning rates of the other, of any length.
             level: as in `interval`.
 
         Returns:
-            The lower and the upper end; negative where the first schedule is better.
+            The lower and the upper end.
 
         Raises:
             ValueError: as `interval`.
         """
-        return _quantiles(self._final_losses(learning_rates) - self._final_losses(others), level)
-
-    def _final_losses(self, learning_rates: ArrayLike) -> Array:
-        """The final loss by every draw of both forms."""
-        rates = checked_rates(learning_rates)
-        return np.concatenate([one.final_losses(rates) for one in self._fits])
+        rates, others = checked_rates(learning_rates), checked_rates(reference)
+        return _quantiles([one.expected_losses(rates) - one.expected_losses(others) for one in self._fits], level)
 
 
-def _quantiles(values: Array, level: float) -> tuple[float, float]:
+def _quantiles(draws: Sequence[Array], level: float) -> tuple[float, float]:
     if not 0 < level < 1:
         raise ValueError(f"level is {level!r:.40}, but must lie between 0 and 1; 0.95 is usual.")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(np.concatenate(draws), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -131,13 +129,18 @@ class _FormFit(NamedTuple):
     """Of the fit, relative to the losses, shape (n,)."""
     held_out_error: float
 
-    def final_losses(self, rates: Array) -> Array:
-        """The last loss by every draw, around that of the fit, with the noise of a single loss, shape (m,)."""
+    def expected_losses(self, rates: Array) -> Array:
+        """The last loss by every draw, around that of the fit, shape (m,)."""
         expected = float(self.fit.predict(rates, np.array([len(rates) - 1]))[0])
         on_grid, *losses = self.fit.final_losses(rates, self.draws)
-        noise = np.random.default_rng(0).choice(self.residuals, len(losses))
-        final: Array = expected * (1 + noise) + np.array(losses) - on_grid
-        return final
+        shifted: Array = expected + np.array(losses) - on_grid
+        return shifted
+
+    def final_losses(self, rates: Array) -> Array:
+        """`expected_losses` with the noise of a single loss."""
+        expected = self.expected_losses(rates)
+        noisy: Array = expected * (1 + np.random.default_rng(0).choice(self.residuals, len(expected)))
+        return noisy
 
 
 def fit_loss_law(learning_rates: Any, steps: Any, losses: Any, *, epochs: float | None = None) -> LossLaw:
@@ -271,7 +274,10 @@ def _refuse_held_out_error(best: _FormFit, logs: Sequence[LossLog]) -> str | Non
 
 
 def minimize_predicted_loss(law: LossLaw, peak: float, num_training_steps: int, warmup_steps: int = 0) -> Array:
-    """The schedule with the least predicted final loss, which does not rise after its warm-up.
+    """The schedule with the least predicted final loss, among those that do not rise after their warm-up.
+
+    The prediction is that of `"decay per decrease"`, whichever form the law has: the annealing sum is linear in the rates, so
+    that its optimum falls from the peak to 0 within a few updates, which no published run supports.
 
     Args:
         law: of `fit_loss_law`.
@@ -284,6 +290,8 @@ def minimize_predicted_loss(law: LossLaw, peak: float, num_training_steps: int, 
 
     Raises:
         ValueError: for a peak that is not positive, or a warm-up that leaves fewer than 2 updates.
+
+    Reference: arXiv 2503.12811, section 5.
     """
     from scipy.optimize import minimize
 
@@ -294,20 +302,22 @@ def minimize_predicted_loss(law: LossLaw, peak: float, num_training_steps: int, 
         raise ValueError(
             f"warmup_steps is {warmup_steps!r:.40} of {num_training_steps!r:.40} updates; at least 2 updates must follow it."
         )
-    warmup = np.arange(warmup_steps) / max(warmup_steps, 1)
-    progress = np.arange(decaying) / decaying
     knots = 1 - np.linspace(1, 0, NUM_KNOTS + 1) ** 2
-    last = np.array([num_training_steps - 1])
 
-    def multipliers(decreases: Array) -> Array:
-        return np.concatenate([warmup, np.interp(progress, knots, np.exp(-np.cumsum(decreases)))])
+    def multipliers(decreases: Array, length: int) -> Array:
+        warmup = max(1, round(warmup_steps * length / num_training_steps)) if warmup_steps else 0
+        progress = np.arange(length - warmup) / (length - warmup)
+        decay = np.interp(progress, knots, np.exp(-np.cumsum(decreases)))
+        return np.concatenate([np.arange(warmup) / max(warmup, 1), decay])
+
+    length = min(num_training_steps, MOST_OPTIMIZED_STEPS)
+    fit = next(one.fit for one in law._fits if one.fit.form is DECAY_PER_DECREASE).coarser(num_training_steps / length)
+    last = np.array([length - 1])
 
     def predicted(decreases: Array) -> float:
-        return float(law._fits[0].fit.predict(peak * multipliers(decreases), last)[0])
+        return float(fit.predict(peak * multipliers(decreases, length), last)[0])
 
     starts = [np.maximum(np.diff(-np.log(np.maximum(shape(knots), 1e-3)), prepend=0.0), 0.0) for shape in STARTS]
     bounds = [(0.0, 10.0)] * len(knots)
-    found = [
-        minimize(predicted, start, method="L-BFGS-B", bounds=bounds, options={"maxfun": 20_000}) for start in starts
-    ]
-    return multipliers(min(found, key=lambda result: result.fun).x)
+    found = [minimize(predicted, start, method="L-BFGS-B", bounds=bounds) for start in starts]
+    return multipliers(min(found, key=lambda result: result.fun).x, num_training_steps)
