@@ -5,10 +5,11 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
-from hf_refined_schedule import predict_losses
+from hf_refined_schedule import get_refined_schedule, predict_losses
 from hf_refined_schedule.cli import main
-from hf_refined_schedule.schedules.predicting import FittedLaw, fit_law, predict_extension
+from hf_refined_schedule.schedules.predicting import FittedLaw, best_predicted_schedule, fit_law, predict_extension
 from hf_refined_schedule.schedules.refined_schedule import Extension, RefinedSchedule
 from hf_refined_schedule.schedules.schedule_file import read_schedule, write_schedule
 
@@ -263,6 +264,23 @@ def test_the_command(folder, no_second_fit, prediction, tmp_path, capsys):
     assert len(grid) == 2001 and grid.max() == 1
     assert (np.diff(grid[WARMUP:]) <= 0).all()  # a decay after the warm-up
     assert float(optimized.split()[1]) <= prediction.rows[0].loss + 1e-3
+
+
+def test_the_optimized_schedule_is_trained_with_as_it_is(prediction, tmp_path):
+    schedule = best_predicted_schedule(prediction.fitted, num_training_steps=1000, learning_rate=PEAK / 2)
+    write_schedule(schedule, tmp_path / "best.json")
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=PEAK / 2)
+    scheduler = get_refined_schedule(optimizer, 0, 1000, refined_from=tmp_path / "best.json")
+    rates = []
+    for _ in range(1000):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx((PEAK / 2 * schedule.grid[:-1]).tolist())
+    predicted = prediction.fitted.final_loss("optimized", schedule.grid[:-1], PEAK / 2).loss
+    for shape in (lambda u: 1 - u, cosine, wsd):
+        other = after_warmup(shape, 1000) / PEAK
+        assert predicted <= prediction.fitted.final_loss("other", other, PEAK / 2).loss + 1e-3
 
 
 def test_json(folder, no_second_fit, capsys):

@@ -58,7 +58,19 @@ def loss_column(names: Sequence[str], path: Path, column: str | None = None) -> 
 def _is_named(name: str, loss_name: str) -> bool:
     """Whether a column is of this loss, and neither of an evaluation nor the range of another column."""
     last = re.sub(r"[ -]", "_", last_part(name).strip())
-    return last == loss_name and not _EVALUATION.search(name) and not _RANGE.search(name)
+    return last == loss_name and not is_evaluation(name) and not _RANGE.search(name)
+
+
+def is_evaluation(name: str) -> bool:
+    """Whether a name is that of an evaluation's loss, of data that no epoch repeats.
+
+    Args:
+        name: of a column, such as `eval_loss` or `val/loss`.
+
+    Returns:
+        True if so.
+    """
+    return _EVALUATION.search(name) is not None
 
 
 def rate_column(names: Sequence[str], loss: str, path: Path) -> str:

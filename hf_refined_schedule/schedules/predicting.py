@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..norms.gradient_norms import UnfinishedRunError
+from ..norms.loss_columns import is_evaluation
 from ..norms.loss_log import LossLog
 from ..norms.loss_sources import load_losses
 from ..norms.message_text import listed, quoted, shown
@@ -42,6 +43,9 @@ LONGEST = 3
 LOWEST_PEAK = 0.25
 """The least peak rate that a law reaches, as a fraction of the highest logged rate. Above that one it knows nothing: whether a
 run at a higher rate is stable is not in the log."""
+
+MAX_LAW_UPDATES = 2 * 10**6
+"""Updates of a run to which a law is fitted in seconds."""
 
 SAME_PEAK = 1e-6
 """The relative difference up to which a peak is the highest logged one, which a log may round."""
@@ -155,8 +159,13 @@ def fit_law(sources: Path | Sequence[Path], *, column: str | None = None, warmup
         ValueError: as `load_losses` and `fit_loss_law`.
     """
     logs = [load_losses(path, column=column, warmup_steps=warmup_steps) for path in _listed(sources)]
-    # The losses of an evaluation are of data that no epoch has seen.
-    epochs = None if column is not None and "eval" in column.lower() else _most_epochs(logs)
+    for log in logs:
+        if log.last_step > MAX_LAW_UPDATES:
+            raise ValueError(
+                f"{shown(log.source)} is of {log.last_step:,} updates, but a law is fitted to at most {MAX_LAW_UPDATES:,}; number "
+                "the updates of the optimizer, not samples or tokens."
+            )
+    epochs = None if column is not None and is_evaluation(column) else _most_epochs(logs)
     try:
         law = fit_loss_law(
             [log.learning_rates for log in logs],

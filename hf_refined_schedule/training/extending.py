@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,7 +132,8 @@ def rate_at_checkpoint(checkpoint: str | os.PathLike[str]) -> CheckpointRate:
         steps = json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
         peaks = np.array(state["base_lrs"], dtype=np.float64)
         rates = np.array(state["_last_lr"], dtype=np.float64)
-        multipliers = rates[peaks > 0] / peaks[peaks > 0]
+        with np.errstate(over="ignore", invalid="ignore"):
+            multipliers = rates[peaks > 0] / peaks[peaks > 0]
         valid = is_step_number(steps) and len(multipliers) > 0 and np.isfinite(multipliers).all() and (rates >= 0).all()
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
         valid = False
@@ -153,7 +153,7 @@ def rate_at_checkpoint(checkpoint: str | os.PathLike[str]) -> CheckpointRate:
 def _scheduler_state(folder: Path) -> dict[str, Any]:
     try:
         state = torch.load(folder / SCHEDULER_NAME, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError):
+    except Exception:  # whatever a damaged archive or pickle raises
         state = None
     if not isinstance(state, dict):
         raise ValueError(f"{shown(folder / SCHEDULER_NAME)} is damaged; pass another checkpoint.")
