@@ -134,7 +134,9 @@ def test_python_m_and_version():
     assert (done.returncode, done.stdout) == (0, f"hf-refined-schedule {hf_refined_schedule.__version__}\n")
 
 
-@pytest.mark.parametrize("command", [[], ["refine"], ["check"], ["rank"], ["plot"], ["launch"], ["predict"], ["extend"]])
+@pytest.mark.parametrize(
+    "command", [[], ["refine"], ["check"], ["rank"], ["plot"], ["launch"], ["predict"], ["extend"]]
+)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])

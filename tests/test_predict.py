@@ -360,3 +360,21 @@ def test_the_interval_of_a_difference_is_narrower_than_those_of_the_losses(predi
     assert high - low < linear_high - cosine_low - (linear_low - cosine_high)
     assert law.difference_interval(linear, linear) == (0.0, 0.0)
     assert law.difference_interval(cosine_rates, linear) == pytest.approx((-high, -low))
+
+
+def test_extend_says_what_the_extension_will_bring(tmp_path, capsys):
+    """From a checkpoint with four fifths of the run."""
+    made = 1600
+    rates = after_warmup(cosine)
+    checkpoint = tmp_path / f"checkpoint-{made}"
+    path = write_state(checkpoint / "trainer_state.json", log_of(rates[:made]), max_steps=STEPS)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "global_step": made}))
+    torch.save({"base_lrs": [PEAK], "_last_lr": [float(rates[made])]}, checkpoint / "scheduler.pt")
+    assert main(["extend", str(checkpoint), "--cooldown", "400", "-o", str(tmp_path / "schedule.json")]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("predicted loss")]
+    loss, low, high, before = map(float, re.findall(r"\d\.\d{4}", line))
+    ahead = np.concatenate([rates[:made], rates[made] * (1 - np.arange(400) / 400)])
+    assert line.startswith("predicted loss after update 2000: ")
+    assert low <= loss_of(ahead) <= high
+    assert loss == pytest.approx(loss_of(ahead), abs=0.01)
+    assert before == pytest.approx(loss_of(rates[:made]), abs=0.01)
