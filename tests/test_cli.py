@@ -40,7 +40,8 @@ def test_refine_and_plot_as_processes(run, tmp_path):
 
 
 def table(output):
-    rows = [re.split(r" {2,}", line.strip()) for line in output.splitlines()[2:]]
+    lines = [line for line in output.splitlines()[2:] if not line.startswith("no predicted losses")]
+    rows = [re.split(r" {2,}", line.strip()) for line in lines]
     return {name: [float(value) for value in values] for name, *values in rows}
 
 
@@ -151,7 +152,9 @@ def test_python_m_and_version():
     assert (done.returncode, done.stdout) == (0, f"hf-refined-schedule {hf_refined_schedule.__version__}\n")
 
 
-@pytest.mark.parametrize("command", [[], ["refine"], ["check"], ["rank"], ["plot"], ["launch"]])
+@pytest.mark.parametrize(
+    "command", [[], ["refine"], ["check"], ["rank"], ["plot"], ["launch"], ["predict"], ["extend"]]
+)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     if options.text or not options.output:
         print("\n\n".join(f"{title}\n{schedule_as_text(grid)}" for title, grid in zip(titles, grids, strict=True)))
     if options.output:
-        kinds = sorted({refinement.schedule.norm.upper() for refinement in refinements})
+        kinds = sorted({one.schedule.norm.upper() for one in refinements if one.schedule.weights is not None})
         written = norms_and_schedule_figure(
             options.output,
             [
@@ -70,6 +70,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _title(refinement: Refinement, name: str, verdict_of: str = "") -> str:
     schedule, _, health = refinement
+    if schedule.weights is None:
+        return name
     title = f"{name}: weights {schedule.norm.upper()} ** {schedule.power:g}"
     return title if health is None else f"{title}\n{verdict_of}{health.verdict}"
 

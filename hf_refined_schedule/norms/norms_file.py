@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .folder_lock import lock_folder
 from .gradient_norms import GradientNorms, UnfinishedRunError
@@ -163,6 +164,30 @@ def read_norms_file(path: str | os.PathLike[str]) -> GradientNorms:
         clipped_share=num_clipped / num_clip_factors if num_clip_factors else None,
         finished=False if planned is None else None,
     )
+
+
+def read_learning_rates(path: str | os.PathLike[str]) -> NDArray[np.float64]:
+    """Read the learning rates of a `gradient_norms.jsonl`.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The rate of each update from the first, up to the first update that the file lacks or that has none, shape (n,).
+
+    Raises:
+        ValueError: as `read_norms_file`.
+    """
+    path = Path(path)
+    rates = array("d")
+    lines = read_lines(path)
+    parse_header(next(lines, ""), path)
+    for _, row in _rows(lines, path):
+        rate = row.get("learning_rate")
+        if row["step"] != len(rates) + 1 or not _is_norm(rate) or rate is None:
+            break
+        rates.append(rate)
+    return np.array(rates)
 
 
 def parse_header(line: str, path: Path) -> dict[str, Any]:
