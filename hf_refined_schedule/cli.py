@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .commands import check, diagnose, launch, plot, preview, rank, refine
+from .commands import check, diagnose, extend, launch, plot, predict, preview, rank, refine
 
-COMMANDS = (refine, check, rank, plot, preview, diagnose, launch)
+COMMANDS = (refine, check, rank, predict, extend, plot, preview, diagnose, launch)
 
 FOR_A_SCRIPT = ("preview", "diagnose")
 """Commands for which `--` begins the arguments of a training script, as often as it occurs."""
