@@ -224,8 +224,23 @@ def test_updates_that_were_not_taken(tmp_path):
 # --- what is refused ---
 
 
+def test_other_logs(tmp_path):
+    """A table whose rates and norms are in different rows, as a tracker exports them."""
+    rows = "".join(
+        f"{step},,{2 + step / 99 if step % 2 else 0.5}\n{step},{1e-3 * (1 - (step - 1) / 40)!r},\n"
+        for step in range(1, 41)
+    )
+    (tmp_path / "export.csv").write_text("train/global_step,train/learning_rate,train/grad_norm\n" + rows)
+    log = read_rate_log(str(tmp_path / "export.csv"))
+    assert next(rate_observations(log)).text == "rates: linear, peak 0.001, over 40 updates"
+    assert "20 of 40 logged updates (50%)" in next(clipping_observations(log)).text
+    (tmp_path / "console.txt").write_text("{'loss': 2.0, 'learning_rate': 0.1}\n" * 9)
+    with refuses("does not say to which update an entry belongs"):
+        read_rate_log(str(tmp_path / "console.txt"))
+
+
 def test_refusals(tmp_path, capsys):
-    (tmp_path / "log.csv").write_text("step,grad_norm\n" + "".join(f"{step},1.0\n" for step in range(30)))
+    (tmp_path / "log.csv").write_text("step,loss\n" + "".join(f"{step},1.0\n" for step in range(30)))
     with refuses("is not the record of a run's updates", "pass a gradient_norms.jsonl"):
         read_rate_log(str(tmp_path / "log.csv"))
     with refuses("is not the record of a run's updates"):

@@ -29,7 +29,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "the arguments of the training script after --, the rates are compared with those that it asked for.",
         usage="%(prog)s [-h] [--max-steps T] [--max-grad-norm X] RUN [-- ARGUMENTS OF THE SCRIPT ...]",
     )
-    parser.add_argument("source", metavar="RUN", help="its output_dir, gradient_norms.jsonl or trainer_state.json")
+    parser.add_argument(
+        "source", metavar="RUN", help="its output_dir, gradient_norms.jsonl, trainer_state.json, or another log"
+    )
     parser.add_argument(
         "--max-steps", type=int, metavar="T", help="the planned number of updates, where the log does not say"
     )

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .checkpoint_folders import checkpoint_folders
+from .columns import NORM_NAME, NoColumnError, Wanted, epoch_column, norm_columns
+from .log_rows import Columns, RunLog, collect, names_of_log, step_column
+from .loss_columns import RATE_NAME, rate_column
 from .message_text import shown
 from .norms_file import parse_header
-from .size_limits import MAX_JSON_BYTES, MAX_STEPS, is_step_number
-from .sources import find_source
-from .text_encoding import open_text, read_lines
+from .size_limits import is_step_number
+from .sources import SourceFile, find_source, open_log
+from .text_encoding import read_lines
 
 Array = NDArray[np.float64]
+
+RATE_OR_NORM = re.compile(f"{RATE_NAME.pattern}|{NORM_NAME.pattern}", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,44 +54,116 @@ class RateLog:
 
 
 def read_rate_log(source: str) -> RateLog:
-    """Read a `gradient_norms.jsonl` or a `trainer_state.json`.
+    """Read the learning rates and norms of a run, with the reader for its kind of record.
 
     Args:
-        source: the file, or a folder as `load_norms` takes it.
+        source: as `load_norms` takes it; whether it has norms does not matter.
 
     Returns:
         The log. Where an update was logged twice, the last entry counts.
 
     Raises:
-        ValueError: if the source is another kind of record, or holds no updates.
+        ValueError: if the source is no record of a run's updates, or holds none.
     """
-    path, kind = find_source(source)
-    if kind == "norms file":
-        lines = read_lines(path)
-        header = parse_header(next(lines, ""), path)
-        rows, planned, threshold = _recorded_rows(lines), header.get("num_training_steps"), header.get("max_grad_norm")
-    elif kind == "json document":
-        state = _state(path)
-        rows, planned, threshold = iter(state["log_history"]), state.get("max_steps"), None
-    else:
-        raise _no_log(path)
-    by_step = {row["step"]: row for row in rows if _is_update(row)}
+    file = find_source(source)
+    if file.kind == "norms file":
+        return _recorded(file.path)
+    try:
+        return _logged(file)
+    except NoColumnError:
+        raise _no_log(file.path) from None
+
+
+def _recorded(path: Path) -> RateLog:
+    lines = read_lines(path)
+    header = parse_header(next(lines, ""), path)
+    by_step = {
+        row["step"]: row for row in _recorded_rows(lines) if isinstance(row, dict) and is_step_number(row.get("step"))
+    }
     if not by_step:
         raise _no_log(path)
     steps = sorted(by_step)
     ordered = [by_step[step] for step in steps]
-    norm_name = "l2" if kind == "norms file" else "grad_norm"
+    threshold = header.get("max_grad_norm")
     return RateLog(
         steps=np.array(steps, dtype=np.int64),
         rates=_column(ordered, "learning_rate"),
-        norms=_column(ordered, norm_name),
+        norms=_column(ordered, "l2"),
         clip_factors=_column(ordered, "clip_factor"),
-        num_training_steps=planned if is_step_number(planned) else None,
+        num_training_steps=header.get("num_training_steps"),
         max_grad_norm=threshold if type(threshold) in (int, float) else None,
-        checkpoints=tuple(sorted(checkpoint_folders(_run_folder(path)))),
+        checkpoints=_checkpoints(path),
         source=str(path),
-        recorded=kind == "norms file",
+        recorded=True,
     )
+
+
+def _logged(file: SourceFile) -> RateLog:
+    """The log of another tool: rates and norms may be in different entries, and either may be missing."""
+    wanted = Wanted("learning rate", "learning rates or gradient norms", RATE_OR_NORM, _rate_or_norm)
+    log = open_log(file, wanted)
+    names = names_of_log(log)
+    columns = [column for column in (_rate(names, file.path), _norm(names, file.path)) if column is not None]
+    if not columns:
+        raise _no_log(file.path)
+    step, planned = step_column(log, names, columns[0])
+    if step is None:
+        raise ValueError(
+            f"{shown(file.path)} does not say to which update an entry belongs; pass a log that counts updates."
+        )
+    by_column = {column: _values(log, Columns(column, None, step, epoch_column(names))) for column in columns}
+    steps = np.unique(np.concatenate([steps for steps, _ in by_column.values()]))
+    if len(steps) == 0:
+        raise _no_log(file.path)
+    aligned = {column: _aligned(steps, *read) for column, read in by_column.items()}
+    unknown = np.full(len(steps), math.nan)
+    return RateLog(
+        steps=steps,
+        rates=aligned.get(_rate(names, file.path) or "", unknown),
+        norms=aligned.get(_norm(names, file.path) or "", unknown),
+        clip_factors=unknown,
+        num_training_steps=planned,
+        max_grad_norm=None,
+        checkpoints=_checkpoints(file.path),
+        source=str(file.path),
+        recorded=False,
+    )
+
+
+def _rate(names: Sequence[str], path: Path) -> str | None:
+    try:
+        return rate_column(names, "", path)
+    except NoColumnError:
+        return None
+
+
+def _norm(names: Sequence[str], path: Path) -> str | None:
+    """The column of the L2 norm; None also where several could be meant."""
+    try:
+        return norm_columns(names, path).get("l2")
+    except ValueError:
+        return None
+
+
+def _rate_or_norm(names: Sequence[str], path: Path) -> str:
+    found = _rate(names, path) or _norm(names, path)
+    if found is None:
+        raise NoColumnError(f"{shown(path)} has neither learning rates nor gradient norms")
+    return found
+
+
+def _values(log: RunLog, columns: Columns) -> tuple[NDArray[np.int64], Array]:
+    """The updates of a column, in the order of the run, and its values."""
+    logged = collect(log, columns)
+    entries = logged.ordered(log.path, counted=False)
+    return entries.steps, logged.values[entries.positions]
+
+
+def _aligned(steps: NDArray[np.int64], some: NDArray[np.int64], values: Array) -> Array:
+    """The values at all steps, NaN where there is none."""
+    aligned = np.full(len(steps), math.nan)
+    aligned[np.searchsorted(steps, some)] = values
+    return aligned
 
 
 def _recorded_rows(lines: Iterator[str]) -> Iterator[Any]:
@@ -96,39 +174,14 @@ def _recorded_rows(lines: Iterator[str]) -> Iterator[Any]:
             return
 
 
-def _state(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(
-            f"{shown(path)} is larger than {MAX_JSON_BYTES / 1e6:.0f} MB; pass the gradient_norms.jsonl of the run."
-        )
-    try:
-        with open_text(path) as file:
-            state = json.loads(file.read().rstrip("\0"))
-    except (ValueError, RecursionError):
-        raise _no_log(path) from None
-    if not isinstance(state, dict) or not isinstance(state.get("log_history"), list):
-        raise _no_log(path)
-    return state
-
-
 def _no_log(path: Path) -> ValueError:
     return ValueError(
-        f"{shown(path)} is not the record of a run's updates; pass a gradient_norms.jsonl, a trainer_state.json, or the "
-        "folder with one of them."
+        f"{shown(path)} is not the record of a run's updates; pass a gradient_norms.jsonl, a trainer_state.json, or "
+        "another log that names its learning rates or gradient norms."
     )
 
 
-def _is_update(row: Any) -> bool:
-    """Whether a row is of an optimizer update, and not of an evaluation or a summary."""
-    return (
-        isinstance(row, dict)
-        and is_step_number(row.get("step"))
-        and 0 < row["step"] <= MAX_STEPS
-        and any(name in row for name in ("learning_rate", "grad_norm", "l2"))
-    )
-
-
-def _column(rows: list[Mapping[str, Any]], name: str) -> Array:
+def _column(rows: Sequence[Mapping[str, Any]], name: str) -> Array:
     return np.array([_number(row.get(name)) for row in rows])
 
 
@@ -136,5 +189,7 @@ def _number(value: Any) -> float:
     return float(value) if type(value) in (int, float) and math.isfinite(value) else math.nan
 
 
-def _run_folder(path: Path) -> Path:
-    return path.parent.parent if path.parent.name.startswith("checkpoint-") else path.parent
+def _checkpoints(path: Path) -> tuple[int, ...]:
+    """The updates after which a checkpoint was saved, in the folder of the run."""
+    folder = path.parent.parent if path.parent.name.startswith("checkpoint-") else path.parent
+    return tuple(sorted(checkpoint_folders(folder)))
