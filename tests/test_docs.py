@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -15,13 +16,16 @@ from hf_refined_schedule.cli import main
 
 from .records import entries, write_norms, write_state
 from .refusals import refuses
-from .tiny import BIN, PYTHONPATH, REPOSITORY, tiny_arguments, tiny_model
+from .tiny import BIN, PYTHONPATH, REPOSITORY, SCRIPTS, tiny_arguments, tiny_model
 from .tolerances import COMMAND_SECONDS
 
 DOCS = REPOSITORY / "docs"
 BLOCK = re.compile(r"(<!-- not run by the tests: [^>]+ -->\n)?```(python|bash)\n(.*?)```", re.S)
 
-PAGES = ("index.md", "how-to/preview.md", "how-to/diagnose.md", "method.md", "file-formats.md")
+PAGES = (
+    *("index.md", "how-to/preview.md", "how-to/diagnose.md", "method.md", "file-formats.md"),
+    *("how-to/unmodified-script.md", "how-to/accelerate-loop.md"),
+)
 """The pages with blocks, in an order in which each finds the runs that it needs. A page about another tool has a test of its own."""
 
 
@@ -32,6 +36,8 @@ def blocks(page):
 def test_every_block_runs(tmp_path):
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": PYTHONPATH}
     environment["ACCELERATE_USE_CPU"] = "true"
+    shutil.copy(SCRIPTS / "unmodified_trainer.py", tmp_path / "train.py")
+    shutil.copy(SCRIPTS / "beside_the_script.py", tmp_path)
     for page in PAGES:
         assert blocks(page), f"{page} has no blocks; take it off the list"
         for language, code in blocks(page):
