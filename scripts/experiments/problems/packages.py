@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from collections.abc import Iterable
-from importlib.machinery import PathFinder
 from pathlib import Path
 
 PACKAGES_FOLDER = "packages"
@@ -29,8 +28,8 @@ def find_package(requirement: str, folder: Path) -> Path | None:
     Returns:
         The folder, or None if the package is neither there nor installed.
     """
-    spec = PathFinder.find_spec(module_of(requirement), [str(folder / PACKAGES_FOLDER), *sys.path])
-    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+    places = [folder / PACKAGES_FOLDER, *map(Path, sys.path)]
+    return next((found for place in places if (found := place / module_of(requirement)).is_dir()), None)
 
 
 def package_folder(requirement: str, folder: Path) -> Path:
