@@ -23,9 +23,7 @@ NOISE = 0.25
 """The standard deviation of the noise; grey levels are between 0 and 1."""
 
 
-def draw_glyphs(
-    characters: NDArray[np.str_], size: int, random: np.random.Generator
-) -> NDArray[np.float32]:
+def draw_glyphs(characters: NDArray[np.str_], size: int, random: np.random.Generator) -> NDArray[np.float32]:
     """Draw each character in a font, at an angle, in a size and at a place of its own.
 
     Args:
@@ -74,7 +72,10 @@ def noisy_glyphs(alphabet: str, count: int, *, size: int, seed: int) -> Tensors:
     images = draw_glyphs(np.array(list(alphabet))[labels], size, random)
     contrast = random.uniform(0.2, 0.6, (count, 1, 1)) * random.choice([-1, 1], (count, 1, 1))
     noisy = np.clip(0.5 + contrast * (images - 0.3) + random.normal(0, NOISE, images.shape), 0, 1)
-    return {"pixel_values": torch.from_numpy((255 * noisy).astype(np.uint8)[:, None]), "labels": torch.from_numpy(labels)}
+    return {
+        "pixel_values": torch.from_numpy((255 * noisy).astype(np.uint8)[:, None]),
+        "labels": torch.from_numpy(labels),
+    }
 
 
 class RegNetOnGlyphs(Problem):

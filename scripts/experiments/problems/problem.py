@@ -122,7 +122,9 @@ class Problem:
         partial.mkdir(parents=True)
         parts = self.make_data(folder)
         for name in (TRAIN, EVALUATION):
-            save_file({key: column.contiguous() for key, column in parts[name].items()}, partial / f"{name}.safetensors")
+            save_file(
+                {key: column.contiguous() for key, column in parts[name].items()}, partial / f"{name}.safetensors"
+            )
         if self.pretraining_steps:
             model = self._pretrain(folder, parts[PRETRAINING], partial / "pretraining")
             torch.save(model.state_dict(), partial / "start.pt")
@@ -185,6 +187,7 @@ class Problem:
             "save_strategy": "no",
             "report_to": "none",
             "disable_tqdm": True,
+            "remove_unused_columns": False,
             "dataloader_pin_memory": False,
         }
         return QuietTrainer(
