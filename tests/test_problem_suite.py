@@ -263,7 +263,8 @@ def test_undersampling_keeps_the_mean_and_loses_detail():
     blurred = undersample(images, np.random.default_rng(1))
     assert blurred.mean() == pytest.approx(images.mean(), abs=0.01)
     kept = blurred.var(axis=(1, 2)).mean() / images.var(axis=(1, 2)).mean()
-    assert kept == pytest.approx((4 + 28 / 4) / 32, abs=0.05), "white noise has the same power in every line"
+    # White noise has the same power in each of the 32 lines; 13 of the 14 lines that are measured by chance count twice.
+    assert kept == pytest.approx((5 + 27 / 4) / 32, abs=0.04)
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):

@@ -12,8 +12,8 @@ from .problem import EVALUATION, TRAIN, Problem, Tensors
 
 SIZE = 32
 
-LOW_LINES = 4
-"""Lines around the lowest frequency, all of which are measured."""
+LOW_LINES = 3
+"""Lines from the lowest frequency on, all of which are measured. A line at a negative frequency is the conjugate of another."""
 
 MEASURED = 0.25
 """The fraction of the other lines that is measured, chosen anew for each image."""
@@ -32,13 +32,10 @@ def undersample(images: NDArray[np.float64], random: np.random.Generator) -> NDA
     Returns:
         Blurred images with artefacts, of the same shape.
     """
-    count, size, _ = images.shape
-    measured = random.random((count, 1, size)) < MEASURED
-    middle = size // 2
-    measured[..., middle - LOW_LINES // 2 : middle + LOW_LINES // 2] = True
-    noisy = images + random.normal(0, NOISE, images.shape)
-    coefficients = np.fft.fftshift(np.fft.fft2(noisy), axes=(1, 2))
-    return np.fft.ifft2(np.fft.ifftshift(coefficients * measured, axes=(1, 2))).real
+    coefficients = np.fft.rfft2(images + random.normal(0, NOISE, images.shape))
+    measured = random.random((len(images), 1, coefficients.shape[2])) < MEASURED
+    measured[..., :LOW_LINES] = True
+    return np.fft.irfft2(coefficients * measured)
 
 
 class SmallUNet(torch.nn.Module):
