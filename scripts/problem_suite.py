@@ -41,7 +41,7 @@ def try_problem(problem: Problem, folder: Path, seeds: Sequence[int]) -> list[di
     rows = []
     for factor in TRIAL_FACTORS:
         losses, clipped = [], []
-        started = time.monotonic()
+        started = time.process_time()
         for seed in seeds:
             with tempfile.TemporaryDirectory() as output:
                 peak = factor * problem.start_peak
@@ -58,7 +58,7 @@ def try_problem(problem: Problem, folder: Path, seeds: Sequence[int]) -> list[di
                 "peak": f"{factor * problem.start_peak:g}",
                 "held-out loss": ", ".join(f"{loss:.4f}" for loss in losses),
                 "clipped": f"{100 * sum(clipped) / len(clipped):.0f} %",
-                "seconds a run": f"{(time.monotonic() - started) / len(seeds):.1f}",
+                "CPU seconds": f"{(time.process_time() - started) / len(seeds):.1f}",
             }
         )
     return rows
@@ -68,7 +68,10 @@ def run_trial(problems: Sequence[Problem], folder: Path, seeds: Sequence[int]) -
     """Print a table of the trial."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    rows = [row for problem in tqdm(problems, unit="problem") for row in try_problem(problem, folder, seeds)]
+    rows = []
+    for problem in (progress := tqdm(problems, unit="problem")):
+        progress.set_description(problem.name)
+        rows += try_problem(problem, folder, seeds)
     print(markdown_table(pd.DataFrame(rows)))
 
 

@@ -3,7 +3,7 @@
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -66,14 +66,15 @@ class Problem:
         pretraining_peak: the peak learning rate of the pretraining.
     """
 
+    # What neither the data nor the start weights depend on is left out of `repr`, which marks them.
     name: str
-    counterpart: str
-    optimizer: Literal["adamw", "sgd"]
+    counterpart: str = field(repr=False)
+    optimizer: Literal["adamw", "sgd"] = field(repr=False)
     steps: int
-    start_peak: float
+    start_peak: float = field(repr=False)
     batch_size: int
     weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = field(default=1.0, repr=False)
     num_evaluation: int = 2048
     pretraining_steps: int = 0
     pretraining_peak: float = 3e-3

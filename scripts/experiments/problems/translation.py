@@ -1,6 +1,5 @@
 """Sequence to sequence between two translations of the Bible."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -40,7 +39,6 @@ def encode_pairs(pairs: list[tuple[str, str]], tokenizer: Tokenizer) -> Tensors:
     return {"input_ids": inputs, "attention_mask": (inputs != PADDING).long(), "labels": labels}
 
 
-@dataclass(frozen=True)
 class Translation(Problem):
     """Write verses of the King James Version as the American Standard Version has them.
 
