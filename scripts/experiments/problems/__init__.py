@@ -27,18 +27,21 @@ ALL = (
     Translation(
         "t5_translation", "IWSLT14", steps=300, start_peak=1e-3, batch_size=16, pretraining_steps=1000, **ADAMW
     ),
-    CausalLanguageModel("causal_lm", "GPT", steps=300, start_peak=1e-3, batch_size=8, pretraining_steps=1000, **ADAMW),
+    CausalLanguageModel("causal_lm", "GPT", steps=300, start_peak=2e-3, batch_size=8, pretraining_steps=1000, **ADAMW),
     MaskedLanguageModel(
         "masked_lm", "RoBERTa", steps=300, start_peak=1e-3, batch_size=16, pretraining_steps=1000, **ADAMW
     ),
-    EmoticonCategories("embeddings_emoticons", "DLRM", steps=1000, start_peak=2e-3, batch_size=64, **ADAMW),
+    EmoticonCategories("embeddings_emoticons", "DLRM", steps=850, start_peak=4e-3, batch_size=64, **ADAMW),
     Reconstruction("unet_reconstruction", "MRI", steps=300, start_peak=2e-3, batch_size=8, **ADAMW),
     ViTOnGlyphs("vit_glyphs", "ViT", steps=600, start_peak=1e-3, batch_size=64, **ADAMW),
     Detection("yolos_digits", "RCNN", steps=300, start_peak=5e-4, batch_size=16, pretraining_steps=2000, **ADAMW),
     BibleSections("minilm_sections", "fine-tuning of an encoder", steps=120, start_peak=1e-4, batch_size=8, **ADAMW),
-    DiamondPrices("mlp_diamonds", "regression", steps=1000, start_peak=2e-3, batch_size=32, **ADAMW),
+    DiamondPrices("mlp_diamonds", "regression", steps=3000, start_peak=4e-3, batch_size=32, **ADAMW),
     RecurrentLanguageModel(
-        "lstm_characters_clipped_sgd", "clipping", steps=400, start_peak=1.0, batch_size=8, **CLIPPED_SGD
+        "lstm_characters", "sequences", steps=300, start_peak=2e-3, batch_size=8, pretraining_steps=2000, **ADAMW
+    ),
+    EmoticonCategories(
+        "embeddings_emoticons_clipped_sgd", "SGD, clipped", steps=850, start_peak=0.4, batch_size=64, **CLIPPED_SGD
     ),
 )
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from .problem import EVALUATION, TRAIN, Problem, Tensors
 
-NOISE = 0.45
+NOISE = 0.35
 """The standard deviation of the noise; grey levels are between 0 and 1."""
 
 

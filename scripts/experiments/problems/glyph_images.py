@@ -19,7 +19,7 @@ FONTS = (
 CAPITALS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 HUNDRED_CHARACTERS = f"0123456789{CAPITALS}{CAPITALS.lower()}ΓΔΘΛΞΠΣΦΨΩαβγδεζηθλμξπστφχψωБДЖЗИЦЧШЮЯ"
 
-NOISE = 0.25
+NOISE = 0.15
 """The standard deviation of the noise; grey levels are between 0 and 1."""
 
 
@@ -47,16 +47,16 @@ def draw_glyphs(characters: NDArray[np.str_], size: int, random: np.random.Gener
     images = np.empty((len(characters), size, size), dtype=np.float32)
     for index, character in enumerate(characters):
         font = fonts[random.integers(len(FONTS))][random.integers(len(points))]
-        x, y = random.uniform(0.38 * size, 0.62 * size, 2)
+        x, y = random.uniform(0.42 * size, 0.58 * size, 2)
         image = Image.new("L", (size, size))
         ImageDraw.Draw(image).text((x, y), str(character), font=font, fill=255, anchor="mm")
-        turned = image.rotate(random.uniform(-25, 25), resample=Image.Resampling.BILINEAR)
+        turned = image.rotate(random.uniform(-15, 15), resample=Image.Resampling.BILINEAR)
         images[index] = np.asarray(turned, dtype=np.float32) / 255
     return images
 
 
 def noisy_glyphs(alphabet: str, count: int, *, size: int, seed: int) -> Tensors:
-    """Characters in grey on grey, under noise.
+    """Bright characters on a dark ground, in a contrast of their own and under noise.
 
     Args:
         alphabet: the classes.
@@ -70,8 +70,8 @@ def noisy_glyphs(alphabet: str, count: int, *, size: int, seed: int) -> Tensors:
     random = np.random.default_rng(seed)
     labels = random.integers(len(alphabet), size=count)
     images = draw_glyphs(np.array(list(alphabet))[labels], size, random)
-    contrast = random.uniform(0.2, 0.6, (count, 1, 1)) * random.choice([-1, 1], (count, 1, 1))
-    noisy = np.clip(0.5 + contrast * (images - 0.3) + random.normal(0, NOISE, images.shape), 0, 1)
+    contrast = random.uniform(0.25, 0.65, (count, 1, 1))
+    noisy = np.clip(0.25 + contrast * images + random.normal(0, NOISE, images.shape), 0, 1)
     return {
         "pixel_values": torch.from_numpy((255 * noisy).astype(np.uint8)[:, None]),
         "labels": torch.from_numpy(labels),
