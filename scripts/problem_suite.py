@@ -9,6 +9,7 @@ problem with linear decay from its start peak, half of it and twice it, and prin
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -50,17 +51,17 @@ def try_problem(problem: Problem, folder: Path, seeds: Sequence[int]) -> list[di
                 trainer.train()
                 losses.append(problem.outcome(trainer))
                 clipped.append(clipped_share(Path(output) / NORMS_FILE_NAME))
-        rows.append(
-            {
-                "problem": problem.name,
-                "like": problem.counterpart,
-                "updates": str(problem.steps),
-                "peak": f"{factor * problem.start_peak:g}",
-                "held-out loss": ", ".join(f"{loss:.4f}" for loss in losses),
-                "clipped": f"{100 * sum(clipped) / len(clipped):.0f} %",
-                "CPU seconds": f"{(time.process_time() - started) / len(seeds):.1f}",
-            }
-        )
+        row = {
+            "problem": problem.name,
+            "like": problem.counterpart,
+            "updates": str(problem.steps),
+            "peak": f"{factor * problem.start_peak:g}",
+            "held-out loss": ", ".join(f"{loss:.4f}" for loss in losses),
+            "clipped": f"{100 * sum(clipped) / len(clipped):.0f} %",
+            "CPU seconds": f"{(time.process_time() - started) / len(seeds):.1f}",
+        }
+        tqdm.write(f"{problem.name}, peak {row['peak']}: {row['held-out loss']}", sys.stderr)
+        rows.append(row)
     return rows
 
 
