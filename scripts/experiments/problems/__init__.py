@@ -38,7 +38,7 @@ ALL = (
     BibleSections("minilm_sections", "fine-tuning of an encoder", steps=120, start_peak=1e-4, batch_size=8, **ADAMW),
     DiamondPrices("mlp_diamonds", "regression", steps=3000, start_peak=4e-3, batch_size=32, **ADAMW),
     RecurrentLanguageModel(
-        "lstm_characters", "sequences", steps=300, start_peak=2e-3, batch_size=8, pretraining_steps=2000, **ADAMW
+        "lstm_characters", "sequences", steps=800, start_peak=2e-3, batch_size=8, pretraining_steps=1500, **ADAMW
     ),
     EmoticonCategories(
         "embeddings_emoticons_clipped_sgd", "SGD, clipped", steps=850, start_peak=0.4, batch_size=64, **CLIPPED_SGD
