@@ -4,10 +4,10 @@ from typing import Any
 
 from .detection import Detection
 from .diamonds import DiamondPrices
-from .digit_images import ResNetOnDigits
+from .digit_images import ResNetOnDigits, ViTOnDigits
 from .emoticons import EmoticonCategories
 from .encoder import BibleSections
-from .glyph_images import RegNetOnGlyphs, ViTOnGlyphs
+from .glyph_images import RegNetOnGlyphs
 from .image_network import EfficientNetOnLetters
 from .language_models import CausalLanguageModel, MaskedLanguageModel, RecurrentLanguageModel
 from .problem import Problem
@@ -22,7 +22,9 @@ ADAMW: dict[str, Any] = {"optimizer": "adamw", "weight_decay": 0.01}
 
 ALL = (
     ResNetOnDigits("resnet_digits_sgd", "CIFAR10", steps=400, start_peak=0.1, batch_size=32, **SGD),
-    RegNetOnGlyphs("regnet_glyphs_sgd", "CIFAR100", steps=400, start_peak=0.2, batch_size=64, **SGD),
+    RegNetOnGlyphs(
+        "regnet_glyphs_sgd", "CIFAR100", steps=400, start_peak=0.1, batch_size=32, pretraining_steps=1500, **SGD
+    ),
     EfficientNetOnLetters("efficientnet_letters_sgd", "ImageNet", steps=150, start_peak=0.02, batch_size=16, **SGD),
     Translation(
         "t5_translation", "IWSLT14", steps=300, start_peak=1e-3, batch_size=16, pretraining_steps=1000, **ADAMW
@@ -33,7 +35,7 @@ ALL = (
     ),
     EmoticonCategories("embeddings_emoticons", "DLRM", steps=850, start_peak=4e-3, batch_size=64, **ADAMW),
     Reconstruction("unet_reconstruction", "MRI", steps=300, start_peak=2e-3, batch_size=8, **ADAMW),
-    ViTOnGlyphs("vit_glyphs", "ViT", steps=600, start_peak=1e-3, batch_size=64, **ADAMW),
+    ViTOnDigits("vit_digits", "ViT", steps=400, start_peak=5e-4, batch_size=64, pretraining_steps=2000, **ADAMW),
     Detection("yolos_digits", "RCNN", steps=300, start_peak=5e-4, batch_size=16, pretraining_steps=2000, **ADAMW),
     BibleSections("minilm_sections", "fine-tuning of an encoder", steps=120, start_peak=1e-4, batch_size=8, **ADAMW),
     DiamondPrices("mlp_diamonds", "regression", steps=3000, start_peak=4e-3, batch_size=32, **ADAMW),

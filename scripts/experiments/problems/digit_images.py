@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .problem import EVALUATION, TRAIN, Problem, Tensors
+from .problem import EVALUATION, PRETRAINING, TRAIN, Problem, Tensors
 
 NOISE = 0.35
 """The standard deviation of the noise; grey levels are between 0 and 1."""
@@ -60,11 +60,12 @@ def noisy_digits(count: int, *, held_out: bool, seed: int) -> Tensors:
 
 
 class DigitImages(Problem):
-    """Classify noisy digits. Every training example is seen once."""
+    """Classify noisy digits. Every example is seen once, in the pretraining, if there is one, or in the runs."""
 
     def make_data(self, folder: Path) -> dict[str, Tensors]:
         """Make the examples."""
         return {
+            PRETRAINING: noisy_digits(self.pretraining_steps * self.batch_size, held_out=False, seed=3),
             TRAIN: noisy_digits(self.steps * self.batch_size, held_out=False, seed=1),
             EVALUATION: noisy_digits(self.num_evaluation, held_out=True, seed=2),
         }
@@ -86,3 +87,25 @@ class ResNetOnDigits(DigitImages):
             num_labels=10,
         )
         return ResNetForImageClassification(config)
+
+
+class ViTOnDigits(DigitImages):
+    """A vision transformer."""
+
+    def make_model(self, folder: Path) -> torch.nn.Module:
+        """Make a vision transformer with three layers on 16 patches."""
+        from transformers import ViTConfig, ViTForImageClassification
+
+        config = ViTConfig(
+            image_size=32,
+            patch_size=8,
+            num_channels=1,
+            hidden_size=64,
+            intermediate_size=192,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            num_labels=10,
+        )
+        return ViTForImageClassification(config)

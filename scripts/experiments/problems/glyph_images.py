@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from .problem import EVALUATION, TRAIN, Problem, Tensors
+from .problem import EVALUATION, PRETRAINING, TRAIN, Problem, Tensors
 
 FONTS = (
     *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),
@@ -79,11 +79,12 @@ def noisy_glyphs(alphabet: str, count: int, *, size: int, seed: int) -> Tensors:
 
 
 class RegNetOnGlyphs(Problem):
-    """Classify 100 characters with a RegNet. Every training example is seen once."""
+    """Classify 100 characters with a RegNet. Every example is seen once, in the pretraining or in the runs."""
 
     def make_data(self, folder: Path) -> dict[str, Tensors]:
         """Draw the examples."""
         return {
+            PRETRAINING: noisy_glyphs(HUNDRED_CHARACTERS, self.pretraining_steps * self.batch_size, size=24, seed=3),
             TRAIN: noisy_glyphs(HUNDRED_CHARACTERS, self.steps * self.batch_size, size=24, seed=1),
             EVALUATION: noisy_glyphs(HUNDRED_CHARACTERS, self.num_evaluation, size=24, seed=2),
         }
@@ -103,32 +104,3 @@ class RegNetOnGlyphs(Problem):
             num_labels=len(HUNDRED_CHARACTERS),
         )
         return RegNetForImageClassification(config)
-
-
-class ViTOnGlyphs(Problem):
-    """Classify capital letters with a vision transformer. Every training example is seen once."""
-
-    def make_data(self, folder: Path) -> dict[str, Tensors]:
-        """Draw the examples."""
-        return {
-            TRAIN: noisy_glyphs(CAPITALS, self.steps * self.batch_size, size=24, seed=3),
-            EVALUATION: noisy_glyphs(CAPITALS, self.num_evaluation, size=24, seed=4),
-        }
-
-    def make_model(self, folder: Path) -> torch.nn.Module:
-        """Make a vision transformer with three layers on 36 patches."""
-        from transformers import ViTConfig, ViTForImageClassification
-
-        config = ViTConfig(
-            image_size=24,
-            patch_size=4,
-            num_channels=1,
-            hidden_size=64,
-            intermediate_size=192,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            num_labels=len(CAPITALS),
-        )
-        return ViTForImageClassification(config)
