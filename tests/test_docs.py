@@ -23,7 +23,7 @@ DOCS = REPOSITORY / "docs"
 BLOCK = re.compile(r"(<!-- not run by the tests: [^>]+ -->\n)?```(python|bash)\n(.*?)```", re.S)
 
 PAGES = (
-    *("index.md", "how-to/preview.md", "how-to/diagnose.md", "method.md", "file-formats.md"),
+    *("index.md", "how-to/preview.md", "how-to/diagnose.md", "how-to/model-card.md", "method.md", "file-formats.md"),
     *("how-to/unmodified-script.md", "how-to/accelerate-loop.md"),
 )
 """The pages with blocks, in an order in which each finds the runs that it needs. A page about another tool has a test of its own."""

@@ -128,7 +128,7 @@ def _names(sources: Sequence[Source]) -> str:
 
 
 def _picture(folder: Path, scheduler: RefinedLR, refinement: Refinement | None) -> Path | None:
-    """Draw the norms and the schedule; None without matplotlib, which is an extra."""
+    """Draw the norms and the schedule; None without matplotlib, which is an extra, or where it cannot be written."""
     runs = [] if refinement is None else refinement.runs
     raw = smoothed = None
     if refinement is not None and len(runs) == 1:
@@ -141,7 +141,7 @@ def _picture(folder: Path, scheduler: RefinedLR, refinement: Refinement | None) 
             [DrawnRun("refined", _grid(scheduler), raw, smoothed)],
             label=f"gradient{kind} norm, before clipping",
         )
-    except ValueError:
+    except (ValueError, OSError):  # a picture must not stop a Trainer that writes its card at every checkpoint
         return None
 
 
