@@ -77,6 +77,8 @@ def merged_decreases(rates: Array, sums_before: Array) -> Decreases:
     sizes = -np.diff(rates, prepend=0.0)
     changed = np.flatnonzero(sizes)
     sizes, rates, sums_before = sizes[changed], rates[changed], sums_before[changed]
+    if len(changed) <= NUM_DECREASES:
+        return Decreases(sizes, rates, sums_before, changed)
     parts = np.concatenate([_parts(np.maximum(sizes, 0.0)), NUM_DECREASES + _parts(np.maximum(-sizes, 0.0))])
     parts = np.where(sizes > 0, *np.split(parts, 2))
     _, first, parts = np.unique(parts, return_index=True, return_inverse=True)

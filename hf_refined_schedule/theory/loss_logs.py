@@ -68,7 +68,12 @@ def checked_logs(learning_rates: Any, steps: Any, losses: Any) -> list[LossLog]:
 
 
 def _are_several(values: Any) -> bool:
-    return isinstance(values, Sequence) and all(isinstance(item, Sequence | np.ndarray) for item in values)
+    """Whether these are the arrays of several runs; an empty list counts as none of them."""
+    return (
+        isinstance(values, Sequence)
+        and not isinstance(values, str)
+        and all(isinstance(item, Sequence | np.ndarray) for item in values)
+    )
 
 
 def _checked_log(learning_rates: ArrayLike, steps: ArrayLike, losses: ArrayLike, name: str) -> LossLog:
