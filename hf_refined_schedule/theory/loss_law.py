@@ -78,6 +78,21 @@ class LossLaw:
         rates = checked_rates(learning_rates)
         return self._fits[0].fit.predict(rates, np.arange(len(rates)))
 
+    def predict_by_form(self, learning_rates: ArrayLike) -> dict[str, Array]:
+        """What each of the two forms predicts; they agree where the log leaves no doubt.
+
+        Args:
+            learning_rates: as in `predict`.
+
+        Returns:
+            The loss after every update by form, the law's own form first.
+
+        Raises:
+            ValueError: as `predict`.
+        """
+        rates = checked_rates(learning_rates)
+        return {one.fit.form.name: one.fit.predict(rates, np.arange(len(rates))) for one in self._fits}
+
     def interval(self, learning_rates: ArrayLike, level: float = 0.95) -> tuple[float, float]:
         """An interval for the final loss.
 

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
-FEWEST_LOSSES = 20
+FEWEST_LOSSES = 15
 """A law has five to seven parameters; fewer losses than this say nothing about them."""
 
 MOST_LOSSES = 200
