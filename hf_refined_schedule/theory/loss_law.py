@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -190,7 +189,7 @@ def fit_loss_law(learning_rates: Any, steps: Any, losses: Any, *, epochs: float 
     best = fits[0]
     return LossLaw(
         form=best.fit.form.name,
-        parameters=MappingProxyType(best.fit.parameters()),
+        parameters=best.fit.parameters(),
         held_out_error=best.held_out_error,
         refusals=_refusals(best, logs, epochs),
         _fits=tuple(fits),
@@ -225,7 +224,8 @@ def held_out_from(log: LossLog) -> int:
     fifth = int(log.updates[-max(1, round(HELD_OUT * len(log.updates)))])
     peak, last = float(log.rates[: fifth + 1].max()), float(log.rates[log.updates[-1]])
     if log.rates[fifth] > (1 - LEAST_ANNEALING) * peak and last < (1 - LEAST_ANNEALING) * peak:
-        return int(log.updates[log.rates[log.updates] <= (peak + last) / 2][0])
+        later = log.updates[log.updates >= fifth]
+        return int(later[log.rates[later] <= (peak + last) / 2][0])
     return fifth
 
 
