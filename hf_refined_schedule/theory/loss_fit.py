@@ -22,8 +22,12 @@ NUM_STARTS = 3
 NUM_DRAWS = 200
 """Fits to resampled residuals."""
 
-NUM_BLOCKS = 8
-"""The errors of a law are smooth, so a log counts as this many independent losses: residuals are resampled in as many blocks."""
+NUM_BLOCKS = 5
+"""Residuals are resampled in this many blocks, and a log counts as this many independent losses against the priors. The laws are
+approximate: the noise within a log understates how far the best law of one run is from that of another."""
+
+ROBUST_FROM = 2.0
+"""A residual counts less than its square from this many times the noise on."""
 
 SMALLEST_SUM = 1e-9
 """Relative to the largest: stands for a sum of rates of 0, which has a negative power."""
@@ -275,10 +279,23 @@ def _least_squares(problem: Problem, start: Array, noise: float) -> "OptimizeRes
         priors = np.concatenate([np.zeros((len(means), 3)), np.diag(1 / deviations)], axis=1)
         return np.concatenate([scale * problem.derivatives(coefficients), priors])
 
-    # A residual counts less from twice the noise on.
-    robust = {"loss": "soft_l1", "f_scale": 2 * scale * noise}
+    def robust(squares: Array) -> Array:
+        """The soft L1 loss of the losses' squares with its two derivatives; the priors stay squares."""
+        knees = np.where(np.arange(len(squares)) < len(problem.losses), ROBUST_FROM * scale * noise, np.inf)
+        roots = np.sqrt(1 + squares / knees**2)
+        values = np.where(np.isinf(knees), squares, 2 * squares / (1 + roots))
+        return np.array([values, 1 / roots, -0.5 / (knees**2 * roots**3)])
+
     start = np.clip(start, low + margin, high - margin)
-    return least_squares(residuals, start, jac=jacobian, bounds=(low, high), x_scale="jac", max_nfev=50, **robust)
+    return least_squares(
+        residuals,
+        start,
+        jac=jacobian,
+        bounds=(low, high),
+        x_scale="jac",
+        loss=robust,  # type: ignore[arg-type]  # scipy-stubs 1.17 asks for a keyword that scipy never passes to it
+        max_nfev=50,
+    )
 
 
 def _log_residuals(problem: Problem, coefficients: Array) -> Array:

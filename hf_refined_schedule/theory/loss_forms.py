@@ -210,7 +210,7 @@ def _log_grid(low: float, high: float, count: int) -> tuple[float, ...]:
 ANNEALING_SUM = LossForm(
     "annealing sum",
     "Tissue et al., arXiv 2408.11029",
-    (ShapeParameter("time scale", np.log(500.0), 1.0, np.log(2.0), np.log(1e5), _log_grid(5, 2e4, 16)),),
+    (ShapeParameter("time scale", np.log(500.0), 0.7, np.log(2.0), np.log(1e5), _log_grid(5, 2e4, 16)),),
     annealing_sum,
     _published_sum,
 )
@@ -219,7 +219,7 @@ DECAY_PER_DECREASE = LossForm(
     "decay per decrease",
     "Luo et al., arXiv 2503.12811",
     (
-        ShapeParameter("time scale", np.log(20.0), 1.0, np.log(0.2), np.log(1e4), _log_grid(1, 2e3, 12)),
+        ShapeParameter("time scale", np.log(20.0), 0.7, np.log(0.2), np.log(1e4), _log_grid(1, 2e3, 12)),
         ShapeParameter("beta", 0.5, 0.2, 0.1, 2.0, (0.3, 0.5, 0.8)),
         ShapeParameter("gamma", 0.5, 0.25, 0.0, 0.95, (0.0, 0.4, 0.8)),
     ),

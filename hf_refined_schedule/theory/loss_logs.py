@@ -90,11 +90,13 @@ def _checked_log(learning_rates: ArrayLike, steps: ArrayLike, losses: ArrayLike,
             "leave such rows out."
         )
     updates = numbers.astype(np.int64) - 1
-    kept = updates >= max(2 * end_of_warmup(rates), SKIPPED * updates[-1]) if len(updates) else np.zeros(0, dtype=bool)
+    last = int(updates[-1]) if len(updates) else 0
+    skipped = int(max(2 * end_of_warmup(rates[: last + 1]), SKIPPED * last))
+    kept = updates >= skipped
     if kept.sum() < FEWEST_LOSSES:
         raise ValueError(
-            f"{name} has {kept.sum()} losses after its start, but a law needs at least {FEWEST_LOSSES}; log more often "
-            "(logging_steps) or use a longer run."
+            f"{name} has {kept.sum()} losses after its first {skipped} updates, but a law needs at least {FEWEST_LOSSES} after "
+            "twice the warm-up and a tenth of the run; log more often (logging_steps) or use a longer run."
         )
     updates, values = updates[kept], values[kept]
     _check_fall(values, name)
