@@ -93,7 +93,7 @@ def curve_sections(curves: dict[str, list[Curve]]) -> list[str]:
         "## All choices of logs for which the gate opens",
         markdown_table(pd.DataFrame(summaries)),
         "Fitted to all runs at once, the laws still miss the final losses: mean absolute error, and root mean square "
-        "relative to the loss. Intervals allow for it.",
+        "relative to the loss, and Spearman's correlation over all runs. Intervals allow for it.",
         markdown_table(pd.DataFrame(residuals)),
         *sections,
     ]

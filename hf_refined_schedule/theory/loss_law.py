@@ -57,7 +57,8 @@ class LossLaw:
     parameters: Mapping[str, float]
     """By the symbols of the papers."""
     held_out_error: float
-    """The mean absolute error of the log's last fifth, predicted from the rest."""
+    """The mean absolute error of the log's last fifth, predicted from the rest; of the second half of the decay, where the rate
+    falls only in the last fifth."""
     refusals: tuple[str, ...]
     """Why the law should not be used, a sentence for each reason; empty if it may predict."""
     _fits: tuple["_FormFit", ...] = field(repr=False, compare=False)
@@ -95,7 +96,8 @@ class LossLaw:
     def interval(self, learning_rates: ArrayLike, level: float = 0.95) -> tuple[float, float]:
         """An interval for the final loss.
 
-        It comes from fits of both forms to resampled residuals, and from the held-out error.
+        It comes from fits of both forms to residuals that are resampled in blocks, with the noise of a single loss and the
+        law's own error, `DISCREPANCY`.
 
         Args:
             learning_rates: as in `predict`.
@@ -114,6 +116,8 @@ class LossLaw:
         self, learning_rates: ArrayLike, reference: ArrayLike, level: float = 0.95
     ) -> tuple[float, float]:
         """An interval for the final loss of one schedule less that of another; negative where the first is better.
+
+        It is one for two runs: each has its own noise and its own error of the law.
 
         Args:
             learning_rates: of the one, as in `predict`.
@@ -181,6 +185,19 @@ def fit_loss_law(learning_rates: Any, steps: Any, losses: Any, *, epochs: float 
 
     Raises:
         ValueError: for logs that a law cannot be fitted to.
+
+    Example:
+        >>> import numpy as np
+        >>> from scipy.signal import lfilter
+        >>> rates = 3e-4 * np.minimum(1.0, np.arange(5000, 0, -1) / 1000)  # a decay over the last fifth
+        >>> steps = np.arange(25, 5001, 25)
+        >>> leaky_means = lfilter([0.002], [1, -0.998], rates)  # lambda = 0.998
+        >>> losses = (3 + 0.4 * np.cumsum(rates) ** -0.5 + 500 * leaky_means)[steps - 1]
+        >>> law = fit_loss_law(rates, steps, losses)
+        >>> law.refusals
+        ()
+        >>> print(f"{law.predict(rates)[-1]:.2f} {losses[-1]:.2f}")
+        3.41 3.41
 
     Reference: arXiv 2408.11029, arXiv 2503.12811.
     """
@@ -251,12 +268,15 @@ def _refuse_epochs(epochs: float | None) -> str | None:
 
 
 def _refuse_no_annealing(logs: Sequence[LossLog]) -> str | None:
-    annealed = max(1 - float(log.rates[log.updates[-1]] / log.rates[: log.updates[-1] + 1].max()) for log in logs)
-    if annealed >= LEAST_ANNEALING:
+    least = min(
+        float(log.rates[log.updates[0] : log.updates[-1] + 1].min() / log.rates[: log.updates[-1] + 1].max())
+        for log in logs
+    )
+    if least <= 1 - LEAST_ANNEALING:
         return None
     return (
-        f"The learning rate ends at {1 - annealed:.0%} of its peak, so the log does not show what a decay brings; use the log "
-        "of a run that decays."
+        f"The learning rate never falls below {least:.0%} of its peak, so the log does not show what a decay brings; use the "
+        "log of a run that decays."
     )
 
 

@@ -180,7 +180,8 @@ def residual_row(label: str, curves: Sequence[Curve], prediction: Prediction) ->
     row = {"size": label}
     for form, predicted in sorted(prediction.by_form.items()):
         relative = predicted / finals - 1
-        row[form] = f"{np.abs(predicted - finals).mean():.4f} ({np.sqrt(np.mean(relative**2)):.2%})"
+        error, spread = np.abs(predicted - finals).mean(), np.sqrt(np.mean(relative**2))
+        row[form] = f"{error:.4f} ({spread:.2%}), {_rank_correlation(predicted, finals):.3f}"
     return row
 
 
