@@ -15,7 +15,8 @@ from hf_refined_schedule.theory.loss_forms import (
     annealing_sum,
     decay_per_decrease,
 )
-from hf_refined_schedule.theory.loss_law import fit_loss_law, minimize_predicted_loss
+from hf_refined_schedule.theory.loss_law import fit_loss_law, held_out_from, minimize_predicted_loss
+from hf_refined_schedule.theory.loss_logs import checked_logs
 
 from . import reference
 from .refusals import refuses
@@ -224,6 +225,29 @@ def test_the_gate_refuses_a_log_whose_end_is_not_predicted():
     assert any("more than 1%" in reason for reason in fit_loss_law(rates, steps, late).refusals)
     noisy = logged(SUM_LAW, COSINE, noise=0.05)
     assert any("predicted" in reason for reason in fit_loss_law(*noisy).refusals)
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        # Losses after updates 20, 40, .., 6000; the first tenth is left out, and 271 are averaged in 135 pairs, the last of
+        # which stands at the 0-based update 5999. The first of the last 27 is 26 * 40 before it.
+        pytest.param(COSINE, 4959, id="cosine: the last fifth"),
+        pytest.param(CONSTANT, 4959, id="constant: the last fifth"),
+        # The decay takes the last sixth of 5,800 updates: half of it is over 483 updates before the end, at 5517.
+        pytest.param(warmup_then(lambda u: np.minimum(1, 6 * (1 - u))), 5519, id="wsd: the second half of its decay"),
+    ],
+)
+def test_what_is_held_out(rates, expected):
+    (log,) = checked_logs(*logged(SUM_LAW, rates))
+    assert held_out_from(log) == expected
+
+
+def test_both_forms_predict(cosine_law):
+    both = cosine_law.predict_by_form(LINEAR)
+    assert list(both) == ["annealing sum", "decay per decrease"]
+    assert both["annealing sum"][-1] == cosine_law.predict(LINEAR)[-1]
+    assert both["decay per decrease"][-1] == pytest.approx(last_loss(SUM_LAW, LINEAR), abs=0.05)
 
 
 # --- logs that cannot be used ---
