@@ -41,7 +41,7 @@ not used. The gate looks at the log alone. `equal` runs have the same number of 
 `last_iterate_bound` with constant norms, every schedule at its best peak.
 
 Priors, the weight of a log against them, the part of a run that is left out, and the width of intervals were chosen on curves of
-25M parameters, published with arXiv 2503.12811. Other sizes played no part in the choice."""
+25M parameters, published with arXiv 2503.12811. Other sizes played no part in the choice, but had been seen once before its last step."""
 
 
 OPTIMA = (
