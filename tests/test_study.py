@@ -2,17 +2,20 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from experiments.cells import Cell, Result
-from experiments.protocol import MAX_PEAKS, SCHEDULES, SELECTION, baseline_file, choose, next_peaks
-from experiments.results_table import results_table
+from experiments.protocol import MAX_PEAKS, SCHEDULES, SELECTION, baseline_file, choose, next_peak
+from experiments.results_table import read_results, results_table
 from experiments.statistics import TunedSchedule, holm
+from experiments.study import Study, StudyOptions
 from experiments.study_report import StudyResults, compare_with, verdict, with_divergence_as_worst
 
+from .records import write_norms
 from .refusals import refuses
 from .tiny import BIN, REPOSITORY, run_command
 
@@ -27,16 +30,45 @@ def tuned(peak, *, on_edge=False, problem=""):
 @pytest.mark.parametrize(
     ("peaks", "best", "expected"),
     [
-        pytest.param([], None, [0.5, 1.0, 2.0], id="the first grid"),
-        pytest.param([0.5, 1, 2], tuned(1.0), [], id="the best lies inside"),
-        pytest.param([0.5, 1, 2], tuned(2.0, on_edge=True), [4.0], id="the highest is the best"),
-        pytest.param([0.5, 1, 2], tuned(0.5, on_edge=True), [0.25], id="the lowest is the best"),
-        pytest.param([0.5, 1, 2], tuned(math.nan, problem="diverged"), [0.25], id="all diverged"),
-        pytest.param([2.0**power for power in range(MAX_PEAKS)], tuned(128.0, on_edge=True), [], id="wide enough"),
+        pytest.param([0.5, 1, 2], tuned(1.0), None, id="the best lies inside"),
+        pytest.param([0.5, 1, 2], tuned(2.0, on_edge=True), 4.0, id="the highest is the best"),
+        pytest.param([0.5, 1, 2], tuned(0.5, on_edge=True), 0.25, id="the lowest is the best"),
+        pytest.param([0.5, 1, 2], tuned(math.nan, problem="diverged"), 0.25, id="all diverged"),
+        pytest.param([2.0**power for power in range(MAX_PEAKS)], tuned(128.0, on_edge=True), None, id="wide enough"),
     ],
 )
 def test_a_grid_of_peaks_is_widened_until_the_best_lies_inside(peaks, best, expected):
-    assert next_peaks(peaks, 1.0, best) == expected
+    assert next_peak(peaks, best) == expected
+
+
+def loss_at(cell):
+    """The best peak of WSD is 4, of other schedules 1."""
+    best = 4.0 if cell.schedule == "WSD" else 1.0
+    return Result(cell, 2 + abs(math.log2(cell.peak / best)) + cell.seed / 1e6)
+
+
+@pytest.mark.parametrize("num_kept", [0, 1, 5, 20, 60])
+def test_a_study_that_was_killed_chooses_from_all_peaks(tmp_path, num_kept):
+    """The linear baselines of this study have norms that fall to 1 in the first tenth."""
+
+    def record(cell):
+        path = tmp_path / f"{cell.seed}.jsonl"
+        write_norms(path, [*np.linspace(3, 1, 10), *[1.0] * 90])
+        return path
+
+    def run(folder):
+        study = Study(folder, "x", StudyOptions(100, 1.0, num_test_seeds=2), loss_at, record)
+        study.run()
+        cells = [result.cell for result in read_results(folder / "results.jsonl")]
+        return [cell for cell in cells if cell.role != "baseline"]  # their norms are kept
+
+    whole = run(tmp_path / "whole")
+    assert sorted({cell.peak for cell in whole if cell.schedule == "WSD"}) == [0.5, 1, 2, 4, 8]
+    assert sorted({cell.peak for cell in whole if cell.schedule == "linear, 5 % warm-up"}) == [0.5, 1, 2]
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    path = tmp_path / "killed" / "results.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:num_kept]))
+    assert set(run(tmp_path / "killed")) == set(whole)
 
 
 def selection(losses):
