@@ -131,7 +131,13 @@ class LossLaw:
             ValueError: as `interval`.
         """
         rates, others = checked_rates(learning_rates), checked_rates(reference)
-        return _quantiles([one.final_losses(rates) - one.final_losses(others, seed=1) for one in self._fits], level)
+        # Both ways, so that the interval of the opposite difference is the same with its sign changed.
+        draws = [
+            one.final_losses(rates, seed=seed) - one.final_losses(others, seed=1 - seed)
+            for one in self._fits
+            for seed in (0, 1)
+        ]
+        return _quantiles(draws, level)
 
 
 def _quantiles(draws: Sequence[Array], level: float) -> tuple[float, float]:
