@@ -73,3 +73,30 @@ def bound_terms(step_sizes, squared_norms, distance=1.0):
     for k in range(1, steps):
         last_iterate += 0.5 * (eta[k] / step_sum(k + 1)) * (noise_sum(k) / step_sum(k))
     return distance**2 / (2 * step_sum(1)), noise_sum(1) / (2 * step_sum(1)), last_iterate
+
+
+def annealing_sum(rates, decay):
+    """S_2(t) (1 - lambda) with S_2(t) = sum_{i <= t} sum_{k <= i} (eta_{k-1} - eta_k) lambda^(i-k), eta_0 = 0."""
+    annealing = []
+    for t in range(1, len(rates) + 1):
+        total = 0.0
+        for i in range(1, t + 1):
+            for k in range(1, i + 1):
+                before = rates[k - 2] if k > 1 else 0.0
+                total += (before - rates[k - 1]) * decay ** (i - k)
+        annealing.append((1 - decay) * total)
+    return annealing
+
+
+def decay_per_decrease(rates, speed, beta, gamma):
+    """LD(t) / B = sum_{k <= t} (eta_{k-1} - eta_k) (1 - (1 + C eta_k^-gamma S_k(t))^-beta), eta_0 = 0."""
+    rates = [float(rate) for rate in rates]
+    annealing = []
+    for t in range(1, len(rates) + 1):
+        total, since = 0.0, 0.0
+        for k in range(t, 0, -1):
+            before = rates[k - 2] if k > 1 else 0.0
+            since += rates[k - 1]
+            total += (before - rates[k - 1]) * (1 - (1 + speed * rates[k - 1] ** -gamma * since) ** -beta)
+        annealing.append(total)
+    return annealing

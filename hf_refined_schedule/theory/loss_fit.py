@@ -2,13 +2,16 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .loss_forms import ALPHA, LossForm, Schedule, ShapeParameter
 from .loss_logs import LossLog
+
+if TYPE_CHECKING:
+    from scipy.optimize import OptimizeResult
 
 Array = NDArray[np.float64]
 Updates = NDArray[np.int64]
@@ -19,8 +22,12 @@ NUM_STARTS = 3
 NUM_DRAWS = 200
 """Fits to resampled residuals."""
 
-NUM_BLOCKS = 8
-"""The errors of a law are smooth, so a log counts as this many independent losses: residuals are resampled in as many blocks."""
+NUM_BLOCKS = 5
+"""Residuals are resampled in this many blocks, and a log counts as this many independent losses against the priors. The laws are
+approximate: the noise within a log understates how far the best law of one run is from that of another."""
+
+ROBUST_FROM = 2.0
+"""A residual counts less than its square from this many times the noise on."""
 
 SMALLEST_SUM = 1e-9
 """Relative to the largest: stands for a sum of rates of 0, which has a negative power."""
@@ -178,10 +185,10 @@ class Grid(NamedTuple):
 
     nonlinear: Array
     """alpha and the shape parameters, shape (p, 1 + s)."""
-    designs: Array
-    """Columns of L_0, A and B over the losses, shape (p, n, 3); the last is 0 without annealing."""
-    solutions: Array
-    """The pseudo-inverses of the designs, shape (p, 3, n)."""
+    bases: Array
+    """Orthonormal vectors that span what the law can be over the losses, shape (p, 3, n)."""
+    inverses: Array
+    """From coordinates in the basis to L_0, A and B, shape (p, 3, 3)."""
 
     @classmethod
     def of(cls, problem: Problem) -> "Grid":
@@ -202,10 +209,12 @@ class Grid(NamedTuple):
         powers = [(alpha, problem.sums**-alpha) for alpha in ALPHA.starts]
         ones = np.ones_like(problem.losses)
         pairs = list(itertools.product(annealings, powers))
-        designs = np.array([np.stack([ones, power, -annealing], axis=1) for (_, annealing), (_, power) in pairs])
-        designs /= problem.losses[:, None]
+        designs = np.array([np.stack([ones, power, -annealing]) for (_, annealing), (_, power) in pairs])
+        left, sizes, right = np.linalg.svd(designs / problem.losses, full_matrices=False)
+        spanned = sizes > 1e-10 * sizes[:, :1]
+        scaled = left * np.where(spanned, 1 / np.maximum(sizes, 1e-300), 0.0)[:, None, :]
         nonlinear = np.array([[alpha, *shape] for (shape, _), (alpha, _) in pairs])
-        return cls(nonlinear, designs, np.linalg.pinv(designs).astype(np.float64))
+        return cls(nonlinear, right * spanned[:, :, None], scaled)
 
     def solve(self, problem: Problem, targets: Array, prior_means: Array) -> tuple[Array, Array]:
         """The coefficients of every point that come closest to each target, and how likely they are.
@@ -218,17 +227,14 @@ class Grid(NamedTuple):
         Returns:
             L_0, A and B, shape (p, 3, m), and minus twice the log posterior, shape (p, m), infinite where one is negative.
         """
-        linear = self.solutions @ targets
-        squares = np.array(
-            [
-                np.square(design @ solved - targets).sum(axis=0)
-                for design, solved in zip(self.designs, linear, strict=True)
-            ]
-        )
+        coordinates = (self.bases.reshape(-1, len(targets)) @ targets).reshape(len(self.bases), 3, -1)
+        linear: Array = self.inverses @ coordinates
+        squares = np.square(targets).sum(axis=0) - np.square(coordinates).sum(axis=1)
         deviations = np.array([prior.deviation for prior in problem.priors])
         misses = (self.nonlinear[:, :, None] - prior_means) / deviations[:, None]
-        # A law that fits exactly has no residuals; float64 rounding stands for them.
-        costs = problem.num_independent * np.log(squares + 1e-20) + np.square(misses).sum(axis=1)
+        # Rounding limits what is left of a law that fits exactly.
+        smallest = 1e-13 * len(targets)
+        costs = problem.num_independent * np.log(np.maximum(squares, smallest)) + np.square(misses).sum(axis=1)
         return linear, np.where((linear >= -1e-12).all(axis=1), costs, np.inf)
 
 
@@ -242,16 +248,28 @@ def fit_form(problem: Problem, grid: Grid) -> LossFit:
     Returns:
         The best of the fits.
     """
+    means = np.array([prior.mean for prior in problem.priors])
+    linear, costs = grid.solve(problem, np.ones((len(problem.losses), 1)), means[:, None])
+    starts = _distinct(np.concatenate([linear[:, :, 0], grid.nonlinear], axis=1), costs[:, 0])
+    noise = _noise(problem, starts[0])
+    best = min((_least_squares(problem, start, noise) for start in starts), key=lambda fit: fit.cost).x
+    # The priors must not count more for the coarseness of the grid.
+    best = _least_squares(problem, best, _noise(problem, best)).x
+    return LossFit(problem.form, best, problem.reference_rate, problem.reference_sum)
+
+
+def _noise(problem: Problem, coefficients: Array) -> float:
+    """The root mean square of the log residuals, at least 1e-6."""
+    return max(float(np.sqrt(np.mean(np.square(_log_residuals(problem, coefficients))))), 1e-6)
+
+
+def _least_squares(problem: Problem, start: Array, noise: float) -> "OptimizeResult":
     from scipy.optimize import least_squares
 
     means = np.array([prior.mean for prior in problem.priors])
     deviations = np.array([prior.deviation for prior in problem.priors])
-    linear, costs = grid.solve(problem, np.ones((len(problem.losses), 1)), means[:, None])
-    starts = _distinct(np.concatenate([linear[:, :, 0], grid.nonlinear], axis=1), costs[:, 0])
     low, high = problem.bounds()
     margin = 1e-6 * (high - low)
-    starts = [np.clip(start, low + margin, high - margin) for start in starts]
-    noise = max(float(np.sqrt(np.mean(np.square(_log_residuals(problem, starts[0]))))), 1e-6)
     scale = np.sqrt(problem.num_independent / len(problem.losses)) / noise
 
     def residuals(coefficients: Array) -> Array:
@@ -261,14 +279,23 @@ def fit_form(problem: Problem, grid: Grid) -> LossFit:
         priors = np.concatenate([np.zeros((len(means), 3)), np.diag(1 / deviations)], axis=1)
         return np.concatenate([scale * problem.derivatives(coefficients), priors])
 
-    # A residual counts less from twice the noise on.
-    robust = {"loss": "soft_l1", "f_scale": 2 * scale * noise}
-    fits = [
-        least_squares(residuals, start, jac=jacobian, bounds=(low, high), x_scale="jac", max_nfev=50, **robust)
-        for start in starts
-    ]
-    best = min(fits, key=lambda fit: fit.cost).x
-    return LossFit(problem.form, best, problem.reference_rate, problem.reference_sum)
+    def robust(squares: Array) -> Array:
+        """The soft L1 loss of the losses' squares with its two derivatives; the priors stay squares."""
+        knees = np.where(np.arange(len(squares)) < len(problem.losses), ROBUST_FROM * scale * noise, np.inf)
+        roots = np.sqrt(1 + squares / knees**2)
+        values = np.where(np.isinf(knees), squares, 2 * squares / (1 + roots))
+        return np.array([values, 1 / roots, -0.5 / (knees**2 * roots**3)])
+
+    start = np.clip(start, low + margin, high - margin)
+    return least_squares(
+        residuals,
+        start,
+        jac=jacobian,
+        bounds=(low, high),
+        x_scale="jac",
+        loss=robust,  # type: ignore[arg-type]  # scipy-stubs 1.17 asks for a keyword that scipy never passes to it
+        max_nfev=50,
+    )
 
 
 def _log_residuals(problem: Problem, coefficients: Array) -> Array:

@@ -77,6 +77,8 @@ def merged_decreases(rates: Array, sums_before: Array) -> Decreases:
     sizes = -np.diff(rates, prepend=0.0)
     changed = np.flatnonzero(sizes)
     sizes, rates, sums_before = sizes[changed], rates[changed], sums_before[changed]
+    if len(changed) <= NUM_DECREASES:
+        return Decreases(sizes, rates, sums_before, changed)
     parts = np.concatenate([_parts(np.maximum(sizes, 0.0)), NUM_DECREASES + _parts(np.maximum(-sizes, 0.0))])
     parts = np.where(sizes > 0, *np.split(parts, 2))
     _, first, parts = np.unique(parts, return_index=True, return_inverse=True)
@@ -208,7 +210,7 @@ def _log_grid(low: float, high: float, count: int) -> tuple[float, ...]:
 ANNEALING_SUM = LossForm(
     "annealing sum",
     "Tissue et al., arXiv 2408.11029",
-    (ShapeParameter("time scale", np.log(500.0), 1.0, np.log(2.0), np.log(1e5), _log_grid(5, 2e4, 16)),),
+    (ShapeParameter("time scale", np.log(500.0), 0.7, np.log(2.0), np.log(1e5), _log_grid(5, 2e4, 16)),),
     annealing_sum,
     _published_sum,
 )
@@ -217,7 +219,7 @@ DECAY_PER_DECREASE = LossForm(
     "decay per decrease",
     "Luo et al., arXiv 2503.12811",
     (
-        ShapeParameter("time scale", np.log(20.0), 1.0, np.log(0.2), np.log(1e4), _log_grid(1, 2e3, 12)),
+        ShapeParameter("time scale", np.log(20.0), 0.7, np.log(0.2), np.log(1e4), _log_grid(1, 2e3, 12)),
         ShapeParameter("beta", 0.5, 0.2, 0.1, 2.0, (0.3, 0.5, 0.8)),
         ShapeParameter("gamma", 0.5, 0.25, 0.0, 0.95, (0.0, 0.4, 0.8)),
     ),

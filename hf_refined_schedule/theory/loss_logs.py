@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
-FEWEST_LOSSES = 20
+FEWEST_LOSSES = 15
 """A law has five to seven parameters; fewer losses than this say nothing about them."""
 
 MOST_LOSSES = 200
@@ -68,7 +68,12 @@ def checked_logs(learning_rates: Any, steps: Any, losses: Any) -> list[LossLog]:
 
 
 def _are_several(values: Any) -> bool:
-    return isinstance(values, Sequence) and all(isinstance(item, Sequence | np.ndarray) for item in values)
+    """Whether these are the arrays of several runs; an empty list counts as none of them."""
+    return (
+        isinstance(values, Sequence)
+        and not isinstance(values, str)
+        and all(isinstance(item, Sequence | np.ndarray) for item in values)
+    )
 
 
 def _checked_log(learning_rates: ArrayLike, steps: ArrayLike, losses: ArrayLike, name: str) -> LossLog:
@@ -85,11 +90,13 @@ def _checked_log(learning_rates: ArrayLike, steps: ArrayLike, losses: ArrayLike,
             "leave such rows out."
         )
     updates = numbers.astype(np.int64) - 1
-    kept = updates >= max(2 * end_of_warmup(rates), SKIPPED * updates[-1]) if len(updates) else np.zeros(0, dtype=bool)
+    last = int(updates[-1]) if len(updates) else 0
+    skipped = int(max(2 * end_of_warmup(rates[: last + 1]), SKIPPED * last))
+    kept = updates >= skipped
     if kept.sum() < FEWEST_LOSSES:
         raise ValueError(
-            f"{name} has {kept.sum()} losses after its start, but a law needs at least {FEWEST_LOSSES}; log more often "
-            "(logging_steps) or use a longer run."
+            f"{name} has {kept.sum()} losses after its first {skipped} updates, but a law needs at least {FEWEST_LOSSES} after "
+            "twice the warm-up and a tenth of the run; log more often (logging_steps) or use a longer run."
         )
     updates, values = updates[kept], values[kept]
     _check_fall(values, name)
