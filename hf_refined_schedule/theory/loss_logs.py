@@ -62,7 +62,7 @@ def checked_logs(learning_rates: Any, steps: Any, losses: Any) -> list[LossLog]:
     if not len(learning_rates):
         raise ValueError("learning_rates is an empty list; pass the log of at least one run.")
     return [
-        _checked_log(*arrays, f"Log {number}")
+        _checked_log(*arrays, f"Log {number}" if len(losses) > 1 else "The log")
         for number, arrays in enumerate(zip(learning_rates, steps, losses, strict=True), start=1)
     ]
 
@@ -95,8 +95,8 @@ def _checked_log(learning_rates: ArrayLike, steps: ArrayLike, losses: ArrayLike,
     kept = updates >= skipped
     if kept.sum() < FEWEST_LOSSES:
         raise ValueError(
-            f"{name} has {kept.sum()} losses after its first {skipped} updates, but a law needs at least {FEWEST_LOSSES} after "
-            "twice the warm-up and a tenth of the run; log more often (logging_steps) or use a longer run."
+            f"{name} has too few losses after its first {skipped} updates: {kept.sum()}, but a law needs at least {FEWEST_LOSSES} "
+            "after twice the warm-up and a tenth of the run; log more often (logging_steps) or use a longer run."
         )
     updates, values = updates[kept], values[kept]
     _check_fall(values, name)
