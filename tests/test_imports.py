@@ -21,6 +21,8 @@ LAYERS = [
     "norms",
     "schedules",
     "compatibility",
+    "autoregister",
+    "startup",
     "recording",
     "training",
     "plots",
