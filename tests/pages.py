@@ -19,18 +19,20 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 
 def run_page(
-    page: str, folder: Path, *, languages: tuple[str, ...] = ("python", "bash"), before: str = "", **environment
+    page: str, folder: Path, *, languages: tuple[str, ...] = ("python", "bash"), before: str = "",
+    more: str = "", **environment,
 ) -> None:
     """Run the blocks of a page in a folder, or those in some languages.
 
     A block that begins with a comment that is a file's name becomes that file. Python blocks that follow each other are one
-    program. `before` is Python code that runs before each program.
+    program. `before` is Python code that runs before each program, `more` is added to
+    each file.
     """
     programs = []
     for language, code in blocks(page):
         name = FILE_NAME.match(code)
         if name:
-            (folder / name[1]).write_text(code)
+            (folder / name[1]).write_text(code + more)
         elif language in languages:
             programs.append((language, code))
     assert programs, f"{page}.md has no block in {languages}"
