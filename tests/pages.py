@@ -19,10 +19,15 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 
 def run_page(
-    page: str, folder: Path, *, languages: tuple[str, ...] = ("python", "bash"), before: str = "",
-    more: str = "", **environment,
-) -> None:
-    """Run the blocks of a page in a folder, or those in some languages.
+    page: str,
+    folder: Path,
+    *,
+    languages: tuple[str, ...] = ("python", "bash"),
+    before: str = "",
+    more: str = "",
+    **environment,
+) -> str:
+    """Run the blocks of a page in a folder, or those in some languages, and return what they have printed.
 
     A block that begins with a comment that is a file's name becomes that file. Python blocks that follow each other are one
     program. `before` is Python code that runs before each program, `more` is added to
@@ -36,9 +41,11 @@ def run_page(
         elif language in languages:
             programs.append((language, code))
     assert programs, f"{page}.md has no block in {languages}"
+    printed = []
     for language, group in groupby(programs, key=lambda program: program[0]):
         code = "\n".join(code for _, code in group)
-        run_code(before + code if language == "python" else code, language, folder, **environment)
+        printed.append(run_code(before + code if language == "python" else code, language, folder, **environment))
+    return "".join(printed)
 
 
 def run_code(code: str, language: str, folder: Path, **environment) -> str:

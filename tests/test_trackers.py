@@ -78,16 +78,21 @@ def test_wandb(folder):
     assert is_picture(Path(held["folder"]) / picture)
 
 
+READ_MLFLOW = """
+import json
+from mlflow import MlflowClient
+(run,) = MlflowClient().search_runs(["0"])
+print(json.dumps([run.data.tags["refined_schedule"], run.data.metrics["grad_norm_l1"], run.info.artifact_uri]))
+"""
+
+
 def test_mlflow(folder):
     pytest.importorskip("mlflow")
-    from mlflow import MlflowClient
-
     folder, fingerprint = folder
-    (run,) = MlflowClient(f"sqlite:///{folder}/mlflow.db").search_runs(["0"])
-    assert run.data.tags["refined_schedule"] == fingerprint
-    assert run.data.metrics["grad_norm_l1"] == pytest.approx(last_l1(folder))
-    (picture,) = Path(folder).rglob("refined_schedule.png")
-    assert is_picture(picture)
+    printed = run_code(READ_MLFLOW, "python", folder, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db")
+    held, l1, artifacts = json.loads(printed.splitlines()[0])
+    assert (held, l1) == (fingerprint, pytest.approx(last_l1(folder)))
+    assert is_picture(folder / artifacts.removeprefix("file://") / "refined_schedule.png")
 
 
 READ_TRACKIO = """

@@ -4,9 +4,9 @@ import json
 import random
 from pathlib import Path
 
-from experiments.tiny_models import tiny_model
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 WORDS = [f"w{number}" for number in range(56)]
@@ -14,7 +14,7 @@ CHAT_TEMPLATE = "{% for message in messages %}{{ '<s> ' + message['role'] + ' ' 
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, 64 in all, as many as `tiny_model` knows."""
+    """One token a word, 64 in all."""
     vocabulary = {word: number for number, word in enumerate([*SPECIAL, "user", "assistant", *WORDS, "wx", "wy"])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -26,10 +26,13 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_model(folder: Path) -> None:
-    """A language model and its tokenizer, for sequences of up to 64 tokens."""
-    model = tiny_model(n_positions=64)
-    model.config.eos_token_id = model.config.bos_token_id = 2
-    model.save_pretrained(folder)
+    """A language model of 30,000 parameters and its tokenizer."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=16, tie_word_embeddings=False, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
 
 
