@@ -25,8 +25,17 @@ def autoregister() -> None:
     `hf-refined-schedule launch` runs. Otherwise this does nothing. It imports neither torch nor transformers. If `register`
     fails, the program goes on with a warning.
     """
-    if os.environ.get(AUTOREGISTER_VARIABLE, "") not in ("", "0") or LAUNCH_VARIABLE in os.environ:
+    if is_asked_for() or LAUNCH_VARIABLE in os.environ:
         call_once_imported("transformers", "transformers.trainer_utils", _register)
+
+
+def is_asked_for() -> bool:
+    """Decide whether the user has asked for this package in every program.
+
+    Returns:
+        True if HF_REFINED_SCHEDULE_AUTOREGISTER is set, and not to 0.
+    """
+    return os.environ.get(AUTOREGISTER_VARIABLE, "") not in ("", "0")
 
 
 def _register() -> None:

@@ -38,10 +38,7 @@ def prepare(manager, configuration):
         plugin.register(configuration)
     assert list(manager.plugins) == [PLUGIN]
     _, inputs = merge_input_args()
-    fields = inputs.model_fields
-    assert configuration.keys() <= fields.keys()
-    checked = {name: value for name, value in configuration.items() if name not in ("datasets", "base_model")}
-    return DictDefault(configuration | {name: getattr(inputs.model_construct(**checked), name) for name in checked})
+    return DictDefault(inputs.model_validate(configuration).model_dump(exclude_none=True))
 
 
 def train(manager, configuration, folder):

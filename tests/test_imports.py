@@ -26,6 +26,7 @@ LAYERS = [
     "recording",
     "plots",
     "training",
+    "integrations",
     "commands",
     "cli",
     "__main__",
