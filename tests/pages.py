@@ -24,20 +24,20 @@ def run_page(
     *,
     languages: tuple[str, ...] = ("python", "bash"),
     before: str = "",
-    more: str = "",
+    more: dict[str, str] | None = None,
     **environment,
 ) -> str:
     """Run the blocks of a page in a folder, or those in some languages, and return what they have printed.
 
     A block that begins with a comment that is a file's name becomes that file. Python blocks that follow each other are one
-    program. `before` is Python code that runs before each program, `more` is added to
-    each file.
+    program. `before` is Python code that runs before each program. `more` is added to
+    the files, by their language.
     """
     programs = []
     for language, code in blocks(page):
         name = FILE_NAME.match(code)
         if name:
-            (folder / name[1]).write_text(code + more)
+            (folder / name[1]).write_text(code + (more or {}).get(language, ""))
         elif language in languages:
             programs.append((language, code))
     assert programs, f"{page}.md has no block in {languages}"

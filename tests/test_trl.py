@@ -63,7 +63,7 @@ def test_the_trainers(folder):
 
 
 def test_the_command_line(folder):
-    run_page("trl", folder, languages=("bash",), more="use_cpu: true\n", HF_HOME=str(folder / "cache"))
+    run_page("trl", folder, languages=("bash",), more={"yaml": "use_cpu: true\n"}, HF_HOME=str(folder / "cache"))
     planned, rows = recorded(folder, "cli")
     assert (planned, rates(rows)) == (UPDATES, linear(2e-5))
     _, refined = recorded(folder, "cli-refined")
