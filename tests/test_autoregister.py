@@ -10,9 +10,12 @@ import pytest
 import hf_refined_schedule
 from hf_refined_schedule.compatibility.import_hook import call_once_imported
 
+from .pages import blocks
+from .reference import median_smoothing, multipliers_of
 from .tiny import BIN, PYTHONPATH, read_rows, run_command
 
-SITECUSTOMIZE = "from hf_refined_schedule.autoregister import autoregister; autoregister()\n"
+SITECUSTOMIZE, BASELINE, REFINED = (code for language, code in blocks("without-code") if language in ("python", "json"))
+"""The page's file, and its configurations."""
 
 STARTUP = str(Path(hf_refined_schedule.__file__).parent / "startup")
 
@@ -42,38 +45,32 @@ def site(tmp_path):
 # --- a whole run that is driven by a configuration file ---
 
 
-def train(folder, name, site, options, **environment):
-    defaults = {
-        "use_cpu": True, "max_steps": 24, "save_strategy": "no", "disable_tqdm": True, "report_to": "gradient_norms",
-    }  # fmt: skip
-    configuration = folder / f"{name}.json"
-    configuration.write_text(json.dumps({**defaults, "output_dir": str(folder / name), **options}))
+def train(folder, site, configuration, **environment):
     (folder / "program.py").write_text(PROGRAM)
-    return run_command(
-        BIN / "python", folder / "program.py", configuration, PYTHONPATH=path_of(site), **environment
-    )  # fmt: skip
+    options = {"use_cpu": True, "save_strategy": "no", "disable_tqdm": True, **json.loads(configuration)}
+    (folder / "configuration.json").write_text(json.dumps(options))
+    words = (BIN / "python", "program.py", "configuration.json")
+    return run_command(*words, folder=folder, PYTHONPATH=path_of(site), **environment)
 
 
 def test_a_configuration_file_alone_records_and_refines(tmp_path, site):
-    asked = {"HF_REFINED_SCHEDULE_AUTOREGISTER": "1"}
-    done = train(tmp_path, "baseline", site, {}, **asked)
-    assert done.returncode == 0, done.stderr
-    kwargs = {"refined_from": str(tmp_path / "baseline")}
-    refined = {"lr_scheduler_type": "refined", "lr_scheduler_kwargs": kwargs}
-    done = train(tmp_path, "refined", site, refined, **asked)
-    assert done.returncode == 0, done.stderr
-    (header, rows), (_, baseline) = (read_rows(tmp_path / name / "gradient_norms.jsonl") for name in ("refined", "baseline"))
-    assert (header["num_training_steps"], len(rows), len(baseline)) == (24, 24, 24)
-    # Linear decay from transformers' default of 5e-5, and another schedule with its peak later than the first update.
-    assert [row["learning_rate"] for row in baseline] == pytest.approx([5e-5 * (1 - t / 24) for t in range(24)])
-    assert [row["learning_rate"] for row in rows] != pytest.approx([5e-5 * (1 - t / 24) for t in range(24)])
+    for configuration in (BASELINE, REFINED):
+        done = train(tmp_path, site, configuration, HF_REFINED_SCHEDULE_AUTOREGISTER="1")
+        assert done.returncode == 0, done.stderr
+    files = [tmp_path / "runs" / name / "gradient_norms.jsonl" for name in ("baseline", "refined")]
+    (header, rows), (_, refined) = map(read_rows, files)
+    assert (header["num_training_steps"], len(rows), len(refined)) == (24, 24, 24)
+    # transformers' default peak is 5e-5.
+    assert [row["learning_rate"] for row in rows] == pytest.approx([5e-5 * (1 - t / 24) for t in range(24)])
+    smoothed = median_smoothing([row["l1"] for row in rows], 0.2)  # a window of five, the default for so few norms
+    expected = multipliers_of([*smoothed, smoothed[-1]], -1)[:-1]
+    assert [row["learning_rate"] for row in refined] == pytest.approx([5e-5 * value for value in expected])
 
 
 def test_nothing_happens_unless_it_is_asked_for(tmp_path, site):
-    done = train(tmp_path, "baseline", site, {})
+    done = train(tmp_path, site, BASELINE)
     assert done.returncode == 1
-    assert done.stderr.endswith("are supported.\n")  # transformers does not know `gradient_norms`
-    assert "gradient_norms is not supported" in done.stderr
+    assert "gradient_norms is not supported" in done.stderr  # the words of transformers
 
 
 # --- what happens when Python starts ---
