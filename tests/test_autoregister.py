@@ -122,7 +122,9 @@ def test_an_error_in_the_sitecustomize_of_the_environment_is_shown_as_without_us
 
 
 def test_a_python_that_lacks_the_package_starts_as_ever():
-    done = run_command(BIN / "python", "-S", "-c", "import site; site.execsitecustomize(); print('runs')", PYTHONPATH=STARTUP)
+    done = run_command(
+        BIN / "python", "-S", "-c", "import site; site.execsitecustomize(); print('runs')", PYTHONPATH=STARTUP
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "runs\n", "")
 
 

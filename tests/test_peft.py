@@ -51,4 +51,7 @@ def test_the_norm_is_that_of_what_is_trained(folder, tmp_path, saved):
     arguments = tiny_arguments(tmp_path, max_steps=1, per_device_train_batch_size=8)
     Trainer(model, arguments, train_dataset=data, callbacks=[GradientNormCallback()]).train()
     (row,) = read_rows(tmp_path / "gradient_norms.jsonl")[1]
-    assert (row["l1"], row["l2"]) == (pytest.approx(l1, rel=FLOAT32_GRADIENTS), pytest.approx(l2, rel=FLOAT32_GRADIENTS))
+    assert (row["l1"], row["l2"]) == (
+        pytest.approx(l1, rel=FLOAT32_GRADIENTS),
+        pytest.approx(l2, rel=FLOAT32_GRADIENTS),
+    )

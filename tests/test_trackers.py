@@ -109,7 +109,9 @@ def test_trackio(folder):
     printed = run_code(READ_TRACKIO, "python", folder, TRACKIO_DIR=str(folder / "trackio"))
     held, logs = json.loads(printed.splitlines()[0])
     assert held == fingerprint
-    assert [log["train/grad_norm_l1"] for log in logs if "train/grad_norm_l1" in log][-1] == pytest.approx(last_l1(folder))
+    assert [log["train/grad_norm_l1"] for log in logs if "train/grad_norm_l1" in log][-1] == pytest.approx(
+        last_l1(folder)
+    )
     assert sum("refined_schedule" in log for log in logs) == 1
     (picture,) = (folder / "trackio").rglob("*.png")
     assert is_picture(picture)

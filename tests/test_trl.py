@@ -9,7 +9,9 @@ from .tiny_hub import Speaker, save_dataset, save_model
 
 pytest.importorskip("trl", reason="TRL is not installed: pip install 'hf-refined-schedule[trl]'")
 
-BFLOAT16_ON_CPUS = "import transformers.training_args as arguments\narguments.is_torch_bf16_gpu_available = lambda: True\n"
+BFLOAT16_ON_CPUS = (
+    "import transformers.training_args as arguments\narguments.is_torch_bf16_gpu_available = lambda: True\n"
+)
 """TRL trains in bfloat16 by default, and transformers refuses that without a GPU, although the CPU can do it, too."""
 
 EXAMPLES = 64

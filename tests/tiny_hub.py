@@ -10,7 +10,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 WORDS = [f"w{number}" for number in range(56)]
-CHAT_TEMPLATE = "{% for message in messages %}{{ '<s> ' + message['role'] + ' ' + message['content'] + ' </s> ' }}{% endfor %}"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<s> ' + message['role'] + ' ' + message['content'] + ' </s> ' }}{% endfor %}"
+)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

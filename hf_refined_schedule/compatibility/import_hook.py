@@ -36,9 +36,7 @@ class _ImportWatcher:
         self._function = function
         self._importing = threading.local()
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Find a module of the package, as Python calls finders."""
         if not name.startswith(self._prefix):
             return None

@@ -1,9 +1,9 @@
 """A plugin for axolotl, which configures training in a YAML file.
 
-    plugins:
-      - hf_refined_schedule.integrations.axolotl.RefinedSchedulePlugin
-    lr_scheduler: refined
-    refined_from: runs/baseline
+plugins:
+  - hf_refined_schedule.integrations.axolotl.RefinedSchedulePlugin
+lr_scheduler: refined
+refined_from: runs/baseline
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """The refined schedule as torchtitan's scheduler.
 
-    lr_scheduler=RefinedLRSchedulersContainer.Config(refined_from="schedule.json")
+lr_scheduler=RefinedLRSchedulersContainer.Config(refined_from="schedule.json")
 """
 
 from dataclasses import dataclass
