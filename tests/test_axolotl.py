@@ -11,9 +11,9 @@ from .tiny import rates, read_rows, tiny_arguments, tiny_data, tiny_model
 
 pytest.importorskip("axolotl", reason="axolotl is not installed")
 
-from axolotl.integrations.base import PluginManager  # noqa: E402 - it may be missing
-from axolotl.integrations.config import merge_input_args  # noqa: E402
-from axolotl.utils.dict import DictDefault  # noqa: E402
+from axolotl.integrations.base import PluginManager
+from axolotl.integrations.config import merge_input_args
+from axolotl.utils.dict import DictDefault
 
 PLUGIN = "hf_refined_schedule.integrations.axolotl.RefinedSchedulePlugin"
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from .pages import blocks, run_code, run_page
+from .pages import run_code, run_page
 from .reference import median_smoothing, multipliers_of
 from .tiny import read_rows
 from .tolerances import FLOAT32_GRADIENTS

@@ -9,8 +9,8 @@ from .refusals import refuses
 
 pytest.importorskip("torchtitan", reason="torchtitan is not installed")
 
-from torchtitan.components.metrics import TensorBoardLogger  # noqa: E402 - it may be missing
-from torchtitan.components.optimizer import default_adamw  # noqa: E402
+from torchtitan.components.metrics import TensorBoardLogger
+from torchtitan.components.optimizer import default_adamw
 
 UPDATES = 40
 NORMS = [5.0 - 0.1 * t if t < 20 else 3.0 + 0.01 * t for t in range(UPDATES)]

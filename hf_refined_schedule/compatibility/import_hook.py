@@ -54,5 +54,5 @@ class _ImportWatcher:
         finally:
             self._importing.depth = depth
         if depth == 0 and self._module in sys.modules and self in sys.meta_path:
-            sys.meta_path.remove(self)  # type: ignore[arg-type]  # typeshed's protocol of finders has more methods
+            sys.meta_path.remove(self)
             self._function()
