@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .commands import check, launch, plot, rank, refine
+from .commands import check, extend, launch, plot, predict, rank, refine
 
-COMMANDS = (refine, check, rank, plot, launch)
+COMMANDS = (refine, check, rank, predict, extend, plot, launch)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

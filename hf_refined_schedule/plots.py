@@ -1,7 +1,7 @@
 """Pictures of norms and schedules: arrays in, matplotlib axes out."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,8 +11,12 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-COLORS = {"refined": "tab:red", "average": "black", "linear": "tab:blue", "cosine": "tab:green"}
+COLORS = {"refined": "tab:red", "average": "black", "optimized": "black", "linear": "tab:blue", "cosine": "tab:green"}
+
+BEGINNING = 10
+"""The first tenth of the losses may leave the axis: it falls far more than all that is of interest."""
 
 RUN_COLORS = ("tab:red", "tab:orange", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
 """Of runs that are drawn over each other, in their order."""
@@ -75,9 +79,7 @@ def plot_schedules(axes: "Axes", grids: Mapping[str, NDArray[np.float64]]) -> No
     """
     other_colors = cycle(RUN_COLORS)
     for name, grid in grids.items():
-        axes.plot(
-            np.linspace(0, 1, len(grid)), grid, color=COLORS.get(name) or next(other_colors), label=_literal(name)
-        )
+        axes.plot(np.linspace(0, 1, len(grid)), grid, color=_color(name, other_colors), label=_literal(name))
     axes.set(xlabel="progress of the run", ylabel="fraction of the peak learning rate", ylim=(0, 1.05))
     axes.legend(fontsize="medium" if len(grids) < 4 else "small")
 
@@ -105,12 +107,8 @@ def norms_and_schedule_figure(
     Raises:
         ValueError: if matplotlib is not installed, or does not know the ending.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("Plotting needs matplotlib; pip install 'hf-refined-schedule[plot]'.") from None
     panels = 2 if any(run.norms is not None for run in runs) else 1
-    figure = Figure(figsize=(5.5 * panels, 4), layout="constrained")
+    figure = _figure(panels)
     all_axes = figure.subplots(1, panels, squeeze=False)[0]
     progress = np.linspace(0, 1, 501)
     if len(runs) == 1:
@@ -126,6 +124,91 @@ def norms_and_schedule_figure(
             grids["average"] = average
     plot_schedules(all_axes[-1], {**grids, "linear": 1 - progress, "cosine": 0.5 * (1 + np.cos(np.pi * progress))})
     figure.suptitle(_literal(title))
+    return _written(figure, path)
+
+
+class LoggedRun(NamedTuple):
+    """What a picture shows of the losses of a run that exists."""
+
+    steps: NDArray[np.int64]
+    """The updates that have a loss, shape (n,)."""
+    losses: NDArray[np.float64]
+    """The logged losses, shape (n,)."""
+    by_the_law: NDArray[np.float64]
+    """The loss after each update by the law that was fitted to them, shape (T,)."""
+
+
+def plot_losses(axes: "Axes", logged: Sequence[LoggedRun], predicted: Mapping[str, NDArray[np.float64]]) -> None:
+    """Draw logged losses and predicted ones over them. The axis leaves out the first losses, which would fill it.
+
+    Args:
+        axes: where to draw.
+        logged: the runs that the law was fitted to.
+        predicted: the loss after each update, by the schedule's name.
+    """
+    for number, run in enumerate(logged):
+        labels = ("logged", "logged run by the law") if number == 0 else (None, None)
+        axes.plot(run.steps, run.losses, color="0.7", marker=".", markersize=3, linewidth=0.6, label=labels[0])
+        steps = np.arange(1, len(run.by_the_law) + 1)
+        axes.plot(steps, run.by_the_law, color="0.3", linewidth=1, linestyle=":", label=labels[1])
+    other_colors = cycle(RUN_COLORS[1:])
+    for name, losses in predicted.items():
+        axes.plot(
+            np.arange(1, len(losses) + 1), losses, color=_color(name, other_colors), linewidth=1, label=_literal(name)
+        )
+    later = [losses[len(losses) // BEGINNING :] for losses in (*(run.losses for run in logged), *predicted.values())]
+    low, high = min(losses.min() for losses in later), max(losses.max() for losses in later)
+    margin = 0.05 * (high - low) or 0.05 * abs(high)
+    axes.set(xlabel="optimizer update", ylabel="loss", ylim=(low - margin, high + margin))
+    axes.legend(fontsize="small")
+
+
+def predicted_losses_figure(
+    path: str | os.PathLike[str],
+    logged: Sequence[LoggedRun],
+    predicted: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+    *,
+    title: str,
+) -> Path:
+    """Write a picture: the logged losses with the predicted ones of several schedules, and their learning rates.
+
+    Args:
+        path: the picture; its ending names the format, PNG without one.
+        logged: as in `plot_losses`.
+        predicted: the learning rate of each update and the loss after it, by the schedule's name.
+        title: the headline.
+
+    Returns:
+        The picture's path.
+
+    Raises:
+        ValueError: if matplotlib is not installed, or does not know the ending.
+    """
+    figure = _figure(2)
+    losses_axes, rates_axes = figure.subplots(1, 2)
+    plot_losses(losses_axes, logged, {name: losses for name, (_, losses) in predicted.items()})
+    other_colors = cycle(RUN_COLORS[1:])
+    for name, (rates, _) in predicted.items():
+        rates_axes.plot(np.arange(1, len(rates) + 1), rates, color=_color(name, other_colors), linewidth=1)
+    rates_axes.set(xlabel="optimizer update", ylabel="learning rate")
+    rates_axes.set_ylim(bottom=0)
+    figure.suptitle(_literal(title))
+    return _written(figure, path)
+
+
+def _color(name: str, others: Iterator[str]) -> str:
+    return COLORS.get(name) or next(others)
+
+
+def _figure(panels: int) -> "Figure":
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("Plotting needs matplotlib; pip install 'hf-refined-schedule[plot]'.") from None
+    return Figure(figsize=(5.5 * panels, 4), layout="constrained")
+
+
+def _written(figure: "Figure", path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     path = path if path.suffix else path.with_suffix(".png")
     path.parent.mkdir(parents=True, exist_ok=True)

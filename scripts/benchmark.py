@@ -4,8 +4,8 @@
 
 Steps with and without recording are timed in pairs, one right after the other, and the median of their ratios is reported:
 other work on the machine then slows both. Which step comes first alternates. On a machine with a CUDA device the steps are
-timed there too, and the script checks that the recorder never waits for the device. Small measurements of memory run in
-processes of their own. The report is printed and written to results/benchmark.md.
+timed there too, and the script checks that the recorder does not wait for the device at every update. Small measurements of
+memory run in processes of their own. The report is printed and written to results/benchmark.md.
 """
 
 import argparse
@@ -133,7 +133,9 @@ def main() -> None:
         figures["writing to disk, per update"] = f"{1e6 * write_seconds:.0f} µs"
         steps = measure_steps(options, folder, write_seconds)
         if torch.cuda.is_available():
-            figures["the recorder never waits for the CUDA device"] = run_isolated(check_waiting, folder / "wait.jsonl")
+            figures["the recorder does not wait for the CUDA device"] = run_isolated(
+                check_waiting, folder / "wait.jsonl"
+            )
     report = render_report(steps, refining, figures, time.monotonic() - started)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(report)

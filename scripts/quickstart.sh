@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # The method on a laptop: pretrain a small model on CPython's source, fine-tune it on Python's help texts with linear decay and
 # record the norms, refine the schedule from them, fine-tune again with the refined schedule, and compare.
-#   STEPS=150 PRETRAIN_STEPS=250 bash scripts/quickstart.sh
+#   STEPS=300 PRETRAIN_STEPS=2400 bash scripts/quickstart.sh
 # scripts/run_clm.py does all the training, as it would on your data. A finished run is not repeated.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 
-steps=${STEPS:-150}
-pretrain_steps=${PRETRAIN_STEPS:-250}
-peaks=(1e-3 3e-3)
+steps=${STEPS:-300}
+pretrain_steps=${PRETRAIN_STEPS:-2400}
+read -ra peaks <<< "${PEAKS:-2e-3 4e-3 8e-3}"
 out=${OUT:-runs/quickstart_${steps}_steps}
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
 
@@ -20,7 +20,7 @@ train() { # FOLDER OPTIONS...: run run_clm.py, unless the run has finished
         return
     fi
     echo "== $folder"
-    .venv/bin/python scripts/run_clm.py --output_dir "$folder" --do_train --do_eval --block_size 128 \
+    .venv/bin/python scripts/run_clm.py --output_dir "$folder" --do_train --do_eval --block_size 64 \
         --per_device_train_batch_size 8 --logging_steps 10 --save_strategy no --report_to none --dataloader_pin_memory false "$@"
 }
 
@@ -31,15 +31,17 @@ finetune() { # FOLDER PEAK OPTIONS...: train the pretrained model on the English
         --max_steps "$steps" --learning_rate "$peak" "$@"
 }
 
-train pretrained --config_overrides n_embd=128,n_layer=3,n_head=4,n_positions=128 --vocab_size 2048 \
-    --builtin_text python_source --max_eval_samples 200 --max_steps "$pretrain_steps" --learning_rate 3e-3 --warmup_steps 20
+train pretrained --config_overrides n_embd=96,n_layer=2,n_head=4,n_positions=64 --vocab_size 1024 \
+    --builtin_text python_source --max_eval_samples 200 --max_steps "$pretrain_steps" --learning_rate 3e-3 --warmup_steps 0.05
 
 for peak in "${peaks[@]}"; do
     finetune "linear_$peak" "$peak" --lr_scheduler_type linear
-    finetune "cosine_$peak" "$peak" --lr_scheduler_type cosine
+    finetune "linear_warmup_$peak" "$peak" --lr_scheduler_type linear --warmup_steps 0.05
+    finetune "cosine_warmup_$peak" "$peak" --lr_scheduler_type cosine --warmup_steps 0.05
 done
 
-baseline=$out/linear_${peaks[0]}
+baseline=$out/linear_${peaks[1]}
+.venv/bin/hf-refined-schedule check "$baseline"
 .venv/bin/hf-refined-schedule refine "$baseline" -o "$out/schedule.json"
 .venv/bin/hf-refined-schedule plot "$baseline" -o "$out/norms_and_schedule.png"
 
@@ -47,4 +49,4 @@ for peak in "${peaks[@]}"; do
     finetune "refined_$peak" "$peak" --lr_scheduler_type refined --refined_from "$baseline"
 done
 
-.venv/bin/python scripts/quickstart_report.py "$out" --schedules linear cosine refined --peaks "${peaks[@]}"
+.venv/bin/python scripts/quickstart_report.py "$out" --schedules linear linear_warmup cosine_warmup refined --peaks "${peaks[@]}"

@@ -40,7 +40,8 @@ def test_refine_and_plot_as_processes(run, tmp_path):
 
 
 def table(output):
-    rows = [re.split(r" {2,}", line.strip()) for line in output.splitlines()[2:]]
+    lines = [line for line in output.splitlines()[2:] if not line.startswith("no predicted losses")]
+    rows = [re.split(r" {2,}", line.strip()) for line in lines]
     return {name: [float(value) for value in values] for name, *values in rows}
 
 
@@ -97,11 +98,29 @@ def test_a_trainers_log_needs_no_optimizer(tmp_path, capsys):
     assert "pass --optimizer adam or --optimizer sgd" in refused(capsys, "check", table)
 
 
+def test_a_downloaded_checkpoint_needs_no_option(tmp_path, capsys, monkeypatch):
+    """As Trainer writes it, without the optimizer's state: every command answers, and none writes a file."""
+    log = [entry(step, grad_norm=3 - step / 20) for step in range(1, 41)]
+    write_state(tmp_path / "checkpoint-40" / "trainer_state.json", log, max_steps=40)
+    (tmp_path / "checkpoint-40" / "config.json").write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    for command, last in (
+        ("check", "next run: "),
+        ("plot", "progress of the run"),
+        ("refine", "nothing is written; pass --output"),
+    ):
+        assert main([command, "checkpoint-40"]) == 0
+        assert last in capsys.readouterr().out.splitlines()[-1]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("norms", "planned", "expected"),
     [
         pytest.param(np.ones(100), 100, "--lr_scheduler_type linear, without warm-up", id="flat"),
         pytest.param(1 + 5 * np.exp(-50 * np.arange(1000) / 1000), 1000, "--lr_scheduler_type linear --warmup_steps 0.1", id="a spike"),
+        pytest.param(1 - 0.95 * np.arange(1000) / 1000, 1000, "--lr_scheduler_type linear --warmup_steps 0.05, a warm-up of 5%", id="a late peak"),
         pytest.param(0.5 + np.arange(100) / 100, 100, '"rising_norms": "ignore"}', id="rising: they are ignored"),
         pytest.param(np.linspace(3, 1, 40), 100, '"pilot": true}', id="unfinished: a pilot"),
     ],
@@ -133,7 +152,9 @@ def test_python_m_and_version():
     assert (done.returncode, done.stdout) == (0, f"hf-refined-schedule {hf_refined_schedule.__version__}\n")
 
 
-@pytest.mark.parametrize("command", [[], ["refine"], ["check"], ["rank"], ["plot"], ["launch"]])
+@pytest.mark.parametrize(
+    "command", [[], ["refine"], ["check"], ["rank"], ["plot"], ["launch"], ["predict"], ["extend"]]
+)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])
@@ -141,9 +162,7 @@ def test_help(command, capsys):
     assert "usage: hf-refined-schedule" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "command", [[], ["refine"], ["refine", "SOURCE"], ["polish", "x"], ["refine", "x", "-o", "y", "--norm", "l3"]]
-)
+@pytest.mark.parametrize("command", [[], ["refine"], ["polish", "x"], ["refine", "x", "-o", "y", "--norm", "l3"]])
 def test_bad_usage(command):
     with pytest.raises(SystemExit) as stopped:
         main(command)
@@ -182,7 +201,8 @@ def test_plot_as_text(run, tmp_path, capsys):
     areas = [line.count("#") for line in drawn[:12]]
     assert areas == [round(72 * row / 12) for row in range(1, 13)], "linear decay fills a triangle"
     assert list(tmp_path.glob("*.png")) == []
-    assert "--output FILE, or --text" in refused(capsys, "plot", run)
+    assert main(["plot", str(run)]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [verdict, *drawn], "without an option, too"
 
 
 def test_several_runs(tmp_path, capsys):

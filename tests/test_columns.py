@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hf_refined_schedule import load_norms
-from hf_refined_schedule.norms.columns import NoNormsError, epoch_column, kind_of, norm_columns, step_candidates
+from hf_refined_schedule.norms.columns import NoColumnError, epoch_column, kind_of, norm_columns, step_candidates
 
 from .records import entry, json_lines, write_state
 from .refusals import refuses
@@ -73,7 +73,7 @@ def test_an_unclear_norm_must_be_named(names, words):
 
 
 def test_a_log_without_a_norm():
-    with refuses("no column that is named as a gradient norm", "'step', 'max_grad_norm'", error=NoNormsError):
+    with refuses("no column that is named as a gradient norm", "'step', 'max_grad_norm'", error=NoColumnError):
         norm_columns(["step", "max_grad_norm"], LOG)
 
 

@@ -9,6 +9,7 @@ import weakref
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import GradientState
 
 from hf_refined_schedule.compatibility.libraries import change_count, unwatch_clipping, watch_clipping
 from hf_refined_schedule.compatibility.method_wrap import MethodWrap
@@ -178,6 +179,8 @@ def test_a_deep_copy_of_a_wrapped_object_is_not_wrapped():
 
 @pytest.fixture
 def optimizer():
+    """Nothing can pickle an optimizer while a loader of the process is in the middle of an epoch, as a stopped run leaves it."""
+    GradientState._reset_state()
     return Accelerator(cpu=True).prepare(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1))
 
 

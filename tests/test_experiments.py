@@ -5,10 +5,13 @@ import json
 import math
 import os
 import re
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 from experiments.arguments import fraction_of_run, peak_learning_rate, positive_integer
 from experiments.cells import BASELINE, TWICE_THE_STEPS, Cell, Result
@@ -25,11 +28,13 @@ from experiments.grid import (
 )
 from experiments.json_file import read_json, write_json
 from experiments.markdown_tables import markdown_table
+from experiments.processes import PYTHONPATH
 from experiments.provenance import ProvenanceFile, collect_provenance, package_versions, render_provenance
 from experiments.results_file import ResultsFile
 from experiments.schedules_compared import SCHEDULES, sample_multipliers
 
 from .refusals import refuses
+from .tolerances import COMMAND_SECONDS
 
 CELL = Cell("finetune", "wsd", 0.005, seed=1, steps=300)
 ROW = {
@@ -142,6 +147,28 @@ def test_workers_are_processes_of_their_own():
 def test_an_error_in_a_worker_ends_the_grid():
     with pytest.raises(ValueError, match="could not convert"):
         list(run_each(float, ["1", "two", "3"], num_workers=2))
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    """Also if a kill gives it no chance to stop them."""
+    script = tmp_path / "grid.py"
+    script.write_text(
+        "import os, sys, time\nfrom pathlib import Path\nfrom experiments.grid import run_each\n\n\n"
+        "def train(name):\n    Path(name).write_text(str(os.getpid()))\n    time.sleep(60)\n\n\n"
+        "if __name__ == '__main__':\n    list(run_each(train, sys.argv[1:], num_workers=2))\n"
+    )
+    files = [tmp_path / "first", tmp_path / "second"]
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
+    with subprocess.Popen([sys.executable, script, *files], env=environment) as grid:
+        try:
+            deadline = time.monotonic() + COMMAND_SECONDS
+            while not all(file.exists() and file.read_text() for file in files) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            workers = [psutil.Process(int(file.read_text())) for file in files]
+        finally:
+            grid.kill()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert alive == []
 
 
 def write_baseline(folder, losses):

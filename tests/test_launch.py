@@ -3,10 +3,15 @@
 import json
 import os
 import re
+from contextlib import nullcontext
 
 import pytest
 
+from hf_refined_schedule.cli import main
+from hf_refined_schedule.schedules.refinement_options import RefinementOptions
+from hf_refined_schedule.training.launch import _check_source as check_source
 from hf_refined_schedule.training.launch import _may_resume as may_resume
+from hf_refined_schedule.training.launch import _possible_families as possible_families
 from hf_refined_schedule.training.launch import launch as launch_here
 
 from .records import write_norms
@@ -19,6 +24,11 @@ TRAINER_OPTIONS = (
     "--max_steps", 24, "--per_device_train_batch_size", 2, "--logging_steps", 1, "--report_to", "none",
     "--save_strategy", "no", "--use_cpu", "--dataloader_pin_memory", "false", "--disable_tqdm", "true",
 )  # fmt: skip
+
+VANISHING = [10.0 ** (-step / 10) for step in range(100)]
+"""Norms of a model that fits its data perfectly: nearly all learning would lie at the end of the run."""
+FALLING = [10.0 ** (-step / 70) for step in range(100)]
+"""The square of the weights, as SGD has it, is too much; the weights themselves are not."""
 
 
 def launch(*words, **environment):
@@ -380,9 +390,11 @@ def test_relative_paths_mean_what_they_meant_when_the_launcher_started(tmp_path)
         ("unfinished", "covers 10 of 100"),
         ("damaged", "is damaged at line 3"),
         ("picture.png", "holds no gradient norms that can be read"),
+        ("degenerate", "is degenerate: peak position"),
     ],
 )
 def test_a_wrong_source_fails_before_the_script_starts(tmp_path, source, message):
+    write_norms(tmp_path / "degenerate" / "gradient_norms.jsonl", VANISHING)
     write_norms(tmp_path / "unfinished" / "gradient_norms.jsonl", [1.0] * 10, planned=100)
     damaged = write_norms(tmp_path / "damaged" / "gradient_norms.jsonl", [1.0] * 10)
     damaged.write_text(damaged.read_text().replace('"step": 2,', '"step": "two",'))
@@ -391,6 +403,32 @@ def test_a_wrong_source_fails_before_the_script_starts(tmp_path, source, message
     with pytest.raises(ValueError, match=message) as caught:
         launch_here(tmp_path / "script.py", [], refined_from=str(tmp_path / source))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("norms", "words", "options", "accepted"),
+    [
+        pytest.param(VANISHING, [], {}, False, id="degenerate for adam and for sgd"),
+        pytest.param(VANISHING, [], {"allow_degenerate": True}, True, id="allowed"),
+        pytest.param(FALLING, [], {}, True, id="degenerate for sgd alone"),
+        pytest.param(FALLING, ["--optim", "adamw_torch"], {}, True, id="adam is named"),
+        pytest.param(FALLING, ["--lr", "1", "--optim=sgd"], {}, False, id="sgd is named"),
+    ],
+)
+def test_a_degenerate_schedule_is_refused_where_no_optimizer_can_use_it(tmp_path, norms, words, options, accepted):
+    source = write_norms(tmp_path / "norms.jsonl", norms)
+    with nullcontext() if accepted else pytest.raises(ValueError, match="is degenerate"):
+        check_source(str(source), RefinementOptions(**options), possible_families(words))
+
+
+def test_a_schedule_file_is_checked_for_the_optimizer_that_is_named(tmp_path):
+    source = write_norms(tmp_path / "norms.jsonl", [10.0] * 8 + [6.0] * 32)
+    assert main(["refine", str(source), "--optimizer", "sgd", "-o", str(tmp_path / "schedule.json")]) == 0
+    check_source(str(tmp_path / "schedule.json"), RefinementOptions(), possible_families([]))
+    with pytest.raises(ValueError, match="was refined for sgd, but the optimizer is of the adam family"):
+        check_source(
+            str(tmp_path / "schedule.json"), RefinementOptions(), possible_families(["--optim", "adamw_torch"])
+        )
 
 
 def test_a_wrong_source_is_left_to_a_script_that_resumes(tmp_path):
@@ -489,6 +527,16 @@ def test_another_launcher_under_the_launcher(tmp_path):
     header, rows = read_rows(tmp_path / "gradient_norms.jsonl")
     assert (header["world_size"], len(rows)) == (2, 24)
     assert [path.name for path in tmp_path.glob("gradient_norms*")] == ["gradient_norms.jsonl"]
+
+
+def test_a_launcher_in_a_launched_program_records_by_itself(tmp_path):
+    outer = json.dumps({"gradient_norms_file": str(tmp_path / "outer.jsonl"), "notes": str(tmp_path)})
+    script = tmp_path / "script.py"
+    script.write_text(CHILD.replace("REGISTER", ""))
+    done = launch(script, tmp_path / "run", HF_REFINED_SCHEDULE_LAUNCH=outer)
+    assert done.returncode == 0, done.stderr
+    assert len(read_rows(tmp_path / "run" / "gradient_norms.jsonl")[1]) == 3
+    assert not (tmp_path / "outer.jsonl").exists()
 
 
 def test_a_module_and_a_console_script(tmp_path):

@@ -12,6 +12,7 @@ from hf_refined_schedule.recording.measuring import (
     clip_returns_l2,
     measure_gradient_norms,
     measure_l1_norm,
+    squares_stay_in_range,
     sums_on_accelerator,
 )
 
@@ -250,6 +251,70 @@ def test_an_accelerator_without_float64(monkeypatch):
     monkeypatch.setattr(measuring, "DEVICES_WITH_FLOAT64", frozenset())
     sums = sums_on_accelerator([torch.tensor([3.0, -4.0])], with_squares=True)
     assert (sums.dtype, sums.tolist()) == (torch.float32, [7.0, 25.0])
+
+
+@pytest.fixture
+def narrow_accelerator(monkeypatch):
+    """The CPU stands for an accelerator without float64, as MPS is one."""
+    monkeypatch.setattr(measuring, "DEVICES_WITH_FLOAT64", frozenset())
+    monkeypatch.setattr(measuring, "DEVICES_WITH_INEXACT_NORM", frozenset())
+
+
+@pytest.mark.usefixtures("narrow_accelerator")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("value", [1.0, 1e19, 1e-22, 1e30, 1e-30])
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_squares_beyond_float32_on_an_accelerator_without_float64(dtype, value, pieces):
+    """Four elements x: L1 is 4 x, L2 is 2 x."""
+    whole = torch.full((4,), value, dtype=dtype)
+    exact = float(whole[0])
+    norms = measure_gradient_norms([parameter_with(piece) for piece in whole.chunk(pieces)])
+    assert [norm.dtype for norm in norms] == [torch.float32] * 2
+    assert [float(norm) for norm in norms] == pytest.approx([4 * exact, 2 * exact], rel=MEASURING, abs=0)
+
+
+@pytest.mark.usefixtures("narrow_accelerator")
+def test_elements_of_very_different_size_on_an_accelerator_without_float64():
+    """More than one chunk: one element of 1e15, and 2^24 of 2^-12, whose squares sum up to 1 and vanish beside 1e30."""
+    gradients = [torch.full((2**24,), 2.0**-12), torch.zeros(0), torch.tensor([1e15])]
+    l1, l2 = measure_gradient_norms([parameter_with(gradient) for gradient in gradients])
+    assert (float(l1), float(l2)) == pytest.approx((1e15, 1e15), rel=MEASURING)
+    l1, l2 = measure_gradient_norms([parameter_with(gradient) for gradient in gradients[:2]])
+    assert (float(l1), float(l2)) == (4096.0, 1.0)
+
+
+@pytest.mark.usefixtures("narrow_accelerator")
+@pytest.mark.parametrize(("values", "finite"), [([0.0, 0.0], True), ([1.0, math.inf], False), ([1.0, math.nan], False)])
+def test_special_values_on_an_accelerator_without_float64(values, finite):
+    norms = measure_gradient_norms([parameter_with(torch.tensor(values))])
+    assert [math.isfinite(norm) for norm in norms] == [finite] * 2
+    assert not finite or [float(norm) for norm in norms] == [0.0, 0.0]
+
+
+def test_gradients_on_the_cpu_beside_an_accelerator_without_float64(monkeypatch):
+    """The unit of the largest element, 2, holds on both."""
+    monkeypatch.setattr(measuring, "DEVICES_WITH_FLOAT64", frozenset())
+    sums = [
+        add([torch.tensor([1e19, -2e19])], True, torch.tensor(2e19)).tolist()
+        for add in (sums_on_accelerator, measuring._sums_on_cpu)
+    ]
+    assert sums == [pytest.approx([3e19, 1.25])] * 2
+
+
+@pytest.mark.parametrize(
+    ("l1", "num_elements", "expected"),
+    [
+        pytest.param(100.0, 10**9, True, id="usual"),
+        pytest.param(9e18, 1, True, id="the square is just below 1e38"),
+        pytest.param(1.1e19, 1, False, id="the square can be above 1e38"),
+        pytest.param(1e200, 1, False, id="a float64 number"),
+        pytest.param(1.1e-13, 1, True, id="the square of one element is just above 1e-26"),
+        pytest.param(1.1e-13, 4, False, id="the squares of four elements can sum up to 3e-27"),
+        pytest.param(1e-22, 1, False, id="the square is 0 in float32"),
+    ],
+)
+def test_where_squares_stay_in_range(l1, num_elements, expected):
+    assert squares_stay_in_range(l1, num_elements) is expected
 
 
 def test_l1_beyond_the_largest_float32_number():

@@ -520,3 +520,20 @@ def test_runs_that_begin_at_the_same_moment_lose_no_earlier_file(path, monkeypat
     NormsFileWriter(path, HEADER)
     assert (path.parent / "gradient_norms.1.jsonl").read_text() == "of another run"
     assert (path.parent / "gradient_norms.2.jsonl").read_text() == FIRST_LINE + LINES[0]
+
+
+def test_the_header_of_another_run_is_not_rewritten(path):
+    first = NormsFileWriter(path, HEADER)
+    NormsFileWriter(path, HEADER).append(ROWS[:2])
+    with pytest.raises(OSError, match="another run has begun it anew"):
+        first.rewrite_header({**HEADER, "num_training_steps": 8})
+    assert text_of(path) == FIRST_LINE + "".join(LINES[:2])
+
+
+def test_an_emptied_file_is_resumed_as_if_there_were_none(path):
+    """A kill between creating the file and writing its header leaves it empty."""
+    path.touch()
+    writer = NormsFileWriter(path, HEADER, start_step=2)
+    writer.append(ROWS[2:])
+    assert text_of(path) == FIRST_LINE + "".join(LINES[2:])
+    assert writer.missing_steps == 2

@@ -80,7 +80,7 @@ WEIGHTS = (3.0, -4.0), (12.0, 0.0)
 """Gradients of two parameters: together L1 19 and L2 13."""
 
 
-def clipped_loop(tmp_path, clips, updates=3):
+def clipped_loop(tmp_path, clips, updates=3, size=1.0):
     """A loop that calls `clips(accelerator, first, second, update)`; True from it skips the batch."""
     accelerator = Accelerator(cpu=True)
     first, second = (torch.nn.Parameter(torch.zeros(2)) for _ in WEIGHTS)
@@ -88,7 +88,7 @@ def clipped_loop(tmp_path, clips, updates=3):
     with GradientNormRecorder(optimizer, output_dir=tmp_path):
         for update in range(1, updates + 1):
             loss = sum((w * torch.tensor(g)).sum() for w, g in zip((first, second), WEIGHTS, strict=True))
-            accelerator.backward(loss * update)
+            accelerator.backward(loss * update * size)
             if not clips(accelerator, first, second, update):
                 optimizer.step()
             optimizer.zero_grad()
@@ -245,6 +245,33 @@ def a_parameter_twice(accelerator, first, second, update):
 def test_l2_is_taken_from_a_clip_of_the_whole_gradient_alone(tmp_path, clips, l2):
     rows = clipped_loop(tmp_path, clips)
     assert [row[:2] for row in rows] == [(19.0 * n, pytest.approx(l2 * n)) for n in (1, 2, 3)]
+
+
+@pytest.mark.usefixtures("doubled_norm")
+@pytest.mark.parametrize("size", [1e19, 1e-22])
+def test_l2_is_not_taken_from_a_clip_whose_squares_leave_float32(tmp_path, size):
+    """Elements 3, -4 and 12 times the size: L1 is 19 and L2 is 13 times the size. A size of 1 is within range."""
+    rows = clipped_loop(tmp_path / "far", whole, size=size)
+    assert [row[:2] for row in rows] == [
+        pytest.approx((19 * n * size, 13 * n * size), rel=FLOAT32_GRADIENTS, abs=0) for n in (1, 2, 3)
+    ]
+    rows = clipped_loop(tmp_path / "near", whole, size=1.0)
+    assert [row[1] for row in rows] == [26.0, 52.0, 78.0]
+
+
+@pytest.mark.usefixtures("doubled_norm")
+def test_the_size_of_the_gradient_is_looked_at_again(tmp_path):
+    """Out of range at the first update, and within it from then on: the clip is trusted after the next look."""
+    accelerator = Accelerator(cpu=True)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = accelerator.prepare(torch.optim.SGD([weight], lr=0.0))
+    with GradientNormRecorder(optimizer, output_dir=tmp_path):
+        for update in range(1, 53):
+            weight.grad = torch.tensor([3.0 if update > 1 else 3e-22])
+            accelerator.clip_grad_norm_([weight], 10.0)
+            optimizer.step()
+    l2 = [row["l2"] for row in read_rows(tmp_path / "gradient_norms.jsonl")[1]]
+    assert l2 == [pytest.approx(3e-22, rel=FLOAT32_GRADIENTS, abs=0), *[3.0] * 49, 6.0, 6.0]
 
 
 def test_on_a_cpu_l2_is_measured(tmp_path, doubled_norm, monkeypatch):

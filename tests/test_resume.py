@@ -324,6 +324,15 @@ def test_a_main_process_that_cannot_write_leaves_nobody_waiting(two_ranks):
     assert ranks[0]["reductions"] == 1  # of the sharded ones together; what every rank has whole needs none
 
 
+def test_large_sharded_gradients_are_measured_without_float64(two_ranks):
+    report, printed = two_ranks
+    assert (report / "large1.json").exists(), printed
+    for rank in (0, 1):
+        assert json.loads((report / f"large{rank}.json").read_text()) == pytest.approx(
+            [103.0, 85.0], rel=FLOAT32_GRADIENTS
+        )
+
+
 def test_the_norm_that_a_clip_of_sharded_gradients_returns_is_that_of_all_ranks(two_ranks):
     """Two parameters with the gradient (1, -2, 2), each sharded over two ranks: L1 is 10, and L2 the root of 18, which this clip doubles."""
     report, printed = two_ranks

@@ -1,6 +1,7 @@
 """`hf-refined-schedule launch`: run an unmodified training script."""
 
 import argparse
+import os
 
 from .source_options import add_refinement_options, option_flags, refinement_options
 
@@ -38,6 +39,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(options: argparse.Namespace) -> None:
     """Run the command; `options` are those of `add_parser`."""
+    from ..training.registration import LAUNCH_VARIABLE
+
+    os.environ.pop(LAUNCH_VARIABLE, None)  # a launcher in a program that another one has launched records by itself
     from ..training.launch import launch
 
     launch(

@@ -26,8 +26,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         description="Draw a run's norms, raw and smoothed, and the refined schedule beside linear decay and cosine; several "
         "runs over each other, with the schedule of their average. SOURCE can be a schedule file, too.",
     )
-    parser.add_argument("-o", "--output", metavar="FILE", help="the picture; its ending names the format")
-    parser.add_argument("--text", action="store_true", help="draw the schedule in the terminal, too, or instead")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="the picture; its ending names the format (default: text)"
+    )
+    parser.add_argument("--text", action="store_true", help="draw the schedule in the terminal, too")
     parser.set_defaults(run=run)
 
 
@@ -35,8 +37,6 @@ def run(options: argparse.Namespace) -> None:
     """Run the command; `options` are those of `add_parser`."""
     from ..plots import norms_and_schedule_figure, schedule_as_text
 
-    if not (options.output or options.text):
-        raise ValueError("Where should the picture go? Pass --output FILE, or --text to draw it here.")
     refinements = [refine_or_pilot([source], options)[0] for source in options.sources]
     titles = [_title(refinement, shown(refinement.schedule.source)) for refinement in refinements]
     grids = [refinement.schedule.grid for refinement in refinements]
@@ -51,10 +51,10 @@ def run(options: argparse.Namespace) -> None:
         grids.append(average)
     elif several:
         headline = f"{len(refinements)} schedules"
-    if options.text:
+    if options.text or not options.output:
         print("\n\n".join(f"{title}\n{schedule_as_text(grid)}" for title, grid in zip(titles, grids, strict=True)))
     if options.output:
-        kinds = sorted({refinement.schedule.norm.upper() for refinement in refinements})
+        kinds = sorted({one.schedule.norm.upper() for one in refinements if one.schedule.weights is not None})
         written = norms_and_schedule_figure(
             options.output,
             [
@@ -70,6 +70,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _title(refinement: Refinement, name: str, verdict_of: str = "") -> str:
     schedule, _, health = refinement
+    if schedule.weights is None:
+        return name
     title = f"{name}: weights {schedule.norm.upper()} ** {schedule.power:g}"
     return title if health is None else f"{title}\n{verdict_of}{health.verdict}"
 

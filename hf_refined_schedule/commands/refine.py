@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 
 from ..schedules.refined_schedule import RefinedSchedule, minimize_bound
 from ..schedules.schedule_file import write_schedule
@@ -18,7 +19,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="make a schedule file from a run",
         description="Make a schedule file from a recorded run, for --lr_scheduler_kwargs '{\"refined_from\": FILE}'.",
     )
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the schedule file (JSON)")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="the schedule file (JSON); without it, nothing is written"
+    )
     parser.add_argument(
         "--method",
         choices=("closed-form", "numerical"),
@@ -38,11 +41,8 @@ def run(options: argparse.Namespace) -> None:
     schedule, runs, _ = refine_runs(options, " already; pass the run that it should be made from.")
     if options.method == "numerical":
         schedule = minimize_bound(schedule)
-    if os.path.exists(options.output) and any(os.path.samefile(options.output, run.source) for run in runs):
-        raise ValueError(
-            f"{options.output} holds the norms, and the schedule would replace them; pass another --output."
-        )
-    write_schedule(schedule, options.output)
+    if options.output is not None:
+        _write(schedule, [run.source for run in runs], options.output)
     for run in runs:
         print(run.description)
     print(
@@ -56,7 +56,17 @@ def run(options: argparse.Namespace) -> None:
         print(f"note: {note}")
     if options.fit:
         _print_fits(schedule)
-    print(f"wrote {options.output} ({schedule.fingerprint})")
+    if options.output is None:
+        print("nothing is written; pass --output FILE for a schedule file")
+    else:
+        print(f"wrote {options.output} ({schedule.fingerprint})")
+
+
+def _write(schedule: RefinedSchedule, sources: Sequence[str], output: str) -> None:
+    """Write the schedule file, unless it would replace a source."""
+    if os.path.exists(output) and any(os.path.samefile(output, source) for source in sources):
+        raise ValueError(f"{output} holds the norms, and the schedule would replace them; pass another --output.")
+    write_schedule(schedule, output)
 
 
 def _print_fits(schedule: RefinedSchedule) -> None:

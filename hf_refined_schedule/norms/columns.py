@@ -1,8 +1,9 @@
 """Which columns of a log hold gradient norms, the number of the update, and the epoch: recognised by name."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ..theory.refinement import NormKind
 from .message_text import listed, quoted, shown
@@ -13,6 +14,7 @@ STEP_NAMES = (
     "global_step",
     "global_step/max_steps",
     "num_updates",
+    "current_steps",
     "update",
     "train_step",
     "step",
@@ -46,8 +48,26 @@ _TRAINER_NORM = re.compile(r"(^|[/ ])grad_norm$")
 """transformers' name of the norm, in its own logs and in those of trackers."""
 
 
-class NoNormsError(ValueError):
-    """Nothing in a log is named like a gradient norm."""
+class NoColumnError(ValueError):
+    """Nothing in a log is named like the quantity that is looked for."""
+
+
+class Wanted(NamedTuple):
+    """The quantity that is read from a log."""
+
+    what: str
+    """Its name in messages, such as "gradient norm"."""
+    plural: str
+    names: re.Pattern[str]
+    """What the names of its columns look like."""
+    choose: Callable[[Sequence[str], Path], str]
+    """Its column among those of a log."""
+    column: str | None = None
+    """The name that the user gave."""
+
+    def includes(self, name: str) -> bool:
+        """Whether the values of this name are read."""
+        return name == self.column or self.names.search(name) is not None
 
 
 def norm_columns(
@@ -65,7 +85,7 @@ def norm_columns(
         The name of the L1 norm, of the L2 norm, or of both.
 
     Raises:
-        NoNormsError: if no name is that of a gradient norm.
+        NoColumnError: if no name is that of a gradient norm.
         ValueError: if the log has no such column, several that could be meant, or one whose kind is unknown.
     """
     if column is not None:
@@ -79,7 +99,7 @@ def norm_columns(
         return {kind: column}
     candidates = [name for name in names if NORM_NAME.search(name) and not _OTHER_QUANTITY.search(name)]
     if not candidates:
-        raise NoNormsError(f"{shown(path)} has no column that is named as a gradient norm (it has {listed(names)})")
+        raise NoColumnError(f"{shown(path)} has no column that is named as a gradient norm (it has {listed(names)})")
     known: dict[NormKind, list[str]] = {}
     for name in candidates:
         if (kind := kind_of(name)) is not None:
@@ -116,7 +136,7 @@ def kind_of(name: str) -> NormKind | None:
     """
     if order := _ORDER.search(name):
         return _KIND_OF_ORDER.get(float(order[1] or order[2]))
-    words = set(re.split(r"[^a-z0-9]+", _last_part(name)))
+    words = set(re.split(r"[^a-z0-9]+", last_part(name)))
     for kind in _KIND_OF_ORDER.values():
         if kind in words:
             return kind
@@ -134,7 +154,7 @@ def step_candidates(names: Sequence[str]) -> list[str]:
     """
     ranked = []
     for name in names:
-        for text in (name.lower(), _last_part(name)):
+        for text in (name.lower(), last_part(name)):
             text = re.sub(r"[ -]", "_", text.strip())
             if text in STEP_NAMES:
                 ranked.append((STEP_NAMES.index(text), name))
@@ -151,11 +171,18 @@ def epoch_column(names: Sequence[str]) -> str | None:
     Returns:
         The first name whose last part is "epoch", or None.
     """
-    return next((name for name in names if _last_part(name) == "epoch"), None)
+    return next((name for name in names if last_part(name) == "epoch"), None)
 
 
-def _last_part(name: str) -> str:
-    """What a name says after the run and the section: "grad_norm" of "brave-run-7 - train/grad_norm"."""
+def last_part(name: str) -> str:
+    """What a name says after the run and the section: "grad_norm" of "brave-run-7 - train/grad_norm".
+
+    Args:
+        name: the name of a column.
+
+    Returns:
+        Its last part, in lower case.
+    """
     return re.split(r"[/.:]| - ", name.lower())[-1]
 
 

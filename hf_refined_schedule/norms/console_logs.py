@@ -1,4 +1,4 @@
-"""Gradient norms from what a training script printed: dictionaries, and values with a name, among other text."""
+"""Logs in what a training script printed: dictionaries, and values with a name, among other text."""
 
 import ast
 import json
@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..theory.refinement import NormKind
-from .columns import NORM_NAME, NoNormsError
-from .gradient_norms import GradientNorms
+from .columns import NORM_NAME, NoColumnError, Wanted
 from .json_logs import flat
-from .log_rows import Row, RunLog, norms_of_log
+from .log_rows import Row, RunLog
 from .message_text import shown
 from .size_limits import MAX_CONSOLE_CHARACTERS
 from .text_encoding import read_lines
@@ -34,6 +32,9 @@ _SPACED_VALUE = re.compile(
 
 _NORM_AND_VALUE = re.compile(rf"(?:{NORM_NAME.pattern})\w*['\"]?[ \t]*[:=\t ][ \t]*{_VALUE}", re.IGNORECASE)
 
+_LOSS_AND_VALUE = re.compile(rf"loss['\"]?[ \t]*[:=][ \t]*{_VALUE}", re.IGNORECASE)
+"""Stricter than for a norm, because the header of a table may name losses."""
+
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 _NOT_FINITE = re.compile(r"(?<![\w'\"])[-+]?(?:nan|inf)(?![\w'\"])")
@@ -41,7 +42,7 @@ _NOT_FINITE = re.compile(r"(?<![\w'\"])[-+]?(?:nan|inf)(?![\w'\"])")
 
 
 def is_console_output(text: str) -> bool:
-    """Whether a text holds gradient norms beside their name, and not in a column under it.
+    """Whether a text holds gradient norms or losses beside their name, and not in a column under it.
 
     Args:
         text: the beginning of a file.
@@ -49,34 +50,33 @@ def is_console_output(text: str) -> bool:
     Returns:
         True for console output; also for JSON.
     """
-    return _NORM_AND_VALUE.search(text) is not None
+    return any(pattern.search(text) is not None for pattern in (_NORM_AND_VALUE, _LOSS_AND_VALUE))
 
 
-def read_console_log(path: Path, column: str | None = None, norm: NormKind | None = None) -> GradientNorms:
-    """Read the norms that a training script printed.
+def open_console_log(path: Path, wanted: Wanted) -> RunLog:
+    """Open what a training script printed.
 
     Args:
         path: the file. A line with a norm is `{'loss': 0.2, 'grad_norm': 1.2}`, as a Trainer prints it, or has
             `grad_norm: 1.2` or `grad_norm=1.2` among other values; all other lines are passed over.
-        column: the name of the norm; by default, the one that is named like a gradient norm.
-        norm: which norm that is, where its name does not say.
+        wanted: the quantity to read.
 
     Returns:
-        As `norms_of_log`. A Trainer prints no steps, so that its entries are counted.
+        The log. A Trainer prints no steps, so that its entries are counted.
 
     Raises:
-        ValueError: as `norms_of_log`.
+        NoColumnError: if no line holds the quantity.
     """
-    log = RunLog(path, "console output", lambda: _rows(path, column))
-    if column is None and next(iter(log.rows()), None) is None:
-        raise NoNormsError(f"{shown(path)} holds no gradient norms")
-    return norms_of_log(log, column, norm)
+    log = RunLog(path, "console output", lambda: _rows(path, wanted))
+    if wanted.column is None and next(iter(log.rows()), None) is None:
+        raise NoColumnError(f"{shown(path)} holds no {wanted.plural}")
+    return log
 
 
-def _rows(path: Path, column: str | None) -> Iterator[Row]:
+def _rows(path: Path, wanted: Wanted) -> Iterator[Row]:
     for line in read_lines(path):
         line = line[:MAX_CONSOLE_CHARACTERS]
-        if NORM_NAME.search(line) or (column is not None and column in line):
+        if wanted.names.search(line) or (wanted.column is not None and wanted.column in line):
             yield _values(_COLOR.sub("", line))
 
 

@@ -1,42 +1,44 @@
-"""Gradient norms from a table: a W&B export, or any other CSV file."""
+"""Logs in tables: a W&B export, or any other CSV file."""
 
 import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..theory.refinement import NormKind
-from .gradient_norms import GradientNorms
-from .log_rows import Row, RunLog, norms_of_log
+from .columns import Wanted
+from .log_rows import Row, RunLog
 from .message_text import shown
 from .text_encoding import read_lines
 
 
-def read_csv(path: Path, column: str | None = None, norm: NormKind | None = None) -> GradientNorms:
-    """Read the norms of a table whose first line names its columns.
+def open_csv(path: Path, wanted: Wanted) -> RunLog:
+    """Open a table whose first line names its columns.
 
     Args:
         path: the file. Values are separated by commas; or by semicolons or tabs, and a number may have a decimal comma.
-        column: the name of the norm; by default, the one that is named like a gradient norm.
-        norm: which norm that is, where its name does not say.
+        wanted: the quantity to read; a table has all of its columns.
 
     Returns:
-        As `norms_of_log`; rows without a value are left out.
+        The log. Reading its rows raises ValueError where the file is damaged.
 
     Raises:
-        ValueError: as `norms_of_log`.
+        ValueError: if the first line is damaged.
     """
     header = re.sub(r'"[^"]*"', "", next(read_lines(path), ""))
     delimiter = max(",;\t", key=header.count)
+    names = next(_records(path, delimiter), [])
+    return RunLog(path, "a table", lambda: _rows(path, delimiter), names)
+
+
+def _records(path: Path, delimiter: str) -> Iterator[list[str]]:
     try:
-        names = next(csv.reader(read_lines(path), delimiter=delimiter), [])
-        return norms_of_log(RunLog(path, "a table", lambda: _rows(path, delimiter), names), column, norm)
+        yield from csv.reader(read_lines(path), delimiter=delimiter)
     except csv.Error as error:
         raise ValueError(f"{shown(path)} is damaged ({shown(error)}); export it again.") from None
 
 
 def _rows(path: Path, delimiter: str) -> Iterator[Row]:
-    rows = csv.reader(read_lines(path), delimiter=delimiter)
+    rows = _records(path, delimiter)
     names = next(rows, [])
     for row in rows:
         if len(row) != len(names):

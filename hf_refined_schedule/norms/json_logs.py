@@ -1,34 +1,33 @@
-"""Gradient norms from JSON: the state of a Trainer, its log alone, a list for each column, and JSON Lines."""
+"""Logs in JSON: the state of a Trainer, its log alone, a list for each column, and JSON Lines."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..theory.refinement import NormKind
-from .columns import NoNormsError, norm_columns
-from .gradient_norms import GradientNorms
-from .log_rows import Row, RunLog, norms_of_log
+from .columns import NoColumnError, Wanted
+from .log_rows import Row, RunLog
 from .message_text import shown
 from .size_limits import MAX_JSON_BYTES, MAX_NESTING, is_step_number
 from .text_encoding import open_text, read_lines
 
+TRAINER_COLUMNS = ("loss", "learning_rate", "grad_norm")
+"""What a Trainer logs of its updates. `grad_norm` is the L2 norm before clipping; `grad_norm_l1` may be there, too."""
 
-def read_json_document(path: Path, column: str | None = None, norm: NormKind | None = None) -> GradientNorms:
-    """Read the norms of a `trainer_state.json`, of its `log_history` alone, or of an object with a list for each column.
 
-    Of a Trainer's log these are `grad_norm` (L2, before clipping), and `grad_norm_l1` where it is there.
+def open_json_document(path: Path, wanted: Wanted) -> RunLog:
+    """Open a `trainer_state.json`, its `log_history` alone, or an object with a list for each column.
 
     Args:
         path: the file.
-        column: the name of the logged value to take instead.
-        norm: which norm that is, where its name does not say.
+        wanted: the quantity to read.
 
     Returns:
-        As `norms_of_log`.
+        The log.
 
     Raises:
-        ValueError: if the file is something else, is too large, or holds too few norms.
+        NoColumnError: if the file is something else.
+        ValueError: if it is too large.
     """
     size = path.stat().st_size
     if size > MAX_JSON_BYTES:
@@ -41,25 +40,20 @@ def read_json_document(path: Path, column: str | None = None, norm: NormKind | N
             content = json.loads(file.read().rstrip("\0"))
     except (ValueError, RecursionError):
         content = None
-    return norms_of_log(_log_of_document(content, path, column, norm), column, norm)
+    return _log_of_document(content, path, wanted)
 
 
-def read_json_lines(path: Path, column: str | None = None, norm: NormKind | None = None) -> GradientNorms:
-    """Read the norms of a log with one JSON object a line.
+def open_json_lines(path: Path, wanted: Wanted) -> RunLog:
+    """Open a log with one JSON object a line.
 
     Args:
         path: the file.
-        column: the name of the norm; by default, the one that is named like a gradient norm. The names of nested objects
-            are joined by dots.
-        norm: which norm that is, where its name does not say.
+        wanted: the quantity to read; the log has all of its values, and the names of nested objects are joined by dots.
 
     Returns:
-        As `norms_of_log`. Lines that are damaged, or have no norm, are left out.
-
-    Raises:
-        ValueError: as `norms_of_log`.
+        The log. Lines that are damaged are left out.
     """
-    return norms_of_log(RunLog(path, "JSON Lines", lambda: _rows_of_lines(path)), column, norm)
+    return RunLog(path, "JSON Lines", lambda: _rows_of_lines(path))
 
 
 def flat(row: Mapping[str, Any], depth: int = MAX_NESTING) -> dict[str, Any]:
@@ -81,10 +75,11 @@ def flat(row: Mapping[str, Any], depth: int = MAX_NESTING) -> dict[str, Any]:
     return values
 
 
-def _log_of_document(content: Any, path: Path, column: str | None, norm: NormKind | None) -> RunLog:
+def _log_of_document(content: Any, path: Path, wanted: Wanted) -> RunLog:
     if isinstance(content, dict) and isinstance(content.get("log_history"), list):
         rows = [flat(row) for row in _objects(content["log_history"]) if is_step_number(row.get("step"))]
-        names = list(dict.fromkeys(["grad_norm", *(name for row in rows for name in row)]))
+        expected = [name for name in TRAINER_COLUMNS if wanted.includes(name)]
+        names = list(dict.fromkeys([*expected, *(name for row in rows for name in row)]))
         planned = content.get("max_steps")
         return RunLog(
             path, "a Trainer's log", lambda: rows, names, "step", planned if is_step_number(planned) else None
@@ -94,14 +89,13 @@ def _log_of_document(content: Any, path: Path, column: str | None, norm: NormKin
     if isinstance(content, dict):
         columns = {name: values for name, values in flat(content).items() if isinstance(values, list)}
         if columns:
-            return _log_of_columns(columns, path, column, norm)
-    raise NoNormsError(f"{shown(path)} is not a log in JSON")
+            return _log_of_columns(columns, path, wanted)
+    raise NoColumnError(f"{shown(path)} is not a log in JSON")
 
 
-def _log_of_columns(columns: Mapping[str, list[Any]], path: Path, column: str | None, norm: NormKind | None) -> RunLog:
-    """The rows of lists that are as long as that of the norm; others hold evaluations."""
-    by_kind = norm_columns(list(columns), path, column, norm)
-    length = len(columns[by_kind["l2" if "l2" in by_kind else "l1"]])
+def _log_of_columns(columns: Mapping[str, list[Any]], path: Path, wanted: Wanted) -> RunLog:
+    """The rows of lists that are as long as that of the quantity; others hold evaluations."""
+    length = len(columns[wanted.choose(list(columns), path)])
     names = [name for name, values in columns.items() if len(values) == length]
     lists = [columns[name] for name in names]
     return RunLog(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..theory.refinement import NormKind
-from .columns import epoch_column, is_trainer_norm, norm_columns, step_candidates
+from .columns import NORM_NAME, Wanted, epoch_column, is_trainer_norm, norm_columns, step_candidates
 from .gradient_norms import GradientNorms
 from .message_text import shown
 from .size_limits import MAX_STEPS
@@ -46,24 +46,65 @@ class RunLog(NamedTuple):
     """T, if the log says it."""
 
 
-class _Columns(NamedTuple):
+class Columns(NamedTuple):
     """The columns that are read."""
 
     main: str
-    """The norm that decides which entries count: L2 where there are both."""
-    l1_beside: str | None
+    """The quantity that decides which entries count: of two norms, L2."""
+    beside: str | None
     step: str | None
     """None: the entries are counted."""
     epoch: str | None
 
 
-class _Logged(NamedTuple):
-    """The entries that have a norm, in the order of the log; norms are NaN where they are not finite."""
+class Logged(NamedTuple):
+    """The entries that have the quantity, in the order of the log; values are NaN where they are negative or not finite."""
 
     steps: NDArray[np.int64]
     epochs: NDArray[np.float64]
-    norms: NDArray[np.float64]
-    l1_beside: NDArray[np.float64] | None
+    values: NDArray[np.float64]
+    beside: NDArray[np.float64] | None
+
+    def ordered(self, path: Path, *, counted: bool) -> Entries:
+        """The entries that count, in the order of the run.
+
+        Args:
+            path: the log, for the message.
+            counted: whether the log has no steps, so that its entries are counted.
+
+        Returns:
+            The entries.
+
+        Raises:
+            ValueError: if the log holds two runs.
+        """
+        try:
+            return (order_by_entry if counted else order_by_step)(self.steps, self.epochs)
+        except RestartError as error:
+            raise ValueError(f"{shown(path)}: {error}.") from None
+
+
+def wanted_norms(column: str | None = None, norm: NormKind | None = None) -> Wanted:
+    """Gradient norms, as the quantity that is read from a log.
+
+    Args:
+        column: as in `norms_of_log`.
+        norm: as in `norms_of_log`.
+
+    Returns:
+        The quantity, chosen by `norm_columns`.
+    """
+    return Wanted(
+        what="gradient norm",
+        plural="gradient norms",
+        names=NORM_NAME,
+        choose=lambda names, path: _main(norm_columns(names, path, column, norm)),
+        column=column,
+    )
+
+
+def _main(by_kind: Mapping[NormKind, str]) -> str:
+    return by_kind["l2" if "l2" in by_kind else "l1"]
 
 
 def norms_of_log(log: RunLog, column: str | None = None, norm: NormKind | None = None) -> GradientNorms:
@@ -79,32 +120,49 @@ def norms_of_log(log: RunLog, column: str | None = None, norm: NormKind | None =
         replace the earlier ones.
 
     Raises:
-        NoNormsError: if no column is named like a gradient norm.
+        NoColumnError: if no column is named like a gradient norm.
         ValueError: if the log holds too few norms, more than one column that could be meant, or more than one run.
     """
-    names = list(dict.fromkeys(name for row in _first_rows(log) for name in row)) if log.names is None else log.names
+    names = names_of_log(log)
     by_kind = norm_columns(names, log.path, column, norm)
     main: NormKind = "l2" if "l2" in by_kind else "l1"
-    step, planned = _step_column(log, names, by_kind[main])
+    step, planned = step_column(log, names, by_kind[main])
     l1_beside = by_kind["l1"] if len(by_kind) == 2 else None
-    logged = _collect(log, _Columns(by_kind[main], l1_beside, step, epoch_column(names)))
-    try:
-        order = order_by_entry if step is None else order_by_step
-        entries = order(logged.steps, logged.epochs)
-    except RestartError as error:
-        raise ValueError(f"{shown(log.path)}: {error}.") from None
+    logged = collect(log, Columns(by_kind[main], l1_beside, step, epoch_column(names)))
+    entries = logged.ordered(log.path, counted=step is None)
     if entries.steps.max(initial=0) > logged.steps.max(initial=0):  # steps within an epoch, so that is the total of one
         planned = None
     norms = _gradient_norms(log, main, logged, entries, planned)
     return replace(norms, logged_by_trainer=is_trainer_norm(by_kind[main]))
 
 
+def names_of_log(log: RunLog) -> Sequence[str]:
+    """The names of a log's columns.
+
+    Args:
+        log: the log.
+
+    Returns:
+        Those that the log declares, or those of its first rows.
+    """
+    return list(dict.fromkeys(name for row in _first_rows(log) for name in row)) if log.names is None else log.names
+
+
 def _first_rows(log: RunLog) -> Iterable[Row]:
     return islice(log.rows(), ROWS_FOR_NAMES)
 
 
-def _step_column(log: RunLog, names: Sequence[str], main: str) -> tuple[str | None, int | None]:
-    """The column of steps that the rows with a norm have, and T if it says "10/438"."""
+def step_column(log: RunLog, names: Sequence[str], main: str) -> tuple[str | None, int | None]:
+    """The column of steps.
+
+    Args:
+        log: the log.
+        names: the names of all of its columns.
+        main: the column of the quantity.
+
+    Returns:
+        The column of steps that most rows with the quantity have, or None; and T, if it says "10/438" or the log says it.
+    """
     candidates = step_candidates(names) if log.step is None else [log.step]
     counts: Counter[str] = Counter()
     totals: dict[str, set[int | None]] = {name: set() for name in candidates}
@@ -122,8 +180,17 @@ def _step_column(log: RunLog, names: Sequence[str], main: str) -> tuple[str | No
     return chosen, total or log.num_training_steps
 
 
-def _collect(log: RunLog, columns: _Columns) -> _Logged:
-    steps, epochs, norms, l1_beside = array("q"), array("d"), array("d"), array("d")
+def collect(log: RunLog, columns: Columns) -> Logged:
+    """Collect the values of the rows that have the quantity.
+
+    Args:
+        log: the log.
+        columns: the columns to read.
+
+    Returns:
+        The values. Steps that are counted from zero are shifted.
+    """
+    steps, epochs, values, values_beside = array("q"), array("d"), array("d"), array("d")
     main, beside, step_name, epoch_name = columns
     number = 0
     for row in log.rows():
@@ -135,20 +202,20 @@ def _collect(log: RunLog, columns: _Columns) -> _Logged:
         if step is None or not _is_given(value):
             continue
         steps.append(step)
-        norms.append(_norm(value))
+        values.append(_norm(value))
         epochs.append(float("nan") if epoch_name is None else _epoch(row.get(epoch_name)))
         if beside is not None:
-            l1_beside.append(_norm(row.get(beside)))
+            values_beside.append(_norm(row.get(beside)))
     by_step = np.array(steps, dtype=np.int64)
     if len(by_step) and by_step.min() == 0:  # counted from zero
         by_step += 1
-    return _Logged(by_step, np.array(epochs), np.array(norms), None if beside is None else np.array(l1_beside))
+    return Logged(by_step, np.array(epochs), np.array(values), None if beside is None else np.array(values_beside))
 
 
 def _gradient_norms(
-    log: RunLog, main: NormKind, logged: _Logged, entries: Entries, planned: int | None
+    log: RunLog, main: NormKind, logged: Logged, entries: Entries, planned: int | None
 ) -> GradientNorms:
-    norms = logged.norms[entries.positions]
+    norms = logged.values[entries.positions]
     finite = np.isfinite(norms)
     num_not_finite = int((~finite).sum())
     if num_not_finite > MAX_NOT_FINITE * len(norms):
@@ -159,8 +226,8 @@ def _gradient_norms(
     _check_number(log.path, int(finite.sum()), entries.remark)
     norms = norms[finite]
     l1 = norms if main == "l1" else None
-    if logged.l1_beside is not None:
-        beside = logged.l1_beside[entries.positions][finite]
+    if logged.beside is not None:
+        beside = logged.beside[entries.positions][finite]
         l1 = beside if np.isfinite(beside).all() else None
     gradient_norms = GradientNorms(
         steps=entries.steps[finite],
@@ -203,7 +270,7 @@ def _epoch(value: Any) -> float:
 
 
 def _norm(value: Any) -> float:
-    """A logged norm as a float, also out of nested lists of one, as old logs have it; NaN where it is none."""
+    """A logged value as a float, also out of nested lists of one, as old logs have it; NaN where it is none."""
     while type(value) is list and len(value) == 1:
         value = value[0]
     number = value if type(value) is float else _number(value)

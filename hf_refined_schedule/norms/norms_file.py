@@ -12,10 +12,12 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from .folder_lock import lock_folder
 from .gradient_norms import GradientNorms, UnfinishedRunError
 from .message_text import quoted, shown
 from .size_limits import MAX_STEPS, is_step_number
@@ -24,6 +26,8 @@ from .text_encoding import read_lines, replace_file
 NORMS_FILE_NAME = "gradient_norms.jsonl"
 FORMAT = "gradient_norms"
 VERSION = 1
+
+SAME_MOMENT = "another run begins there at the same moment; give each run a folder of its own"
 
 
 class NormsFileWriter:
@@ -42,13 +46,14 @@ class NormsFileWriter:
         self.missing_steps = 0
         """Updates before `start_step` that the file lacks."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept: list[str] = []
-        if start_step == 0:
-            _move_aside(self.path)
-        elif self.path.exists():
-            kept = _lines_until(self.path, start_step)
-        self.missing_steps = start_step - len(kept)
-        self._replace(header, kept)
+        with lock_folder(self.path.parent):
+            if start_step == 0:
+                _move_aside(self.path)
+                self._create(header)
+            else:
+                kept = _lines_until(self.path, start_step)
+                self.missing_steps = start_step - len(kept)
+                self._replace(header, kept)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write one line for each update.
@@ -60,27 +65,58 @@ class NormsFileWriter:
             OSError: if the rows cannot be written, the file was removed, or another run has replaced it.
         """
         text = "".join(json.dumps(dict(row), allow_nan=False) + "\n" for row in rows)
-        with open(self.path, "a", encoding="utf-8", newline="\n", opener=_open_existing) as file:
-            if os.fstat(file.fileno()).st_ino != self._inode:
-                raise OSError("another run has begun it anew since; give each run a folder of its own")
+        with (
+            lock_folder(self.path.parent),
+            open(self.path, "a", encoding="utf-8", newline="\n", opener=_open_existing) as file,
+        ):
+            self._raise_if_replaced(file)
             file.write(text)
+            self._note_identity(file)
 
     def rewrite_header(self, header: Mapping[str, Any]) -> None:
         """Replace the first line, for example when the number of updates becomes known at the end.
 
         Args:
             header: the fields of the first line, beside format and version.
+
+        Raises:
+            OSError: as `append`.
         """
-        with self.path.open(encoding="utf-8") as file:
+        with lock_folder(self.path.parent), self.path.open(encoding="utf-8") as file:
+            self._raise_if_replaced(file)
             file.readline()
             self._replace(header, file)
+
+    def _create(self, header: Mapping[str, Any]) -> None:
+        """Create the file, and never on top of one that another run has created since the old one was moved aside."""
+        line = _header_line(header)
+        try:
+            with self.path.open("x", encoding="utf-8", newline="\n") as file:
+                file.write(line)
+                self._note_identity(file)
+        except FileExistsError:
+            raise FileExistsError(SAME_MOMENT) from None
+        except OSError:  # a full disk
+            self.path.unlink(missing_ok=True)
+            raise
 
     def _replace(self, header: Mapping[str, Any], lines: Iterable[str]) -> None:
         """Replace the whole file, so that a kill leaves either the old one or the new one."""
         with replace_file(self.path) as file:
-            file.write(json.dumps({"format": FORMAT, "version": VERSION, **header}, allow_nan=False) + "\n")
+            file.write(_header_line(header))
             file.writelines(lines)
-            self._inode = os.fstat(file.fileno()).st_ino
+            self._note_identity(file)
+
+    def _note_identity(self, file: IO[str]) -> None:
+        """Remember what this writer has left, with the size, because a new file may get the number of a removed one."""
+        file.flush()
+        status = os.fstat(file.fileno())
+        self._identity = status.st_ino, status.st_size
+
+    def _raise_if_replaced(self, file: IO[str]) -> None:
+        status = os.fstat(file.fileno())
+        if (status.st_ino, status.st_size) != self._identity:
+            raise OSError("another run has begun it anew since; give each run a folder of its own")
 
 
 def read_norms_file(path: str | os.PathLike[str]) -> GradientNorms:
@@ -128,6 +164,30 @@ def read_norms_file(path: str | os.PathLike[str]) -> GradientNorms:
         clipped_share=num_clipped / num_clip_factors if num_clip_factors else None,
         finished=False if planned is None else None,
     )
+
+
+def read_learning_rates(path: str | os.PathLike[str]) -> NDArray[np.float64]:
+    """Read the learning rates of a `gradient_norms.jsonl`.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The rate of each update from the first, up to the first update that the file lacks or that has none, shape (n,).
+
+    Raises:
+        ValueError: as `read_norms_file`.
+    """
+    path = Path(path)
+    rates = array("d")
+    lines = read_lines(path)
+    parse_header(next(lines, ""), path)
+    for _, row in _rows(lines, path):
+        rate = row.get("learning_rate")
+        if row["step"] != len(rates) + 1 or not _is_norm(rate) or rate is None:
+            break
+        rates.append(rate)
+    return np.array(rates)
 
 
 def parse_header(line: str, path: Path) -> dict[str, Any]:
@@ -203,8 +263,14 @@ def _is_norm(value: Any) -> bool:
     return value is None or (type(value) in (int, float) and 0 <= float(value) < math.inf)
 
 
+def _header_line(header: Mapping[str, Any]) -> str:
+    return json.dumps({"format": FORMAT, "version": VERSION, **header}, allow_nan=False) + "\n"
+
+
 def _lines_until(path: Path, last_step: int) -> list[str]:
-    """The lines of the updates up to `last_step`, without a torn end."""
+    """The lines of the updates up to `last_step`, without a torn end. A kill as the file is created leaves it empty."""
+    if not path.exists() or not path.stat().st_size:
+        return []
     lines = read_lines(path)
     parse_header(next(lines, ""), path)
     kept = []
@@ -231,9 +297,7 @@ def _move_aside(path: Path) -> None:
         path.replace(aside)
     except FileNotFoundError:
         aside.unlink()
-        raise FileNotFoundError(
-            "another run begins there at the same moment; give each run a folder of its own"
-        ) from None
+        raise FileNotFoundError(SAME_MOMENT) from None
 
 
 def _reserved(path: Path) -> Path:

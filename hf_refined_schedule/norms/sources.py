@@ -9,15 +9,16 @@ from typing import Literal, NamedTuple
 
 from ..theory.refinement import NormKind
 from .checkpoint_folders import checkpoint_folders
-from .columns import NoNormsError
-from .console_logs import is_console_output, read_console_log
-from .csv_tables import read_csv
+from .columns import NoColumnError, Wanted
+from .console_logs import is_console_output, open_console_log
+from .csv_tables import open_csv
 from .gradient_norms import GradientNorms
-from .json_logs import read_json_document, read_json_lines
+from .json_logs import open_json_document, open_json_lines
+from .log_rows import RunLog, norms_of_log, wanted_norms
 from .message_text import quoted, shown
 from .norms_file import FORMAT as NORMS_FORMAT
 from .norms_file import NORMS_FILE_NAME, read_norms_file
-from .tensorboard_logs import read_tensorboard
+from .tensorboard_logs import open_tensorboard
 from .text_encoding import encoding_of
 
 TRAINER_STATE_NAME = "trainer_state.json"
@@ -46,16 +47,14 @@ FileKind = Literal[
 BEGINNING = 2**20
 """Bytes of a file from which its kind is recognised. Console output may begin with many lines that hold no norm."""
 
-Reader = Callable[[Path, str | None, NormKind | None], GradientNorms]
-
-READERS: dict[FileKind, Reader] = {
-    "json document": read_json_document,
-    "json lines": read_json_lines,
-    "tensorboard": read_tensorboard,
-    "table": read_csv,
-    "console output": read_console_log,
+OPENERS: dict[FileKind, Callable[[Path, Wanted], RunLog]] = {
+    "json document": open_json_document,
+    "json lines": open_json_lines,
+    "tensorboard": open_tensorboard,
+    "table": open_csv,
+    "console output": open_console_log,
 }
-"""The reader for each kind of log."""
+"""What opens each kind of log."""
 
 
 class MissingSourceError(FileNotFoundError, ValueError):
@@ -135,14 +134,32 @@ def read_norms(file: SourceFile, *, column: str | None = None, norm: NormKind | 
         raise ValueError(
             f"{shown(path)} is a schedule file, which holds no gradient norms; pass the run that it was made from."
         )
-    if kind == "single column" and column is not None:
-        kind = "table"
     try:
-        if kind not in READERS:
-            raise NoNormsError(f"{shown(path)} holds no gradient norms that can be read")
-        return READERS[kind](path, column, norm)
-    except NoNormsError as error:
+        return norms_of_log(open_log(file, wanted_norms(column, norm)), column, norm)
+    except NoColumnError as error:
         raise ValueError(f"{error}; {_remedy(path, kind)}.") from None
+
+
+def open_log(file: SourceFile, wanted: Wanted) -> RunLog:
+    """Open a log that another tool has written.
+
+    Args:
+        file: as `find_source` returned it.
+        wanted: the quantity to read from it.
+
+    Returns:
+        The log.
+
+    Raises:
+        NoColumnError: if the file is no log, or has no such quantity.
+        ValueError: if the file is damaged or too large.
+    """
+    path, kind = file
+    if kind == "single column" and wanted.column is not None:
+        kind = "table"
+    if kind not in OPENERS:
+        raise NoColumnError(f"{shown(path)} holds no {wanted.plural} that can be read")
+    return OPENERS[kind](path, wanted)
 
 
 def _remedy(path: Path, kind: FileKind) -> str:
@@ -194,13 +211,24 @@ def _resolved(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise MissingSourceError(f"There is no file or folder '{shown(path)}'; {EXPECTED_SOURCE}.")
-    candidates = [path / NORMS_FILE_NAME, path / TRAINER_STATE_NAME]
-    candidates += [checkpoint / TRAINER_STATE_NAME for checkpoint in checkpoint_folders(path).values()]
-    candidates += _event_files(path)
-    for candidate in candidates:
+    for candidate in [path / NORMS_FILE_NAME, *logs_in(path)]:
         if candidate.is_file():
             return candidate
     raise MissingSourceError(f"The folder '{shown(path)}' holds no norms of a run; {EXPECTED_SOURCE}.")
+
+
+def logs_in(folder: Path) -> list[Path]:
+    """The logs in a folder that another tool than this package has written.
+
+    Args:
+        folder: a run's `output_dir` or a checkpoint.
+
+    Returns:
+        The Trainer's state, there or in the newest checkpoint, and TensorBoard events, in this order; those that exist.
+    """
+    states = [folder / TRAINER_STATE_NAME]
+    states += [checkpoint / TRAINER_STATE_NAME for checkpoint in checkpoint_folders(folder).values()]
+    return [file for file in states + _event_files(folder) if file.is_file()]
 
 
 def _event_files(folder: Path) -> list[Path]:

@@ -1,31 +1,29 @@
-"""Gradient norms from a TensorBoard event file."""
+"""Logs in TensorBoard event files."""
 
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..theory.refinement import NormKind
-from .columns import NORM_NAME, NoNormsError
-from .gradient_norms import GradientNorms
-from .log_rows import RunLog, norms_of_log
+from .columns import NoColumnError, Wanted
+from .log_rows import RunLog
 from .message_text import listed, shown
 from .size_limits import MAX_EVENT_BYTES
 
 
-def read_tensorboard(path: Path, column: str | None = None, norm: NormKind | None = None) -> GradientNorms:
-    """Read the norms of an event file, as `--report_to tensorboard` leaves it. A damaged file is read up to the damage.
+def open_tensorboard(path: Path, wanted: Wanted) -> RunLog:
+    """Open an event file, as `--report_to tensorboard` leaves it. A damaged file is read up to the damage.
 
     Args:
         path: the event file.
-        column: the tag of the norm; by default, the one that is named like a gradient norm, such as `train/grad_norm`.
-        norm: which norm that is, where its name does not say.
+        wanted: the quantity to read.
 
     Returns:
-        As `norms_of_log`.
+        The log.
 
     Raises:
-        ValueError: as `norms_of_log`, and if tensorboard is not installed.
+        NoColumnError: if no tag is named like the quantity.
+        ValueError: if tensorboard is not installed.
     """
     try:
         from tensorboard.compat.proto import event_pb2
@@ -40,16 +38,16 @@ def read_tensorboard(path: Path, column: str | None = None, norm: NormKind | Non
             break
         for value in event.summary.value:
             tags[value.tag] = None
-            if not (NORM_NAME.search(value.tag) or value.tag == column) or (number := _scalar(value)) is None:
+            if not wanted.includes(value.tag) or (number := _scalar(value)) is None:
                 continue
             # A Trainer writes all values of a step one after another.
             if not rows or rows[-1]["step"] != event.step or value.tag in rows[-1]:
                 rows.append({"step": event.step})
             rows[-1][value.tag] = number
     names = list(dict.fromkeys(["step", *(name for row in rows for name in row)]))
-    if len(names) == 1 and column is None:
-        raise NoNormsError(f"{shown(path)} has no scalar that is named as a gradient norm (it has {listed(tags)})")
-    return norms_of_log(RunLog(path, "TensorBoard's log", lambda: rows, names, "step"), column, norm)
+    if len(names) == 1 and wanted.column is None:
+        raise NoColumnError(f"{shown(path)} has no scalar that is named as a {wanted.what} (it has {listed(tags)})")
+    return RunLog(path, "TensorBoard's log", lambda: rows, names, "step")
 
 
 def _scalar(value: Any) -> Any:

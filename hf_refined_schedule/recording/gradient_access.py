@@ -17,10 +17,20 @@ from accelerate.utils import DistributedType
 
 from ..compatibility.libraries import change_count, engine_clip_limit, loss_scale, loss_scale_of_step
 from .failures import RecordingError, in_one_line
-from .measuring import clip_factor, clip_returns_l2, is_dtensor, measure_gradient_norms, measure_l1_norm
+from .measuring import (
+    clip_factor,
+    clip_returns_l2,
+    is_dtensor,
+    measure_gradient_norms,
+    measure_l1_norm,
+    squares_stay_in_range,
+)
 from .optimizers import is_main_process, parameters_of
 
 logger = logging.getLogger(__name__)
+
+LOOK_EVERY = 50
+"""Updates from one look at the size of the gradient to the next. Each makes the host wait for the device."""
 
 
 class Norms(NamedTuple):
@@ -129,6 +139,8 @@ class TorchGradients:
         self._optimizer = optimizer
         self._loop_clips = loop_clips
         self._steps_in_backward = steps_in_backward
+        self._until_look = 0
+        self._clip_is_exact = True
 
     def before_clip(self, update: OpenUpdate, parameters: list[torch.nn.Parameter], norm_type: float) -> bool:
         """Measure the whole gradient before its first clip, also if the clip is called with a part of it.
@@ -142,9 +154,11 @@ class TorchGradients:
             return True
         scale = loss_scale(self._optimizer)
         if not self._steps_in_backward and clip_returns_l2(own, parameters, norm_type):
-            update.l1_before_clip = self._measure(update, lambda: measure_l1_norm(own, scale))
-        else:
-            self._measure_both(update, scale)
+            l1 = self._measure(update, lambda: measure_l1_norm(own, scale))
+            if l1 is None or self._trusts_clip(l1, own):
+                update.l1_before_clip = l1
+                return True
+        self._measure_both(update, scale)
         return True
 
     def after_clip(self, update: OpenUpdate, max_norm: float, total_norm: torch.Tensor | None) -> float | None:
@@ -173,6 +187,18 @@ class TorchGradients:
                 "the loop clips by other means than Accelerator.clip_grad_norm_, so its gradients are clipped already when "
                 "they can be measured"
             )
+
+    def _trusts_clip(self, l1: torch.Tensor, parameters: list[torch.nn.Parameter]) -> bool:
+        """Whether the gradient is of a size that the clip can square in float32. A norm of 0 or infinity has no size."""
+        if self._until_look == 0:
+            size = float(l1)
+            if not 0 < size < math.inf:
+                return True
+            num_elements = sum(parameter.numel() for parameter in parameters if parameter.grad is not None)
+            self._clip_is_exact = squares_stay_in_range(size, num_elements)
+            self._until_look = LOOK_EVERY
+        self._until_look -= 1
+        return self._clip_is_exact
 
     def _measure_both(self, update: OpenUpdate, scale: torch.Tensor | None) -> None:
         norms = self._measure(update, lambda: measure_gradient_norms(parameters_of(self._optimizer), scale))

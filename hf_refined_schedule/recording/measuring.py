@@ -1,5 +1,6 @@
 """L1 and L2 norms of gradients, taken as one vector: pure functions of tensors."""
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -23,9 +24,11 @@ Above, squares overflow. Below, they lose digits: the square of 1e-19 is the sma
 DEVICES_WITH_FLOAT64 = frozenset({"cpu", "cuda"})
 """Types of device that are known to compute in float64.
 
-MPS, some XPUs and some NPUs do not. Squares are summed in float32 there, which is right for an L2 norm between about 1e-19
-and 1e19.
+MPS, some XPUs and some NPUs do not. There, elements are divided by the largest one before they are squared.
 """
+
+SCALED_CHUNK = 2**24
+"""Elements that are divided and squared at a time on a device without float64: a copy of 64 MB."""
 
 DEVICES_WITH_INEXACT_NORM = frozenset({"cpu"})
 """Types of device on which `torch.nn.utils.clip_grad_norm_` computes an L2 norm that is not exact enough.
@@ -43,7 +46,8 @@ def measure_gradient_norms(
 
         l1 = sum_i |g_i|,   l2 = sqrt(sum_i g_i^2)
 
-    The gradients are only read, and nothing is copied to the host from an accelerator.
+    The gradients are only read, and nothing is copied to the host from an accelerator. On a device without float64 they are
+    read twice, first for the largest element m, so that squares stay in float32's range: l2 = m sqrt(sum_i (g_i / m)^2).
 
     Args:
         parameters: the parameters; those without a gradient are left out.
@@ -52,11 +56,12 @@ def measure_gradient_norms(
     Returns:
         L1 and L2, scalars on the device of the first gradient, or None if no parameter has a gradient.
     """
-    sums = _sum_gradients(parameters, with_squares=True)
-    if sums is None:
+    groups = _group_gradients(parameters)
+    if not groups:
         return None
-    l1, squares = sums
-    l2 = squares.sqrt()
+    unit = None if all(_has_float64(group.device) for group in groups) else _largest_element(groups)
+    l1, squares = _sum_groups(groups, with_squares=True, unit=unit)
+    l2 = squares.sqrt() if unit is None else squares.sqrt() * unit
     return (l1, l2) if loss_scale is None else (l1 / loss_scale, l2 / loss_scale)
 
 
@@ -73,10 +78,10 @@ def measure_l1_norm(
     Returns:
         L1, a scalar on the device of the first gradient, or None if no parameter has a gradient.
     """
-    sums = _sum_gradients(parameters, with_squares=False)
-    if sums is None:
+    groups = _group_gradients(parameters)
+    if not groups:
         return None
-    (l1,) = sums
+    (l1,) = _sum_groups(groups, with_squares=False)
     return l1 if loss_scale is None else l1 / loss_scale
 
 
@@ -89,8 +94,7 @@ def clip_returns_l2(
     It does not where gradients are in half precision, because torch returns the norm in their type: bfloat16, the type of
     the gradients of bfloat16 parameters, has 8 bits. Nor does it on a CPU (see `DEVICES_WITH_INEXACT_NORM`).
 
-    The clip squares in float32. Where that overflows, its norm is infinite and it sets the gradients to 0. Where it
-    underflows, its norm is 0. Looking for such gradients would cost the pass over them that this function saves.
+    The clip squares in float32. `squares_stay_in_range` finds the gradients for which that is not enough.
 
     Args:
         parameters: the parameters whose norm is wanted.
@@ -111,6 +115,23 @@ def clip_returns_l2(
         )
         and sorted(used) == sorted(wanted)  # as lists: a parameter that is passed twice counts twice
     )
+
+
+def squares_stay_in_range(l1: float, num_elements: int) -> bool:
+    """Decide from the L1 norm of a gradient whether its squares can be summed in float32.
+
+        l1 / sqrt(n) <= l2 <= l1
+
+    Where squares overflow, a clip finds an infinite norm and sets the gradients to 0; where they underflow, it finds 0.
+
+    Args:
+        l1: the L1 norm.
+        num_elements: n, the number of elements.
+
+    Returns:
+        True if the sum of the squares is between the bounds of `EXACT_SQUARES` for sure.
+    """
+    return EXACT_SQUARES[0] * num_elements < l1 * l1 < EXACT_SQUARES[1]
 
 
 def clip_factor(max_norm: float, total_norm: torch.Tensor) -> torch.Tensor:
@@ -154,7 +175,9 @@ def is_dtensor(value: object) -> bool:
     return hasattr(value, "full_tensor")
 
 
-def sums_on_accelerator(tensors: Sequence[torch.Tensor], with_squares: bool) -> torch.Tensor:
+def sums_on_accelerator(
+    tensors: Sequence[torch.Tensor], with_squares: bool, unit: torch.Tensor | None = None
+) -> torch.Tensor:
     """Sum absolute values, and squares if wanted, in a few kernel launches instead of two for each tensor.
 
     Squares are summed in float64 where the device has it. Scaling by the largest element, the way to stay in range in
@@ -163,36 +186,33 @@ def sums_on_accelerator(tensors: Sequence[torch.Tensor], with_squares: bool) -> 
     Args:
         tensors: tensors of any shapes and types, on one device.
         with_squares: whether to sum the squares, too.
+        unit: what elements are divided by before they are squared, a scalar; None for 1.
 
     Returns:
-        (sum |x|) or (sum |x|, sum x^2), shape (1,) or (2,), in float64, or in float32 on a device without it.
+        (sum |x|) or (sum |x|, sum (x / unit)^2), shape (1,) or (2,), in float64, or in float32 on a device without it.
     """
-    wide = torch.float64 if tensors[0].device.type in DEVICES_WITH_FLOAT64 else torch.float32
+    wide = _widest_dtype(tensors[0].device)
     sums = [norm_of_each(tensors, 1, _summing_dtype(tensors)).sum(dtype=wide)]
-    if with_squares:
-        sums.append(norm_of_each(tensors, 2, wide).square().sum())
+    if with_squares and unit is not None and wide == torch.float32:
+        scaled = (torch.cat(pieces).float().div_(unit) for pieces, _ in _chunks(tensors, SCALED_CHUNK))
+        sums.append(torch.stack([values.square_().sum() for values in scaled]).sum())
+    elif with_squares:
+        squares = norm_of_each(tensors, 2, wide).square().sum()
+        sums.append(squares if unit is None else squares / unit.double().square())
     return torch.stack(sums)
+
+
+def _has_float64(device: torch.device) -> bool:
+    return device.type in DEVICES_WITH_FLOAT64
+
+
+def _widest_dtype(device: torch.device) -> torch.dtype:
+    return torch.float64 if _has_float64(device) else torch.float32
 
 
 def _summing_dtype(tensors: Iterable[torch.Tensor]) -> torch.dtype:
     """Float64 if a tensor has it, else float32."""
     return torch.float64 if torch.float64 in {tensor.dtype for tensor in tensors} else torch.float32
-
-
-def _sum_gradients(parameters: Iterable[torch.nn.Parameter], with_squares: bool) -> torch.Tensor | None:
-    """(sum |g|) or (sum |g|, sum g^2) over all gradients, on the device of the first, or None if there is none."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients:
-        return None
-    groups: dict[tuple[torch.device, _Sharding | None], list[torch.Tensor]] = {}
-    for gradient in gradients:
-        groups.setdefault((gradient.device, _sharding_of(gradient)), []).append(_dense_real(gradient))
-    sums = [
-        _sum_tensors(tensors, with_squares) if sharding is None else _sum_shards(tensors, sharding, with_squares)
-        for (_, sharding), tensors in groups.items()
-    ]
-    device = gradients[0].device
-    return sum((others.to(device) for others in sums[1:]), start=sums[0].to(device))
 
 
 class _Sharding(NamedTuple):
@@ -201,9 +221,67 @@ class _Sharding(NamedTuple):
     mesh: Any
     placements: tuple[Any, ...]
 
+    def reduce(self, value: torch.Tensor, operation: str) -> torch.Tensor:
+        """Reduce what each process has computed from its shards, by `"sum"` or `"max"`."""
+        from torch.distributed.tensor import DTensor, Partial, Replicate
 
-def _sharding_of(gradient: Any) -> _Sharding | None:
-    return _Sharding(gradient.device_mesh, gradient.placements) if is_dtensor(gradient) else None
+        kinds = [Replicate() if placement.is_replicate() else Partial(operation) for placement in self.placements]
+        return DTensor.from_local(value, self.mesh, kinds, run_check=False).full_tensor()
+
+
+class _Group(NamedTuple):
+    """Gradients, or this process's shards of them, that are on one device and lie alike on the processes."""
+
+    device: torch.device
+    sharding: _Sharding | None
+    tensors: list[torch.Tensor]
+
+
+def _group_gradients(parameters: Iterable[torch.nn.Parameter]) -> list[_Group]:
+    """The groups of all gradients, that of the first gradient first."""
+    groups: dict[tuple[torch.device, _Sharding | None], list[torch.Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            sharding, tensor = _local(_dense_real(parameter.grad))
+            groups.setdefault((parameter.grad.device, sharding), []).append(tensor)
+    return [_Group(device, sharding, tensors) for (device, sharding), tensors in groups.items()]
+
+
+def _local(gradient: Any) -> tuple[_Sharding | None, torch.Tensor]:
+    """This process's shard of a DTensor, and how it lies; the whole of another tensor, or of one that is yet to be summed."""
+    if not is_dtensor(gradient):
+        return None, gradient
+    if any(placement.is_partial() for placement in gradient.placements):
+        return None, gradient.full_tensor()
+    return _Sharding(gradient.device_mesh, gradient.placements), gradient.to_local()
+
+
+def _sum_groups(groups: Sequence[_Group], with_squares: bool, unit: torch.Tensor | None = None) -> torch.Tensor:
+    """(sum |g|) or (sum |g|, sum (g / unit)^2) over all gradients, on the device of the first."""
+    device = groups[0].device
+    parts = []
+    for group in groups:
+        own_unit = None if unit is None else unit.to(group.device)
+        sum_on_device = _sums_on_cpu if group.device.type in DEVICES_WITH_INEXACT_NORM else sums_on_accelerator
+        sums = sum_on_device(group.tensors, with_squares, own_unit)
+        if group.sharding is not None:
+            sums = group.sharding.reduce(sums, "sum")
+        parts.append(sums.to(_widest_dtype(device)).to(device))
+    return functools.reduce(torch.add, parts)
+
+
+def _largest_element(groups: Sequence[_Group]) -> torch.Tensor:
+    """The largest |g| over all gradients, a scalar on the device of the first; 1 if there is none above 0."""
+    device = groups[0].device
+    largest = []
+    for group in groups:
+        tensors = [tensor for tensor in group.tensors if tensor.numel()]
+        own = torch.zeros((), device=group.device)
+        if tensors:
+            own = norm_of_each(tensors, math.inf, torch.float32).amax()
+        largest.append((own if group.sharding is None else group.sharding.reduce(own, "max")).to(device))
+    unit = torch.stack(largest).amax()
+    return torch.where(unit > 0, unit, torch.ones_like(unit))
 
 
 def _dense_real(gradient: torch.Tensor) -> torch.Tensor:
@@ -222,24 +300,7 @@ def _dense_real(gradient: torch.Tensor) -> torch.Tensor:
     return gradient.abs() if gradient.is_complex() else gradient
 
 
-def _sum_tensors(tensors: Sequence[torch.Tensor], with_squares: bool) -> torch.Tensor:
-    sum_on_device = _sums_on_cpu if tensors[0].device.type == "cpu" else sums_on_accelerator
-    return sum_on_device(tensors, with_squares)
-
-
-def _sum_shards(tensors: Sequence[Any], sharding: _Sharding, with_squares: bool) -> torch.Tensor:
-    """The same for DTensors: the sums of the local shards, in one reduction."""
-    from torch.distributed.tensor import DTensor, Partial, Replicate
-
-    mesh, placements = sharding
-    if any(placement.is_partial() for placement in placements):
-        return _sum_tensors([tensor.full_tensor() for tensor in tensors], with_squares)
-    sums = _sum_tensors([tensor.to_local() for tensor in tensors], with_squares)
-    kinds = [Replicate() if placement.is_replicate() else Partial() for placement in placements]
-    return DTensor.from_local(sums, mesh, kinds, run_check=False).full_tensor()
-
-
-def _sums_on_cpu(tensors: Sequence[torch.Tensor], with_squares: bool) -> torch.Tensor:
+def _sums_on_cpu(tensors: Sequence[torch.Tensor], with_squares: bool, unit: torch.Tensor | None = None) -> torch.Tensor:
     """The same as `sums_on_accelerator`, in float64, reading each tensor from memory once.
 
     Tensors go through a buffer that stays in the cache, because a call on one small tensor costs as much as a call on a
@@ -248,7 +309,7 @@ def _sums_on_cpu(tensors: Sequence[torch.Tensor], with_squares: bool) -> torch.T
     """
     buffer = torch.empty(CHUNK, dtype=_summing_dtype(tensors), device="cpu")
     l1 = squares = 0.0
-    for pieces, size in _chunks(tensors):
+    for pieces, size in _chunks(tensors, CHUNK):
         values = buffer[:size]
         if len(pieces) > 1:
             torch.cat(pieces, out=values).abs_()
@@ -264,17 +325,19 @@ def _sums_on_cpu(tensors: Sequence[torch.Tensor], with_squares: bool) -> torch.T
             chunk_l1, chunk_squares = exact.sum().item(), exact.square_().sum().item()
         l1 += chunk_l1
         squares += chunk_squares
+    if unit is not None:
+        squares /= unit.item() ** 2
     return torch.tensor((l1, squares) if with_squares else (l1,), dtype=torch.float64, device="cpu")
 
 
-def _chunks(tensors: Iterable[torch.Tensor]) -> Iterator[tuple[list[torch.Tensor], int]]:
-    """Flat pieces of `tensors` in groups of at most CHUNK elements, each group with its number of elements."""
+def _chunks(tensors: Iterable[torch.Tensor], limit: int) -> Iterator[tuple[list[torch.Tensor], int]]:
+    """Flat pieces of `tensors` in groups of at most `limit` elements, each group with its number of elements."""
     pieces: list[torch.Tensor] = []
     size = 0
     for tensor in tensors:
         flat = tensor.flatten()
-        for piece in (flat,) if flat.numel() <= CHUNK else flat.split(CHUNK):
-            if size + piece.numel() > CHUNK:
+        for piece in (flat,) if flat.numel() <= limit else flat.split(limit):
+            if size + piece.numel() > limit:
                 yield pieces, size
                 pieces, size = [], 0
             pieces.append(piece)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..theory.classical import WARMUP
 from ..theory.refinement import peak_position
-from .health import Health, check_health, check_shape
+from .health import LATE_PEAK, Health, check_health, check_shape
 from .refined_schedule import RefinedSchedule
 from .refinement_options import RefinementOptions
 from .refining import Refinement
@@ -63,10 +63,11 @@ def _ignoring_rising_norms(refinement: Refinement, options: RefinementOptions) -
 
 
 def _derived_warmup(refinement: Refinement, options: RefinementOptions) -> float:
-    """Where the schedule peaks with rising norms ignored, in whole per cent; the usual 5 % where that is degenerate."""
+    """Where the schedule peaks with rising norms ignored, in whole per cent; the usual 5 % where it is degenerate or peaks late."""
     schedule = RefinedSchedule.from_norms(
         refinement.runs, refinement.schedule.optimizer, replace(options, rising_norms="ignore")
     )
-    if check_shape(schedule.grid):
+    peak = peak_position(schedule.grid)
+    if peak > LATE_PEAK or check_shape(schedule.grid):
         return WARMUP
-    return float(np.ceil(100 * peak_position(schedule.grid)) / 100)
+    return float(np.ceil(100 * peak) / 100)

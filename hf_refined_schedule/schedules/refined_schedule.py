@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,38 +39,101 @@ COVERED_BY_WARMUP = 0.02
 """If the first norms are missing for less than this fraction of the run, an explicit warm-up of 5 % covers that part."""
 
 
+class Weights(NamedTuple):
+    """How a schedule was made from norms, and what follows from them."""
+
+    optimizer: OptimizerFamily
+    """The family of optimizers that the weights suit."""
+    norm: NormKind
+    """The norm that the weights are computed from."""
+    power: float
+    """The exponent of the weights."""
+    smoothing: float
+    """tau, the median filter's window as a fraction of the run."""
+    best_peak_ratio: float
+    """The best peak learning rate of the schedule over that of linear decay, by the last-iterate bound."""
+    rising_norms: RisingNorms = "keep"
+    """Whether rising norms were kept or ignored, as in `refine_schedule`."""
+
+
+class Extension(NamedTuple):
+    """The run that a schedule extends. Its grid holds the run's own multipliers up to the checkpoint."""
+
+    start_step: int
+    """Updates that the checkpoint has made."""
+    num_training_steps: int
+    """T, the updates of the extended run."""
+    learning_rate: float
+    """The peak learning rate of the run, whose multiples the grid holds; they may exceed 1."""
+
+
 @dataclass(frozen=True, eq=False)
 class RefinedSchedule:
     """A schedule as a function of progress, and how it was made.
 
     Args:
         grid: multipliers at progress t / T for t = 0 .. T, shape (T+1,), from 0 to 1.
-        optimizer: the family of optimizers that its weights suit.
-        norm: the norm that the weights are computed from.
-        power: the exponent of the weights.
-        smoothing: tau, the median filter's window as a fraction of the run.
-        source: the run whose norms it was made from, for messages.
-        best_peak_ratio: the best peak learning rate of this schedule over that of linear decay, by the last-iterate bound.
+        source: the run that it was made from, for messages.
+        weights: how it was made from norms; None for a schedule that was made otherwise, which suits every optimizer.
         notes: what a user should know about the source or the method, a sentence each.
-        rising_norms: whether rising norms were kept or ignored, as in `refine_schedule`.
         effective_norms: the norms that the weights are computed from, shape (T,). A schedule file does not hold them.
+        extension: the run that it extends, None for the schedule of a run from its beginning.
     """
 
     grid: NDArray[np.float64]
-    optimizer: OptimizerFamily
-    norm: NormKind
-    power: float
-    smoothing: float
     source: str
-    best_peak_ratio: float
+    weights: Weights | None
     notes: tuple[str, ...] = ()
-    rising_norms: RisingNorms = "keep"
     effective_norms: NDArray[np.float64] | None = None
+    extension: Extension | None = None
 
     @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of the SHA-256 of the grid."""
         return hashlib.sha256(self.grid.tobytes()).hexdigest()[:12]
+
+    @property
+    def known_weights(self) -> Weights:
+        """The weights.
+
+        Raises:
+            ValueError: if the schedule was not made from norms.
+        """
+        if self.weights is None:
+            raise ValueError(
+                f"The schedule from {shown(self.source)} was not made from gradient norms; pass the run itself."
+            )
+        return self.weights
+
+    @property
+    def optimizer(self) -> OptimizerFamily:
+        """The family of optimizers that the weights suit."""
+        return self.known_weights.optimizer
+
+    @property
+    def norm(self) -> NormKind:
+        """The norm that the weights are computed from."""
+        return self.known_weights.norm
+
+    @property
+    def power(self) -> float:
+        """The exponent of the weights."""
+        return self.known_weights.power
+
+    @property
+    def smoothing(self) -> float:
+        """tau, the median filter's window as a fraction of the run."""
+        return self.known_weights.smoothing
+
+    @property
+    def best_peak_ratio(self) -> float:
+        """The best peak learning rate over that of linear decay, by the last-iterate bound."""
+        return self.known_weights.best_peak_ratio
+
+    @property
+    def rising_norms(self) -> RisingNorms:
+        """Whether rising norms were kept or ignored, as in `refine_schedule`."""
+        return self.known_weights.rising_norms
 
     @property
     def squared_norms(self) -> NDArray[np.float64]:
@@ -152,14 +215,9 @@ class RefinedSchedule:
             raise ValueError(f"{shown(source)}: {error}") from error
         return cls(
             grid=grid,
-            optimizer=optimizer,
-            norm=norm,
-            power=power,
-            smoothing=float(smoothing),
             source=source,
-            best_peak_ratio=best_peak_ratio,
+            weights=Weights(optimizer, norm, power, float(smoothing), best_peak_ratio, rising_norms),
             notes=tuple(notes),
-            rising_norms=rising_norms,
             effective_norms=effective,
         )
 
@@ -186,7 +244,7 @@ def minimize_bound(schedule: RefinedSchedule) -> RefinedSchedule:
     return replace(
         schedule,
         grid=grid / grid.max(),
-        best_peak_ratio=_best_peak_ratio(multipliers, squared),
+        weights=schedule.known_weights._replace(best_peak_ratio=_best_peak_ratio(multipliers, squared)),
         notes=(*schedule.notes, "The last-iterate bound was minimised numerically, starting from the closed form."),
     )
 

@@ -46,7 +46,7 @@ class Refinement(NamedTuple):
             DegenerateScheduleError: if the schedule is degenerate and that is not allowed.
         """
         schedule = self.schedule
-        degenerate = check_shape(schedule.grid)
+        degenerate = () if schedule.extension is not None else check_shape(schedule.grid)
         if degenerate and not options.allow_degenerate:
             raise DegenerateScheduleError(
                 f"The schedule from {shown(schedule.source)} is degenerate: {'; '.join(degenerate)}. Use linear decay, a larger "
@@ -129,7 +129,7 @@ def _load_schedule_file(path: Path, optimizer: OptimizerFamily | None, options: 
             "set it in 'hf-refined-schedule refine', or pass the norms themselves."
         )
     schedule = read_schedule(path)
-    if optimizer not in (schedule.optimizer, None):
+    if schedule.weights is not None and optimizer not in (schedule.optimizer, None):
         raise ValueError(
             f"{path} was refined for {schedule.optimizer}, but the optimizer is of the {optimizer} family; refine it "
             f"again with --optimizer {optimizer}."

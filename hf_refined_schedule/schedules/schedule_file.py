@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..norms.message_text import shown
 from ..norms.sources import SCHEDULE_FORMAT
 from ..norms.text_encoding import replace_file
-from .refined_schedule import RefinedSchedule
+from .refined_schedule import Extension, RefinedSchedule, Weights
 
 VERSION = 1
 
@@ -49,18 +50,15 @@ def schedule_fields(schedule: RefinedSchedule) -> dict[str, Any]:
         schedule: the schedule.
 
     Returns:
-        JSON values by name; the fingerprint is that of the grid.
+        JSON values by name; the fingerprint is that of the grid. Only a schedule that was made from norms has `norm` and the
+        other fields of its weights, only one that extends a run has `extension`.
     """
     return {
         "fingerprint": schedule.fingerprint,
-        "optimizer": schedule.optimizer,
-        "norm": schedule.norm,
-        "power": schedule.power,
-        "smoothing": schedule.smoothing,
-        "rising_norms": schedule.rising_norms,
         "source": schedule.source,
-        "best_peak_ratio": schedule.best_peak_ratio,
         "notes": list(schedule.notes),
+        **({} if schedule.weights is None else schedule.weights._asdict()),
+        **({} if schedule.extension is None else {"extension": schedule.extension._asdict()}),
     }
 
 
@@ -80,14 +78,10 @@ def schedule_from_fields(fields: dict[str, Any], grid: Any) -> RefinedSchedule:
     try:
         schedule = RefinedSchedule(
             grid=np.array(grid, dtype=np.float64),
-            optimizer=fields["optimizer"],
-            norm=fields["norm"],
-            power=float(fields["power"]),
-            smoothing=float(fields["smoothing"]),
             source=shown(fields["source"], MAX_SOURCE),
-            best_peak_ratio=float(fields["best_peak_ratio"]),
+            weights=_weights(fields) if any(name in fields for name in Weights._fields) else None,
             notes=tuple(shown(note, MAX_NOTE) for note in fields["notes"]),
-            rising_norms=fields.get("rising_norms", "keep"),
+            extension=Extension(**fields["extension"]) if "extension" in fields else None,
         )
         valid = _is_valid(schedule) and schedule.fingerprint == fields["fingerprint"]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
@@ -97,20 +91,50 @@ def schedule_from_fields(fields: dict[str, Any], grid: Any) -> RefinedSchedule:
     return schedule
 
 
+def _weights(fields: dict[str, Any]) -> Weights:
+    return Weights(
+        optimizer=fields["optimizer"],
+        norm=fields["norm"],
+        power=float(fields["power"]),
+        smoothing=float(fields["smoothing"]),
+        best_peak_ratio=float(fields["best_peak_ratio"]),
+        rising_norms=fields.get("rising_norms", "keep"),
+    )
+
+
 def _is_valid(schedule: RefinedSchedule) -> bool:
-    grid = schedule.grid
+    grid, weights, extension = schedule.grid, schedule.weights, schedule.extension
     return bool(
         grid.ndim == 1
         and len(grid) >= 2
-        and ((grid >= 0) & (grid <= 1)).all()
-        and grid.max() == 1
-        and np.isfinite(schedule.best_peak_ratio)
-        and np.isfinite(schedule.power)
-        and schedule.power < 0
-        and 0 <= schedule.smoothing <= 1
-        and schedule.optimizer in ("adam", "sgd")
-        and schedule.norm in ("l1", "l2")
-        and schedule.rising_norms in ("keep", "ignore")
+        and np.isfinite(grid).all()
+        and (grid >= 0).all()
+        and (grid.max() == 1 if extension is None else grid.max() > 0)
+        and (weights is None or _are_valid(weights))
+        and (extension is None or _fits(extension, grid))
+    )
+
+
+def _are_valid(weights: Weights) -> bool:
+    return bool(
+        np.isfinite(weights.best_peak_ratio)
+        and np.isfinite(weights.power)
+        and weights.power < 0
+        and 0 <= weights.smoothing <= 1
+        and weights.optimizer in ("adam", "sgd")
+        and weights.norm in ("l1", "l2")
+        and weights.rising_norms in ("keep", "ignore")
+    )
+
+
+def _fits(extension: Extension, grid: NDArray[np.float64]) -> bool:
+    start_step, total, learning_rate = extension
+    return bool(
+        type(start_step) is int
+        and type(total) is int
+        and 0 <= start_step < total == len(grid) - 1
+        and type(learning_rate) in (int, float)
+        and 0 < learning_rate < np.inf
     )
 
 

@@ -8,13 +8,14 @@ import shutil
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
 from ..norms.checkpoint_folders import checkpoint_folders
-from ..norms.sources import find_source
+from ..norms.gradient_norms import OptimizerFamily
 from ..recording.norms_log import norms_path
 from ..schedules.refinement_options import RefinementOptions
 from ..schedules.refining import refine_sources
@@ -64,7 +65,7 @@ def launch(
     if refined_from is not None:
         refined_from = os.path.expanduser(refined_from)
         if _is_rank_zero() and not _may_resume(arguments):
-            _check_source(refined_from, options)
+            _check_source(refined_from, options, _possible_families(arguments))
         os.environ[REFINED_FROM_VARIABLE] = refined_from
         os.environ[FOLDER_VARIABLE] = os.getcwd()
         os.environ[OPTIONS_VARIABLE] = json.dumps(keywords)
@@ -158,10 +159,7 @@ def _is_rank_zero() -> bool:
 
 def _may_resume(arguments: list[str]) -> bool:
     """Whether the arguments ask to resume a run, or name an `output_dir` with checkpoints, which a script may resume from."""
-    for position, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if not equals:
-            value = arguments[position + 1] if position + 1 < len(arguments) else ""
+    for name, value in _named_values(arguments):
         if name.startswith("--resume") and value.lower() not in ("false", "no", "none", "0"):
             return True
         if name in ("--output_dir", "--output-dir") and os.path.isdir(value) and checkpoint_folders(Path(value)):
@@ -169,13 +167,31 @@ def _may_resume(arguments: list[str]) -> bool:
     return False
 
 
-def _check_source(refined_from: str, options: RefinementOptions) -> None:
-    """Raise the error of a source that cannot be used.
+def _named_values(arguments: list[str]) -> Iterator[tuple[str, str]]:
+    """Each word with what stands behind its "=", or with the next word."""
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        yield name, value if equals else "".join(arguments[position + 1 : position + 2])
 
-    The optimizer is not known yet. Adam's weights are made from any norm, and a schedule file has its own optimizer.
-    """
-    source = find_source(refined_from)
-    refine_sources(source.path, None if source.kind == "schedule file" else "adam", options)
+
+def _possible_families(arguments: list[str]) -> tuple[OptimizerFamily, ...]:
+    """The families of optimizers that the script may train with: Trainer's `--optim` decides, otherwise it is not known."""
+    for name, value in _named_values(arguments):
+        if name == "--optim":
+            return ("sgd",) if value == "sgd" else ("adam",)
+    return ("adam", "sgd")
+
+
+def _check_source(refined_from: str, options: RefinementOptions, families: Sequence[OptimizerFamily]) -> None:
+    """Raise the error of a source that cannot be used with any of the families, in the words for the first."""
+    errors = []
+    for family in families:
+        try:
+            refine_sources(refined_from, family, options).trainable_schedule(options)
+        except (ValueError, OSError) as error:
+            errors.append(error)
+    if len(errors) == len(families):
+        raise errors[0]
 
 
 def _warn_of_no_effect(events: set[str], refined_from: str | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -17,7 +18,7 @@ from ..norms.gradient_norms import GradientNorms, OptimizerFamily
 from ..norms.message_text import quoted, shown
 from ..norms.sources import EXPECTED_SOURCE
 from ..recording.optimizers import optimizer_family, stand_in_note
-from ..schedules.refined_schedule import RefinedSchedule
+from ..schedules.refined_schedule import Extension, RefinedSchedule
 from ..schedules.refinement_options import RefinementOptions
 from ..schedules.refining import Source, listed_sources, refine_sources
 from ..schedules.schedule_file import schedule_fields, schedule_from_fields
@@ -62,7 +63,7 @@ def get_refined_schedule(
             L2 ** -2, all others by L1 ** -1 (by L2 ** -1 where the source has no L1 norms). For an optimizer that is
             neither coordinate-wise nor SGD, such as Muon, L1 ** -1 is a stand-in, and a warning says so.
         num_warmup_steps: The length of a linear ramp that caps the schedule, in steps. The warm-up that the norms ask for
-            is already part of the schedule; 0 adds no ramp.
+            is already part of the schedule; 0 adds no ramp. The schedule of `hf-refined-schedule extend` is not capped.
         num_training_steps: T, the total number of training steps.
         refined_from: The earlier run: its `gradient_norms.jsonl` or `trainer_state.json`, the folder that holds one of
             them, another log as `load_norms` takes it, a schedule file written by `hf-refined-schedule refine`, or
@@ -75,7 +76,8 @@ def get_refined_schedule(
 
     Returns:
         `torch.optim.lr_scheduler.LambdaLR` with the refined schedule. Its `state_dict` holds the schedule, not the
-        horizon or the warm-up: a resumed run continues the schedule it began with, even if the source no longer exists.
+        horizon or the warm-up: a resumed run continues the schedule it began with, even if the source no longer exists. A
+        schedule file of `hf-refined-schedule extend` is the exception: it replaces that schedule, and a warning says so.
 
     Raises:
         ValueError: if an argument is missing, unknown or out of range, or `refined_from` is not a source. A source on disk
@@ -119,18 +121,11 @@ def get_refined_schedule(
         if error is not None and (isinstance(error, MalformedMessageError) or not isinstance(error, DEFERRED_ERRORS)):
             raise error
         schedule = None if message is None else _schedule_from_message(message, key)
+    if schedule is not None and schedule.extension is not None:
+        _check_extension(schedule, schedule.extension, num_training_steps, min_lr_ratio)
+        num_warmup_steps = 0
     if schedule is not None and is_rank_zero():
-        # A warning, because the user has to act on it, by changing the peak learning rate, and because most scripts do not
-        # show INFO. Showing INFO in spite of the script's configuration would be the greater surprise.
-        logger.warning(
-            "Refined schedule from %s (%s): its best peak learning rate is %.2f times linear decay's, by the last-iterate bound.",
-            shown(schedule.source),
-            schedule.fingerprint,
-            schedule.best_peak_ratio,
-        )
-        stand_in = stand_in_note(optimizer)
-        for note in schedule.notes if stand_in is None else (stand_in, *schedule.notes):
-            logger.warning("Refined schedule from %s: %s", shown(schedule.source), note)
+        _log_schedule(schedule, stand_in_note(optimizer))
     return RefinedLR(
         optimizer,
         schedule,
@@ -142,9 +137,51 @@ def get_refined_schedule(
     )
 
 
+def _check_extension(
+    schedule: RefinedSchedule, extension: Extension, num_training_steps: int, min_lr_ratio: float
+) -> None:
+    """Refuse what would break the continuity of an extended run: another length, or a floor under its rates."""
+    if min_lr_ratio:
+        raise ValueError(
+            f"min_lr_ratio is {min_lr_ratio:g}, but the schedule extends {shown(schedule.source)} and holds its rates as they "
+            "are; leave it out."
+        )
+    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    total = extension.num_training_steps
+    # A raw Accelerate loop steps once for every process, over a horizon that is rounded.
+    if not any(abs(num_training_steps - factor * total) < factor for factor in {1, processes}):
+        raise ValueError(
+            f"num_training_steps is {num_training_steps}, but the schedule extends {shown(schedule.source)} to {total} updates; "
+            f"train with max_steps={total}, or extend the run again to another length."
+        )
+
+
+def _log_schedule(schedule: RefinedSchedule, stand_in: str | None) -> None:
+    """Say where the schedule comes from.
+
+    As warnings, because the user has to act on them, by changing the peak learning rate, and because most scripts do not show
+    INFO. Showing INFO in spite of the script's configuration would be the greater surprise.
+    """
+    source = shown(schedule.source)
+    if schedule.weights is not None:
+        logger.warning(
+            "Refined schedule from %s (%s): its best peak learning rate is %.2f times linear decay's, by the last-iterate bound.",
+            source,
+            schedule.fingerprint,
+            schedule.best_peak_ratio,
+        )
+    notes = schedule.notes if stand_in is None or schedule.weights is None else (stand_in, *schedule.notes)
+    for note in notes:
+        logger.warning("Refined schedule from %s: %s", source, note)
+
+
 DEFERRED_ERRORS = (ValueError, OSError)
 """Errors of a source that wait until the first step: a source that was lost, replaced or damaged after a run began must
 not stop its resumption."""
+
+
+SAME_RATE = 1e-3
+"""The relative difference up to which two learning rates are the same; a log rounds, and interpolates what it lacks."""
 
 
 class SavedSchedule(TypedDict):
@@ -163,6 +200,8 @@ class SavedSchedule(TypedDict):
 
 class RefinedLR(LambdaLR):
     """A `LambdaLR` that saves its schedule in checkpoints, and neither horizon nor warm-up.
+
+    A loaded state has the say over its schedule, unless this one extends the run.
 
     Args:
         optimizer: the optimizer.
@@ -194,6 +233,7 @@ class RefinedLR(LambdaLR):
         error: Exception | None = None,
     ) -> None:
         self.error = error
+        self._extension = None if schedule is None else schedule.extension
         self.refined_schedule: SavedSchedule | None = None
         if schedule is not None:
             self.refined_schedule = SavedSchedule(
@@ -252,11 +292,16 @@ class RefinedLR(LambdaLR):
         """Continue with the schedule of a saved state, at its step; warn once if the source now gives another schedule.
 
         Args:
-            state_dict: the state of a `RefinedLR`. The state of another scheduler sets the step and the rates only.
+            state_dict: the state of a `RefinedLR`. The state of another scheduler sets the step and the rates only, and so
+                does every state where this schedule extends the run.
         """
         state = {name: state_dict[name] for name in self._SAVED if name in state_dict}
         saved: SavedSchedule | None = state.pop("refined_schedule", None)
         super().load_state_dict({**state, "lr_lambdas": []})
+        if self._extension is not None:
+            if (saved is None or saved["fingerprint"] != self.fingerprint) and is_rank_zero():
+                logger.warning(self._extension_message(self._extension))
+            return
         if saved is None:
             return
         if self.fingerprint not in (None, saved["fingerprint"]) and is_rank_zero():
@@ -275,6 +320,21 @@ class RefinedLR(LambdaLR):
                 "The run continues the refined schedule it began with (%s): %s", saved["fingerprint"], self.error
             )
         self.error = None
+
+    def _extension_message(self, extension: Extension) -> str:
+        """What becomes of the run that this schedule extends; called once its state is loaded."""
+        step = round(self.last_epoch * extension.num_training_steps / self.num_training_steps)
+        before, now = float(self._last_lr[0]), float(self.base_lrs[0]) * self._multiplier(self.last_epoch)
+        message = (
+            f"From update {step} on, the run follows the extension to {extension.num_training_steps} updates ({self.fingerprint}) "
+            "instead of the schedule it began with"
+        )
+        if abs(now - before) > SAME_RATE * max(now, before):
+            return (
+                f"{message}: the learning rate jumps from {before:.3g} to {now:.3g}, because the extension was made from the "
+                f"checkpoint at update {extension.start_step} with a peak of {extension.learning_rate:.3g}; extend this one."
+            )
+        return f"{message}, at a learning rate of {now:.3g}."
 
     def _multiplier(self, current_step: int) -> float:
         if self.refined_schedule is None:  # nothing may move before the first step raises the error

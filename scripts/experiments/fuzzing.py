@@ -21,7 +21,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from hf_refined_schedule import get_refined_schedule, load_norms
+from hf_refined_schedule import extend_run, get_refined_schedule, load_losses, load_norms
 from hf_refined_schedule.cli import main as run_command
 from hf_refined_schedule.norms.gradient_norms import UnfinishedRunError
 from hf_refined_schedule.norms.message_text import shown
@@ -87,6 +87,7 @@ def valid_inputs(folder: Path) -> list[Seed]:
         for step, norm in enumerate(norms, 1)
     ]
     log = [{"step": step, "epoch": step / 10, "loss": 2.0, "grad_norm": norm} for step, norm in enumerate(norms, 1)]
+    losses = [{"step": step, "loss": 2 + 1 / step, "learning_rate": norm} for step, norm in enumerate(norms, 1)]
     columns = {"step": [row["step"] for row in log], "grad_norm": [row["grad_norm"] for row in log]}
     exported = '"Step","a run - train/grad_norm","a run - train/grad_norm__MIN"\n'
     exported += "".join(f'"{row["step"]}","{row["grad_norm"]}","0"\n' for row in log)
@@ -99,6 +100,7 @@ def valid_inputs(folder: Path) -> list[Seed]:
         ("csv", "log.csv"): "step,grad_norm\n" + "".join(f"{row['step']},{row['grad_norm']}\n" for row in log),
         ("w&b export", "wandb.csv"): exported,
         ("console output", "train.log"): console,
+        ("losses", "losses.jsonl"): "".join(json.dumps(row) + "\n" for row in losses),
     }
     seeds = [Seed(kind, file, text.encode()) for (kind, file), text in texts.items()]
     events = folder / "events.out.tfevents.1.host"
@@ -115,6 +117,8 @@ def valid_inputs(folder: Path) -> list[Seed]:
     seeds.append(Seed("schedule file", "schedule.json", (folder / "schedule.json").read_bytes()))
     save_file({"weight": torch.ones(8)}, folder / "model.safetensors")
     seeds.append(Seed("checkpoint weights", "model.safetensors", (folder / "model.safetensors").read_bytes()))
+    torch.save({"base_lrs": [1.0], "_last_lr": [0.5], "last_epoch": 5}, folder / "scheduler.pt")
+    seeds.append(Seed("checkpoint scheduler", "scheduler.pt", (folder / "scheduler.pt").read_bytes()))
     state = {"global_step": 5, "log_history": log, "max_steps": STEPS}
     seeds.append(Seed("checkpoint state", "trainer_state.json", json.dumps(state).encode()))
     options = {"refined_from": "runs", "smoothing": 0.1, "norm": "l1", "power": -1, "pilot": True}
@@ -236,6 +240,8 @@ def calls_on(kind: str, path: Path, options: Sequence[str] = ()) -> dict[str, Ca
     Returns:
         Functions by name.
     """
+    if kind == "checkpoint scheduler":
+        return {"extend_run": lambda: extend_run(path.parent, 40)}
     if kind.startswith("checkpoint"):
         return {"last_complete_checkpoint": lambda: last_complete_checkpoint(path.parent.parent)}
     if kind == "scheduler options":
@@ -243,6 +249,7 @@ def calls_on(kind: str, path: Path, options: Sequence[str] = ()) -> dict[str, Ca
     source = str(path)
     calls: dict[str, Callable[[], object]] = {
         "load_norms": lambda: load_norms(source),
+        "load_losses": lambda: load_losses(source),
         "check": lambda: _command(["check", source, *options]),
         "refine": lambda: _refine(path, options),
         "rank": lambda: _command(["rank", source, *options]),

@@ -1,11 +1,13 @@
 """The grid of a study: schedule x peak learning rate x seed, and how its cells run."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import pairwise
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import TypeVar
 
 from accelerate import PartialState
@@ -72,7 +74,7 @@ def run_each(function: Callable[[Item], Output], items: Sequence[Item], num_work
         yield from map(function, items)
         return
     # Forked processes would inherit the locks and threads of torch.
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=_end_with_parent) as pool:
         futures = [pool.submit(function, item) for item in items]
         try:
             for future in as_completed(futures):
@@ -80,6 +82,17 @@ def run_each(function: Callable[[Item], Output], items: Sequence[Item], num_work
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that started it dies. It would train on otherwise, with nobody to keep the result."""
+
+    def wait() -> None:
+        if (parent := parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def run_missing(

@@ -76,26 +76,28 @@ def baseline_file(folder: Path, seed: int) -> Path:
     return folder / "baseline_norms" / f"baseline_{(seed - first) % NUM_BASELINES}.jsonl"
 
 
-def next_peaks(peaks: Sequence[float], start: float, tuned: TunedSchedule | None) -> list[float]:
-    """The peaks to try next: the starting grid, then one beyond the edge on which the best peak lies.
+def first_peaks(start: float) -> list[float]:
+    """The starting grid of peaks around `start`."""
+    return [start / 2, start, 2 * start]
+
+
+def next_peak(peaks: Sequence[float], tuned: TunedSchedule) -> float | None:
+    """The peak to try next: one beyond the edge on which the best peak lies.
 
     Args:
         peaks: the peaks that were tried.
-        start: the middle of the starting grid.
-        tuned: the schedule at its best peak so far, None before the first run.
+        tuned: the schedule at its best peak so far.
 
     Returns:
-        One peak or three; none if the best peak lies inside the grid or the grid has `MAX_PEAKS`.
+        A peak, or None if the best peak lies inside the grid or the grid has `MAX_PEAKS`.
     """
-    if tuned is None:
-        return [start / 2, start, 2 * start]
     if len(peaks) >= MAX_PEAKS:
-        return []
+        return None
     if tuned.problem:
-        return [min(peaks) / 2]
+        return min(peaks) / 2
     if not tuned.on_edge:
-        return []
-    return [min(peaks) / 2 if tuned.peak == min(peaks) else 2 * max(peaks)]
+        return None
+    return min(peaks) / 2 if tuned.peak == min(peaks) else 2 * max(peaks)
 
 
 @dataclass(frozen=True)

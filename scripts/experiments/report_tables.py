@@ -80,7 +80,9 @@ def format_row(row: Mapping[str, Any], decimals: int) -> dict[str, str]:
         "seeds": f"{row['seeds']}",
         "final eval loss": row["problem"] or (f"{loss} ± {error}" if error != "nan" else loss),
         "perplexity": f"{row['perplexity']:.2f}",
-        "difference vs linear [95 % interval]": f"{difference} [{low}, {high}]" if low != "+nan" else difference,
+        "difference from linear decay [95 % interval]": f"{difference} [{low}, {high}]"
+        if low != "+nan"
+        else difference,
         "p": format_p_value(row["p_value"]),
         "verdict": row["verdict"],
     }

@@ -266,23 +266,27 @@ def judge_goal(tokens: int, low: float, high: float, recorder_alone: float) -> s
 def check_waiting(norms_file: Path) -> str:
     """Record an update while torch raises an error whenever the recorder waits for the CUDA device.
 
-    The recorder has to wait when it writes, which it does every 50 updates.
+    The recorder has to wait when it writes, which it does every 50 updates, and when it looks at the size of the gradient,
+    which it does at the first update and after every 50.
 
     Args:
         norms_file: where the recorder writes.
 
     Returns:
-        `"yes"` if the recorder never waits, or `"no"` with the error.
+        `"yes"` if the recorder does not wait at another update, or `"no"` with the error.
     """
     loop = TrainingLoop("1M", torch.float32, 512, cpu=False)
     loop.update()
+    mode_in_recorder = "default"
     boundary = RecorderBoundary(
-        lambda: torch.cuda.set_sync_debug_mode("error"), lambda: torch.cuda.set_sync_debug_mode("default")
+        lambda: torch.cuda.set_sync_debug_mode(mode_in_recorder), lambda: torch.cuda.set_sync_debug_mode("default")
     )
     recorder = GradientNormRecorder(loop.optimizer, path=norms_file, num_training_steps=PLANNED_STEPS)
     try:
         with boundary.record(recorder, loop.optimizer):
-            loop.update(boundary.call)
+            for mode in ("default", "error"):
+                mode_in_recorder = mode
+                loop.update(boundary.call)
     except RuntimeError as error:
         return f"no: {error}"
     return "yes"

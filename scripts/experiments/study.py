@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_refined_schedule import register
 from hf_refined_schedule.norms.gradient_norms import OptimizerFamily
 from hf_refined_schedule.schedules.refinement_options import RefinementOptions
 from hf_refined_schedule.schedules.refining import refine_sources
@@ -30,7 +31,8 @@ from .protocol import (
     baseline_file,
     baseline_seeds,
     choose,
-    next_peaks,
+    first_peaks,
+    next_peak,
     selection_seeds,
 )
 from .results_file import ResultsFile
@@ -111,12 +113,12 @@ class Study:
         table = self.results.table()
         seeds = selection_seeds(self.options.num_selection_seeds)
         rows = table[(table["role"] == SELECTION) & (table["schedule"] == name)]
-        peaks = sorted(float(peak) for peak in rows["peak"].unique())
+        peaks = sorted({*first_peaks(start), *map(float, rows["peak"])})
         cells = [self._cell(name, peak, seed, SELECTION) for peak in peaks for seed in seeds]
         if missing := [cell for cell in cells if cell not in self.results]:
             return missing
-        tuned = tune_peak(rows, name) if peaks else None
-        return [self._cell(name, peak, seed, SELECTION) for peak in next_peaks(peaks, start, tuned) for seed in seeds]
+        peak = next_peak(peaks, tune_peak(rows, name))
+        return [] if peak is None else [self._cell(name, peak, seed, SELECTION) for seed in seeds]
 
     def _record_baselines(self, peak: float) -> None:
         cells = [self._cell(LINEAR, peak, seed, BASELINE) for seed in baseline_seeds()]
@@ -150,6 +152,7 @@ class Study:
     def _sample_schedules(self, choices: Choices) -> None:
         """Sample the compared schedules for the report, refined ones from the first baseline."""
         logging.getLogger("hf_refined_schedule").setLevel(logging.ERROR)  # the forecasts have the reasons
+        register()
         source = baseline_file(self.folder, 0)
         steps = self.options.steps
         sampled = {name: sample_multipliers(SCHEDULES[name], steps, source) for name in choices.compared}

@@ -56,6 +56,7 @@ def draw_differences(
         axes.axvline(0, color=style_of(reference)["color"], linewidth=1)
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.locator_params(axis="x", nbins=5)
         axes.grid(axis="x", alpha=0.3)
         axes.set_title(f"{number}: {reference}", fontsize="medium")
         axes.set_xlabel("difference in final loss")
@@ -103,6 +104,5 @@ def save_picture(path: Path, draw: Callable[[Figure], None], study: "StudyResult
     """Write a picture, titled with the setting and the number of seeds."""
     figure = Figure(figsize=(9.5, 4.5), layout="constrained")
     draw(figure)
-    seeds = study.cells.loc[study.cells["role"] == SELECTION, "seed"].nunique()
-    figure.suptitle(f"{study.label}; {len(study.losses)} test seeds, {seeds} selection seeds")
+    figure.suptitle(f"{study.label} ({len(study.losses)} test seeds)")
     figure.savefig(path, dpi=150)

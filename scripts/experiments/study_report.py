@@ -1,6 +1,8 @@
 """The report of a study by results/protocol.md, made from the files of its folder alone."""
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,8 @@ from .protocol import (
     NUM_BASELINES,
     OTHER_SCHEDULES,
     PRIMARY,
+    REFINED,
+    RISING_IGNORED,
     SELECTION,
     Choices,
     baseline_file,
@@ -298,3 +302,42 @@ def notes(study: StudyResults) -> str:
         else "",
     ]
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+SUMMARIZED = (RISING_IGNORED, REFINED, "cosine", "WSD")
+
+
+def summary_table(folders: Sequence[Path]) -> str:
+    """Two rows for each study, one for each reference, as Markdown.
+
+    Args:
+        folders: the folders of the studies.
+
+    Raises:
+        ValueError: as `read_study`.
+    """
+    rows = []
+    for folder in folders:
+        study = read_study(folder)
+        decimals = num_decimals(with_divergence_as_worst(study.losses).mean())
+        for number, reference in (("1", LINEAR), ("2", study.reference)):
+            contrasts = compare_with(study, reference).set_index("schedule")
+            row = {
+                "setting": f"{study.label} ({len(study.losses)} seeds)" if number == "1" else "",
+                "check beforehand": forecast_summary(folder) if number == "1" else "",
+                "difference from": reference
+                if number == "1" or reference != LINEAR
+                else f"{LINEAR} (no warm-up is best)",
+            }
+            for name in SUMMARIZED:
+                judged = contrasts["verdict"].get(name, "not run")
+                row[name] = f"{format_contrast(contrasts, name, decimals)} {judged}"
+            rows.append(row)
+    return markdown_table(pd.DataFrame(rows))
+
+
+def forecast_summary(folder: Path) -> str:
+    """The verdicts of `check` on the baselines by the rule of the paper, with their counts."""
+    forecasts = read_json(folder / FORECASTS_FILE).get("forecasts", [])
+    counts = Counter(row["verdict"] for row in forecasts if row["schedule"] == REFINED)
+    return ", ".join(verdict if len(counts) == 1 else f"{verdict} ({count})" for verdict, count in counts.most_common())

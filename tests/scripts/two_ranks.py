@@ -76,12 +76,26 @@ def reductions(mesh):
     return {"reductions": talk.get_total_counts(), "norms": [float(norm) for norm in norms]}
 
 
+def large_shards():
+    """Norms of sharded gradients whose squares leave float32, as on an accelerator without float64: elements 3, -4, 12 and 84."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    parameters = []
+    for elements, kind in (([3.0, -4.0, 0.0], Shard(0)), ([12.0], Shard(0)), ([84.0], Replicate())):
+        gradient = torch.tensor(elements) * 1e19
+        parameters.append(torch.nn.Parameter(distribute_tensor(torch.zeros_like(gradient), mesh, [kind])))
+        parameters[-1].grad = distribute_tensor(gradient, mesh, [kind])
+    names = ("DEVICES_WITH_FLOAT64", "DEVICES_WITH_INEXACT_NORM")
+    with patch.multiple(measuring, **dict.fromkeys(names, frozenset())):
+        return [float(norm) / 1e19 for norm in measure_gradient_norms(parameters)]
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
     report, folder, path, options = sys.argv[1:]
     for name, work in {
         "shards": lambda: record_shards(path),
         "clipped": lambda: clip_shards(Path(report) / "clipped.jsonl"),
+        "large": large_shards,
         "resumed": lambda: resume(folder, **json.loads(options)),
     }.items():
         seen = work()

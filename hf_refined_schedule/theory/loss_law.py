@@ -1,0 +1,323 @@
+"""What a schedule will cost before it runs: a law fitted to the losses and learning rates of runs that exist."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .loss_fit import Grid, LossFit, Problem, bootstrap, fit_form
+from .loss_forms import DECAY_PER_DECREASE, FORMS, LossForm
+from .loss_logs import LossLog, checked_logs, checked_rates
+
+Array = NDArray[np.float64]
+
+HELD_OUT = 0.2
+"""The fraction of a log that is predicted from the rest."""
+
+LARGEST_HELD_OUT_ERROR = 0.01
+"""Relative to the loss."""
+
+LEAST_ANNEALING = 0.1
+"""A log whose rate falls by less than this fraction of its peak says nothing about annealing."""
+
+LARGEST_SHARE_WITHOUT_ANNEALING = 0.025
+"""Of the fits to resampled losses: above it, 0 lies within the 95 % interval of the annealing term."""
+
+ONE_EPOCH = 1.01
+"""Loggers round epochs."""
+
+NUM_KNOTS = 60
+"""Points of the piecewise linear schedule that is optimised, denser towards the end."""
+
+MOST_OPTIMIZED_STEPS = 1000
+"""An update stands for several where the run is longer."""
+
+STARTS: tuple[Callable[[Array], Array], ...] = (
+    lambda progress: 1 - progress,
+    lambda progress: np.minimum(1.0, 5 * (1 - progress)),
+)
+"""Linear decay, and a constant rate with a decay over the last fifth."""
+
+
+@dataclass(frozen=True)
+class LossLaw:
+    """The loss as a function of the learning rates, L(t) = L_0 + A S_1(t)^-alpha - B D(t).
+
+    S_1 is the sum of the rates so far, D the effect of their decreases so far. `fit_loss_law` makes it.
+    """
+
+    form: str
+    """`"annealing sum"` (Tissue et al., arXiv 2408.11029) or `"decay per decrease"` (Luo et al., arXiv 2503.12811)."""
+    parameters: Mapping[str, float]
+    """By the symbols of the papers."""
+    held_out_error: float
+    """The mean absolute error of the log's last fifth, predicted from the rest."""
+    refusals: tuple[str, ...]
+    """Why the law should not be used, a sentence for each reason; empty if it may predict."""
+    _fits: tuple["_FormFit", ...] = field(repr=False, compare=False)
+
+    def predict(self, learning_rates: ArrayLike) -> Array:
+        """The loss after every update.
+
+        Args:
+            learning_rates: of every update from the first, warm-up included, shape (T,).
+
+        Returns:
+            Losses, shape (T,).
+
+        Raises:
+            ValueError: if a rate is missing or negative, or if all are 0.
+        """
+        rates = checked_rates(learning_rates)
+        return self._fits[0].fit.predict(rates, np.arange(len(rates)))
+
+    def interval(self, learning_rates: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+        """An interval for the final loss.
+
+        It comes from fits of both forms to resampled residuals, and from the held-out error.
+
+        Args:
+            learning_rates: as in `predict`.
+            level: the share of cases in which the interval should hold the final loss.
+
+        Returns:
+            The lower and the upper end.
+
+        Raises:
+            ValueError: as `predict`; if `level` is not between 0 and 1.
+        """
+        rates = checked_rates(learning_rates)
+        return _quantiles([one.final_losses(rates) for one in self._fits], level)
+
+    def difference_interval(
+        self, learning_rates: ArrayLike, reference: ArrayLike, level: float = 0.95
+    ) -> tuple[float, float]:
+        """An interval for the final loss of one schedule less that of another; negative where the first is better.
+
+        Args:
+            learning_rates: of the one, as in `predict`.
+            reference: learning rates of the other, of any length.
+            level: as in `interval`.
+
+        Returns:
+            The lower and the upper end.
+
+        Raises:
+            ValueError: as `interval`.
+        """
+        rates, others = checked_rates(learning_rates), checked_rates(reference)
+        return _quantiles([one.expected_losses(rates) - one.expected_losses(others) for one in self._fits], level)
+
+
+def _quantiles(draws: Sequence[Array], level: float) -> tuple[float, float]:
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level!r:.40}, but must lie between 0 and 1; 0.95 is usual.")
+    low, high = np.quantile(np.concatenate(draws), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+class _FormFit(NamedTuple):
+    """One form, fitted."""
+
+    fit: LossFit
+    draws: Array
+    """Coefficients on the grid, the first row for the logs themselves, shape (1 + m, 4 + s)."""
+    residuals: Array
+    """Of the fit, relative to the losses, shape (n,)."""
+    held_out_error: float
+
+    def expected_losses(self, rates: Array) -> Array:
+        """The last loss by every draw, around that of the fit, shape (m,)."""
+        expected = float(self.fit.predict(rates, np.array([len(rates) - 1]))[0])
+        on_grid, *losses = self.fit.final_losses(rates, self.draws)
+        shifted: Array = expected + np.array(losses) - on_grid
+        return shifted
+
+    def final_losses(self, rates: Array) -> Array:
+        """`expected_losses` with the noise of a single loss."""
+        expected = self.expected_losses(rates)
+        noisy: Array = expected * (1 + np.random.default_rng(0).choice(self.residuals, len(expected)))
+        return noisy
+
+
+def fit_loss_law(learning_rates: Any, steps: Any, losses: Any, *, epochs: float | None = None) -> LossLaw:
+    """Fit the loss as a function of the learning rates, to the log of one run or of several of one recipe.
+
+        L(t) = L_0 + A S_1(t)^-alpha - B D(t)
+
+    Both published forms of D are fitted, and the one that better predicts the last fifth of the log from the rest is taken.
+
+    Args:
+        learning_rates: of every update from the first, warm-up included, shape (T,); or a list of such arrays.
+        steps: the 1-based updates at which losses were logged, shape (n,); or a list.
+        losses: shape (n,); or a list.
+        epochs: how often the run saw each sample, where that is known.
+
+    Returns:
+        The law, with `refusals` where it should not be used.
+
+    Raises:
+        ValueError: for logs that a law cannot be fitted to.
+
+    Reference: arXiv 2408.11029, arXiv 2503.12811.
+    """
+    logs = checked_logs(learning_rates, steps, losses)
+    fits = sorted((_fit(form, logs) for form in FORMS), key=lambda one: one.held_out_error)
+    best = fits[0]
+    return LossLaw(
+        form=best.fit.form.name,
+        parameters=MappingProxyType(best.fit.parameters()),
+        held_out_error=best.held_out_error,
+        refusals=_refusals(best, logs, epochs),
+        _fits=tuple(fits),
+    )
+
+
+def _fit(form: LossForm, logs: Sequence[LossLog]) -> _FormFit:
+    problem = Problem.of(form, logs)
+    grid = Grid.of(problem)
+    fit = fit_form(problem, grid)
+    draws, residuals = bootstrap(problem, grid, fit)
+    cuts = [held_out_from(log) for log in logs]
+    rest = Problem.of(form, [log.before(cut) for log, cut in zip(logs, cuts, strict=True)])
+    fit_of_rest = fit_form(rest, Grid.of(rest))
+    errors = [
+        np.abs(fit_of_rest.predict(held_out.rates, held_out.updates) - held_out.losses)
+        for held_out in (log.after(cut) for log, cut in zip(logs, cuts, strict=True))
+    ]
+    return _FormFit(fit, draws, residuals, float(np.concatenate(errors).mean()))
+
+
+def held_out_from(log: LossLog) -> int:
+    """The update from which losses are predicted from the earlier ones.
+
+    Args:
+        log: of one run.
+
+    Returns:
+        The 0-based update at which the last fifth of the losses begins; or, where the rate has hardly fallen by then, that
+        at which half of the fall is over.
+    """
+    fifth = int(log.updates[-max(1, round(HELD_OUT * len(log.updates)))])
+    peak, last = float(log.rates[: fifth + 1].max()), float(log.rates[log.updates[-1]])
+    if log.rates[fifth] > (1 - LEAST_ANNEALING) * peak and last < (1 - LEAST_ANNEALING) * peak:
+        return int(log.updates[log.rates[log.updates] <= (peak + last) / 2][0])
+    return fifth
+
+
+def _refusals(best: _FormFit, logs: Sequence[LossLog], epochs: float | None) -> tuple[str, ...]:
+    return tuple(
+        reason
+        for reason in (
+            _refuse_epochs(epochs),
+            _refuse_no_annealing(logs),
+            _refuse_weak_annealing(best),
+            _refuse_held_out_error(best, logs),
+        )
+        if reason
+    )
+
+
+def _refuse_epochs(epochs: float | None) -> str | None:
+    if epochs is None or epochs <= ONE_EPOCH:
+        return None
+    return (
+        f"The run saw its data {epochs:.3g} times, and its training losses fall for that alone; use a run of one epoch."
+    )
+
+
+def _refuse_no_annealing(logs: Sequence[LossLog]) -> str | None:
+    annealed = max(1 - float(log.rates[log.updates[-1]] / log.rates[: log.updates[-1] + 1].max()) for log in logs)
+    if annealed >= LEAST_ANNEALING:
+        return None
+    return (
+        f"The learning rate ends at {1 - annealed:.0%} of its peak, so the log does not show what a decay brings; use the log "
+        "of a run that decays."
+    )
+
+
+def _refuse_weak_annealing(best: _FormFit) -> str | None:
+    without = float(np.mean(best.draws[1:, 2] <= 0))
+    if best.fit.coefficients[2] > 0 and without < LARGEST_SHARE_WITHOUT_ANNEALING:
+        return None
+    return (
+        f"The effect of the decay cannot be told from 0 ({without:.0%} of the fits to resampled losses have none); use a longer "
+        "run, or one that decays more."
+    )
+
+
+def _refuse_held_out_error(best: _FormFit, logs: Sequence[LossLog]) -> str | None:
+    held_out = [log.after(held_out_from(log)) for log in logs]
+    earlier = [log.before(held_out_from(log)).losses for log in logs]
+    losses = np.concatenate([log.losses for log in held_out])
+    relative = best.held_out_error / float(losses.mean())
+    if relative > LARGEST_HELD_OUT_ERROR:
+        return (
+            f"The last fifth of the log, predicted from the rest, is off by {relative:.1%} of the loss on average, more than "
+            f"{LARGEST_HELD_OUT_ERROR:.0%}."
+        )
+    unchanged = np.concatenate(
+        [
+            np.abs(before[-len(log.losses) // 2 :].mean() - log.losses)
+            for before, log in zip(earlier, held_out, strict=True)
+        ]
+    )
+    if best.held_out_error >= unchanged.mean():
+        return (
+            f"The last fifth of the log is predicted with an error of {best.held_out_error:.3g}, no better than by a loss that "
+            f"stays as it was ({unchanged.mean():.3g})."
+        )
+    return None
+
+
+def minimize_predicted_loss(law: LossLaw, peak: float, num_training_steps: int, warmup_steps: int = 0) -> Array:
+    """The schedule with the least predicted final loss, among those that do not rise after their warm-up.
+
+    The prediction is that of `"decay per decrease"`, whichever form the law has: the annealing sum is linear in the rates, so
+    that its optimum falls from the peak to 0 within a few updates, which no published run supports.
+
+    Args:
+        law: of `fit_loss_law`.
+        peak: the largest learning rate.
+        num_training_steps: T.
+        warmup_steps: the length of a linear ramp from 0.
+
+    Returns:
+        Multipliers of the peak at t / T for t = 0 .. T-1, shape (T,).
+
+    Raises:
+        ValueError: for a peak that is not positive, or a warm-up that leaves fewer than 2 updates.
+
+    Reference: arXiv 2503.12811, section 5.
+    """
+    from scipy.optimize import minimize
+
+    if not (np.isfinite(peak) and peak > 0):
+        raise ValueError(f"peak is {peak!r:.40}, but must be a positive learning rate.")
+    decaying = num_training_steps - warmup_steps
+    if warmup_steps < 0 or decaying < 2:
+        raise ValueError(
+            f"warmup_steps is {warmup_steps!r:.40} of {num_training_steps!r:.40} updates; at least 2 updates must follow it."
+        )
+    knots = 1 - np.linspace(1, 0, NUM_KNOTS + 1) ** 2
+
+    def multipliers(decreases: Array, length: int) -> Array:
+        warmup = max(1, round(warmup_steps * length / num_training_steps)) if warmup_steps else 0
+        progress = np.arange(length - warmup) / (length - warmup)
+        decay = np.interp(progress, knots, np.exp(-np.cumsum(decreases)))
+        return np.concatenate([np.arange(warmup) / max(warmup, 1), decay])
+
+    length = min(num_training_steps, MOST_OPTIMIZED_STEPS)
+    fit = next(one.fit for one in law._fits if one.fit.form is DECAY_PER_DECREASE).coarser(num_training_steps / length)
+    last = np.array([length - 1])
+
+    def predicted(decreases: Array) -> float:
+        return float(fit.predict(peak * multipliers(decreases, length), last)[0])
+
+    starts = [np.maximum(np.diff(-np.log(np.maximum(shape(knots), 1e-3)), prepend=0.0), 0.0) for shape in STARTS]
+    bounds = [(0.0, 10.0)] * len(knots)
+    found = [minimize(predicted, start, method="L-BFGS-B", bounds=bounds) for start in starts]
+    return multipliers(min(found, key=lambda result: result.fun).x, num_training_steps)

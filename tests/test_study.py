@@ -1,0 +1,225 @@
+"""The protocol's choices and verdicts against values typed by hand, and scripts/finetuning_study.py as a user runs it."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from experiments.cells import Cell, Result
+from experiments.protocol import MAX_PEAKS, SCHEDULES, SELECTION, baseline_file, choose, next_peak
+from experiments.results_table import read_results, results_table
+from experiments.statistics import TunedSchedule, holm
+from experiments.study import Study, StudyOptions
+from experiments.study_report import StudyResults, compare_with, verdict, with_divergence_as_worst
+
+from .records import write_norms
+from .refusals import refuses
+from .tiny import BIN, REPOSITORY, run_command
+
+SCRIPT = REPOSITORY / "scripts" / "finetuning_study.py"
+REPORT = REPOSITORY / "scripts" / "report_studies.py"
+
+
+def tuned(peak, *, on_edge=False, problem=""):
+    return TunedSchedule("linear", peak, on_edge, pd.Series([1.0]), problem)
+
+
+@pytest.mark.parametrize(
+    ("peaks", "best", "expected"),
+    [
+        pytest.param([0.5, 1, 2], tuned(1.0), None, id="the best lies inside"),
+        pytest.param([0.5, 1, 2], tuned(2.0, on_edge=True), 4.0, id="the highest is the best"),
+        pytest.param([0.5, 1, 2], tuned(0.5, on_edge=True), 0.25, id="the lowest is the best"),
+        pytest.param([0.5, 1, 2], tuned(math.nan, problem="diverged"), 0.25, id="all diverged"),
+        pytest.param([2.0**power for power in range(MAX_PEAKS)], tuned(128.0, on_edge=True), None, id="wide enough"),
+    ],
+)
+def test_a_grid_of_peaks_is_widened_until_the_best_lies_inside(peaks, best, expected):
+    assert next_peak(peaks, best) == expected
+
+
+def loss_at(cell):
+    """The best peak of WSD is 4, of other schedules 1."""
+    best = 4.0 if cell.schedule == "WSD" else 1.0
+    return Result(cell, 2 + abs(math.log2(cell.peak / best)) + cell.seed / 1e6)
+
+
+@pytest.mark.parametrize("num_kept", [0, 1, 5, 20, 60])
+def test_a_study_that_was_killed_chooses_from_all_peaks(tmp_path, num_kept):
+    """The linear baselines of this study have norms that fall to 1 in the first tenth."""
+
+    def record(cell):
+        path = tmp_path / f"{cell.seed}.jsonl"
+        write_norms(path, [*np.linspace(3, 1, 10), *[1.0] * 90])
+        return path
+
+    def run(folder):
+        study = Study(folder, "x", StudyOptions(100, 1.0, num_test_seeds=2), loss_at, record)
+        study.run()
+        cells = [result.cell for result in read_results(folder / "results.jsonl")]
+        return [cell for cell in cells if cell.role != "baseline"]  # their norms are kept
+
+    whole = run(tmp_path / "whole")
+    assert sorted({cell.peak for cell in whole if cell.schedule == "WSD"}) == [0.5, 1, 2, 4, 8]
+    assert sorted({cell.peak for cell in whole if cell.schedule == "linear, 5 % warm-up"}) == [0.5, 1, 2]
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    path = tmp_path / "killed" / "results.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:num_kept]))
+    assert set(run(tmp_path / "killed")) == set(whole)
+
+
+def selection(losses):
+    """Selection cells, from losses by schedule and peak."""
+    return results_table(
+        Result(Cell("x", schedule, peak, 1000, 10, SELECTION), loss)
+        for schedule, by_peak in losses.items()
+        for peak, loss in by_peak.items()
+    )
+
+
+def test_the_reference_is_linear_decay_with_the_best_warm_up_at_its_own_peak():
+    cells = selection(
+        {
+            "linear": {1: 3.0, 2: 2.0, 4: 5.0},
+            "linear, 5 % warm-up": {1: 3.0, 2: 1.9, 4: 1.8, 8: 2.5},
+            "linear, 20 % warm-up": {1: 3.0, 2: 1.95, 4: 2.5},
+            "WSD": {1: 1.0, 2: math.inf, 4: math.inf},
+        }
+    )
+    choices = choose(cells)
+    assert choices.reference == "linear, 5 % warm-up"
+    assert choices.tuned["linear, 5 % warm-up"].peak == 4
+    assert choices.compared == ["linear", "linear, 5 % warm-up", "WSD"]
+
+
+def test_linear_decay_that_always_diverges_is_refused():
+    with refuses("Linear decay diverged at every peak", "lower --start_peak"):
+        choose(selection({"linear": {1: math.inf}}))
+
+
+@pytest.mark.parametrize(("seed", "number"), [(0, 0), (4, 1), (1001, 2), (2000, 0), (2002, 2)])
+def test_the_baseline_of_a_seed(seed, number):
+    assert baseline_file(Path("study"), seed) == Path(f"study/baseline_norms/baseline_{number}.jsonl")
+
+
+def test_holm_is_its_published_procedure():
+    """The smallest of three p-values times 3, the next times 2, the last times 1, never decreasing."""
+    assert holm([0.04, 0.01, 0.03]) == [0.06, 0.03, 0.06]
+    assert holm([0.9, math.nan]) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p_value", "expected"),
+    [
+        (-0.3, -0.1, 0.01, "better"),
+        (-0.3, -0.1, 0.06, "no worse"),
+        (-0.3, 0.003, 0.4, "no worse"),
+        (-0.3, 0.1, 0.4, "undecided"),
+        (0.1, 0.3, 0.01, "worse"),
+        (0.1, 0.3, 0.06, "undecided"),
+        (0.001, 0.003, 0.01, "worse, by less than 0.2 %"),
+        (math.nan, math.nan, math.nan, "undecided"),
+    ],
+)
+def test_the_verdicts_of_the_protocol(low, high, p_value, expected):
+    assert verdict({"low": low, "high": high}, 2.0, p_value) == expected
+
+
+def study_of(losses):
+    names = list(losses)
+    choices = choose(selection({name: {1: 3.0, 2: 2.0, 4: 3.0} for name in names}))
+    return StudyResults("x", pd.DataFrame(), choices, pd.DataFrame(losses))
+
+
+def test_contrasts_are_paired_and_only_the_primary_ones_corrected():
+    study = study_of(
+        {
+            "linear": [2.0, 3.0, 4.0, 5.0],
+            "refined": [2.1, 3.1, 4.2, 5.2],
+            "rising norms ignored": [1.9, 2.9, 3.8, 4.8],
+            "cosine": [2.0, 3.1, 4.0, 5.1],
+        }
+    )
+    rows = compare_with(study, "linear").set_index("schedule")
+    assert rows["difference"].to_dict() == pytest.approx(
+        {"refined": 0.15, "rising norms ignored": -0.15, "cosine": 0.05}
+    )
+    # t = 0.15 / (0.0577 / 2) = 5.196 with 3 degrees of freedom: p = 0.0138, of two equal ones twice that.
+    assert rows.loc["refined", "p_value"] == pytest.approx(0.0138, abs=1e-4)
+    assert rows.loc["refined", "corrected"] == pytest.approx(2 * rows.loc["refined", "p_value"])
+    assert math.isnan(rows.loc["cosine", "corrected"])
+    assert rows["verdict"].to_dict() == {"refined": "worse", "rising norms ignored": "better", "cosine": "undecided"}
+
+
+def test_a_run_that_diverged_is_the_worst_of_its_seed():
+    losses = pd.DataFrame({"linear": [2.0, 3.0], "WSD": [math.inf, 1.0], "cosine": [4.0, 5.0]})
+    assert with_divergence_as_worst(losses)["WSD"].tolist() == [4.0, 1.0]
+
+
+OPTIONS = (
+    *("--max_steps", 12, "--num_test_seeds", 2, "--num_workers", 1, "--start_peak", 1e-2, "--vocab_size", 300),
+    *("--builtin_text", "english", "--max_train_samples", 64, "--max_eval_samples", 8, "--block_size", 16),
+    *("--config_overrides", "n_embd=8,n_layer=1,n_head=1,n_positions=16"),
+)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studies") / "tiny"
+    done = run_command(BIN / "python", SCRIPT, "--output_dir", folder, *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_study_has_selection_baselines_and_test_seeds(study):
+    rows = [json.loads(line) for line in (study / "results.jsonl").read_text().splitlines()]
+    seeds = {
+        role: sorted({row["seed"] for row in rows if row.get("role") == role}) for role in (SELECTION, "baseline", None)
+    }
+    assert seeds == {SELECTION: [1000], "baseline": [2000, 2001, 2002], None: [0, 1]}
+    assert {row["schedule"] for row in rows if row.get("role") == SELECTION} == set(SCHEDULES)
+    assert len(list((study / "baseline_norms").iterdir())) == 3
+    forecasts = json.loads((study / "forecasts.json").read_text())["forecasts"]
+    assert [row["baseline"] for row in forecasts] == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_killed_study_runs_only_what_is_missing(study):
+    path = study / "results.jsonl"
+    rows = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(rows[:-2]))
+    done = run_command(BIN / "python", SCRIPT, "--output_dir", study, *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    again = path.read_text().splitlines(keepends=True)
+    without_time = [{**json.loads(row), "seconds": 0} for row in rows]
+    assert [{**json.loads(row), "seconds": 0} for row in again] == without_time
+
+
+def test_the_report_states_both_references(study):
+    done = run_command(BIN / "python", REPORT, study)
+    assert done.returncode == 0, done.stderr
+    report = study.with_suffix(".md").read_text()
+    assert "vs reference 1 [95 % interval]" in report
+    assert "vs reference 2 [95 % interval]" in report
+    assert "- tokens per update: 128" in report
+    assert {path.name for path in study.glob("*.png")} == {"differences.png", "loss_by_peak.png", "schedules.png"}
+    table = pd.read_csv(study / "tables.csv")
+    rows = [json.loads(line) for line in (study / "results.jsonl").read_text().splitlines()]
+    losses = {(row["schedule"], row["seed"]): row["eval_loss"] for row in rows if "role" not in row}
+    wsd = np.mean([losses["WSD", seed] - losses["linear", seed] for seed in (0, 1)])
+    row = table[(table["compared with"] == "linear") & (table["schedule"] == "WSD")]
+    assert row["difference"].item() == pytest.approx(wsd)
+
+
+def test_a_folder_without_a_study_is_refused(tmp_path):
+    done = run_command(BIN / "python", REPORT, tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith("results.jsonl is missing; give the folder that a study has written.")
+
+
+def test_bad_options_are_refused(tmp_path):
+    done = run_command(BIN / "python", SCRIPT, "--output_dir", tmp_path, "--start_peak", 0)
+    assert done.returncode == 2
+    assert "--start_peak is 0.0, but must be a positive learning rate." in done.stderr
