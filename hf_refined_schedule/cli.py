@@ -6,9 +6,12 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .commands import check, extend, launch, plot, predict, rank, refine
+from .commands import check, diagnose, extend, launch, plot, predict, preview, rank, refine
 
-COMMANDS = (refine, check, rank, predict, extend, plot, launch)
+COMMANDS = (refine, check, rank, predict, extend, plot, preview, diagnose, launch)
+
+FOR_A_SCRIPT = ("preview", "diagnose")
+"""Commands for which `--` begins the arguments of a training script, as often as it occurs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,7 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 2 for bad usage or input.
     """
-    options = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    script_arguments: list[list[str]] = []
+    if words and words[0] in FOR_A_SCRIPT:
+        words, *script_arguments = _split(words)
+    options = _parser().parse_args(words, argparse.Namespace(script_arguments=script_arguments))
     try:
         options.run(options)
         sys.stdout.flush()
@@ -31,6 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"hf-refined-schedule {options.command}: error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _split(words: Sequence[str]) -> list[list[str]]:
+    """The words before the first `--`, and those after each."""
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if word == "--":
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return parts
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -90,7 +90,7 @@ def norms_and_schedule_figure(
     average: NDArray[np.float64] | None = None,
     *,
     label: str,
-    title: str,
+    title: str | None = None,
 ) -> Path:
     """Write a picture: norms of one run or several, and the schedules they ask for beside linear decay and cosine.
 
@@ -99,7 +99,7 @@ def norms_and_schedule_figure(
         runs: what to draw. Without any norms the schedules are drawn alone.
         average: the schedule that several runs make together, shape (T+1,).
         label: what the norms are.
-        title: the headline.
+        title: the headline over both panels.
 
     Returns:
         The picture's path.
@@ -123,7 +123,34 @@ def norms_and_schedule_figure(
         if average is not None:
             grids["average"] = average
     plot_schedules(all_axes[-1], {**grids, "linear": 1 - progress, "cosine": 0.5 * (1 + np.cos(np.pi * progress))})
-    figure.suptitle(_literal(title))
+    titles = ("Recorded norms", "Schedule")[-panels:]
+    for axes, heading in zip(all_axes, titles, strict=True):
+        axes.set_title(heading)
+    if title is not None:
+        figure.suptitle(_literal(title))
+    return _written(figure, path)
+
+
+def rates_figure(path: str | os.PathLike[str], curves: Mapping[str, NDArray[np.float64]], *, title: str) -> Path:
+    """Write a picture of learning rates, over each other.
+
+    Args:
+        path: the picture; its ending names the format, PNG without one.
+        curves: the rate of each update, shape (T,), by the schedule's name.
+        title: the headline.
+
+    Returns:
+        The picture's path.
+
+    Raises:
+        ValueError: if matplotlib is not installed, or does not know the ending.
+    """
+    figure = _figure(1)
+    axes = figure.subplots()
+    for (name, rates), color in zip(curves.items(), cycle(RUN_COLORS), strict=False):
+        axes.plot(np.arange(1, len(rates) + 1), rates, color=color, label=_literal(name))
+    axes.set(xlabel="optimizer update", ylabel="learning rate", title=_literal(title), ylim=(0, None))
+    axes.legend(fontsize="small")
     return _written(figure, path)
 
 
@@ -192,6 +219,8 @@ def predicted_losses_figure(
         rates_axes.plot(np.arange(1, len(rates) + 1), rates, color=_color(name, other_colors), linewidth=1)
     rates_axes.set(xlabel="optimizer update", ylabel="learning rate")
     rates_axes.set_ylim(bottom=0)
+    losses_axes.set_title("Losses")
+    rates_axes.set_title("Learning rates")
     figure.suptitle(_literal(title))
     return _written(figure, path)
 
@@ -243,3 +272,43 @@ def schedule_as_text(grid: NDArray[np.float64], *, columns: int = 72, rows: int 
     lines.append("0.00 +" + "-" * columns)
     lines.append("      0" + "progress of the run".center(columns - 2) + "1")
     return "\n".join(lines)
+
+
+MARKS = "#abcdefghijklmnopqrstuvwxyz"
+"""Characters of curves in a terminal: the first for a single one, the letters for several."""
+
+
+def rates_as_text(curves: Mapping[str, NDArray[np.float64]], *, columns: int = 72, rows: int = 12) -> str:
+    """Learning rates over each other as a picture of characters, for a terminal.
+
+    Args:
+        curves: the rate of each update, shape (T,), by name; at most 26.
+        columns: characters across.
+        rows: lines down, without the axes.
+
+    Returns:
+        Lines of text. Several curves have a letter each, in their order, and a `*` where they meet.
+
+    Raises:
+        ValueError: if there are more curves than letters.
+    """
+    if len(curves) >= len(MARKS):
+        raise ValueError(f"{len(curves)} curves are too many for a picture; pass at most {len(MARKS) - 1}.")
+    highest = max(float(rates.max()) for rates in curves.values()) or 1.0
+    longest = max(len(rates) for rates in curves.values())
+    marks = MARKS[:1] if len(curves) == 1 else MARKS[1:]
+    canvas = np.full((rows, columns), " ")
+    for mark, rates in zip(marks, curves.values(), strict=False):
+        updates = 1 + np.arange(columns) * (longest - 1) / max(columns - 1, 1)
+        heights = np.interp(updates, np.arange(1, len(rates) + 1), rates)
+        lines = np.clip(np.ceil(heights / highest * rows).astype(int), 1, rows)
+        for column in np.flatnonzero(updates <= len(rates)):
+            there = canvas[rows - lines[column], column]
+            canvas[rows - lines[column], column] = mark if there == " " else "*"
+    labels = {0: f"{highest:.2e}", rows // 2: f"{highest * (rows - rows // 2) / rows:.2e}"}
+    text = [f"{labels.get(row, ''):>8} |{''.join(line)}".rstrip() for row, line in enumerate(canvas)]
+    text.append(f"{'0':>8} +{'-' * columns}")
+    text.append(f"{'':10}1{f'update {longest}':>{columns - 1}}")
+    if len(curves) > 1:
+        text += [f"{mark}: {name}" for mark, name in zip(marks, curves, strict=False)]
+    return "\n".join(text)

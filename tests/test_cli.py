@@ -153,7 +153,8 @@ def test_python_m_and_version():
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["refine"], ["check"], ["rank"], ["plot"], ["launch"], ["predict"], ["extend"]]
+    "command",
+    [[], ["refine"], ["check"], ["rank"], ["plot"], ["preview"], ["diagnose"], ["launch"], ["predict"], ["extend"]],
 )
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:

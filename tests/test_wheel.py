@@ -1,7 +1,9 @@
-"""The wheel: it holds the package alone, and its command line needs numpy and scipy alone."""
+"""The wheel and the source distribution: they hold the package, and its command line needs numpy and scipy alone."""
 
+import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -20,14 +22,25 @@ PACKAGE = "hf_refined_schedule"
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """Built from the tracked files, as a release is: files that lie around in a working tree stay out."""
-    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    return build_wheel(source_tree(tmp_path_factory.mktemp("source")), tmp_path_factory.mktemp("dist"))
+
+
+def source_tree(folder):
+    """The tracked files that a build may read."""
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", PACKAGE, "scripts", "tests"):
-        (source / name).symlink_to(REPOSITORY / name)
-    words = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=BUILD_SECONDS)
-    assert done.returncode == 0, done.stderr
+        (folder / name).symlink_to(REPOSITORY / name)
+    return folder
+
+
+def build_wheel(source, folder):
+    run_python("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source)
     (built,) = folder.glob("*.whl")
     return built
+
+
+def run_python(*words, folder=None):
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=BUILD_SECONDS, cwd=folder)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_wheel_holds_the_package_alone(wheel):
@@ -53,3 +66,28 @@ def test_check_runs_from_the_wheel_in_an_empty_environment(wheel, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={}, timeout=BUILD_SECONDS)
     assert (done.returncode, done.stderr) == (0, "")
     assert "verdict: worth a refined run" in done.stdout
+
+
+def test_the_source_distribution_makes_the_same_wheel(wheel, tmp_path):
+    """`pip install` of the sdist builds this wheel. Links would be left out of the archive, so the tree is a copy."""
+    for folder in ("tree", "sdist", "dist"):
+        (tmp_path / folder).mkdir()
+    for path in source_tree(tmp_path / "tree").iterdir():
+        target = path.resolve()
+        path.unlink()
+        if target.is_dir():
+            shutil.copytree(target, path, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(target, path)
+    code = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    run_python("-c", code, tmp_path / "sdist", folder=tmp_path / "tree")
+    (archive,) = (tmp_path / "sdist").glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    assert {"LICENSE", "README.md", "pyproject.toml", "setup.cfg", f"{PACKAGE}/py.typed"} <= names
+    rebuilt = build_wheel(archive, tmp_path / "dist")
+    files, again = (
+        {name: archive.read(name) for name in archive.namelist() if not name.endswith(".dist-info/RECORD")}
+        for archive in (zipfile.ZipFile(wheel), zipfile.ZipFile(rebuilt))
+    )
+    assert again == files

@@ -1,7 +1,9 @@
 """`hf-refined-schedule plot`: draw a run's norms and the schedule they ask for."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..norms.message_text import shown
@@ -41,13 +43,13 @@ def run(options: argparse.Namespace) -> None:
     titles = [_title(refinement, shown(refinement.schedule.source)) for refinement in refinements]
     grids = [refinement.schedule.grid for refinement in refinements]
     several = len(refinements) > 1
-    headline, average = titles[0], None
+    headline, average = _headline(refinements[0]), None
     if several and all(refinement.runs for refinement in refinements):
         runs = [run for refinement in refinements for run in refinement.runs]
         together = refine_sources(runs, options.optimizer, replace(refinement_options(options), pilot=True))
-        headline = _title(together, f"{len(runs)} runs", "their average: ")
+        titles.append(_title(together, f"{len(runs)} runs", "their average: "))
+        headline = f"{len(runs)} runs, {_headline(together)}"
         average = together.schedule.grid
-        titles.append(headline)
         grids.append(average)
     elif several:
         headline = f"{len(refinements)} schedules"
@@ -58,8 +60,8 @@ def run(options: argparse.Namespace) -> None:
         written = norms_and_schedule_figure(
             options.output,
             [
-                _drawn(refinement, source if several else None)
-                for refinement, source in zip(refinements, options.sources, strict=True)
+                _drawn(refinement, name if several else None)
+                for refinement, name in zip(refinements, _run_names(options.sources), strict=True)
             ],
             average,
             label=f"gradient {' or '.join(kinds)} norm, before clipping",
@@ -76,14 +78,29 @@ def _title(refinement: Refinement, name: str, verdict_of: str = "") -> str:
     return title if health is None else f"{title}\n{verdict_of}{health.verdict}"
 
 
-def _drawn(refinement: Refinement, source: str | None) -> "DrawnRun":
-    """A source as a picture shows it; `source` is its path where there are several."""
+def _headline(refinement: Refinement) -> str | None:
+    """The headline of a picture: what a reader wants to know, not a path."""
+    return None if refinement.health is None else f"verdict: {refinement.health.verdict}"
+
+
+def _run_names(sources: Sequence[str]) -> list[str]:
+    """Names for a legend: the last parts of the paths, as many as tell them apart."""
+    paths = [Path(source).parts for source in sources]
+    for count in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(parts[-count:]) for parts in paths]
+        if len(set(names)) == len(names):
+            return names
+    return list(sources)
+
+
+def _drawn(refinement: Refinement, run_name: str | None) -> "DrawnRun":
+    """A source as a picture shows it, with its name where there are several."""
     from ..plots import DrawnRun
 
     schedule, runs, health = refinement
     raw = runs[0].at_every_step(schedule.norm) if runs else None
     smoothed = None if raw is None else smooth_norms(raw, schedule.smoothing)
     name = "refined"
-    if source is not None:
-        name = f"{shown(source, LONGEST_NAME)}: {health.verdict if health else 'a schedule file'}"
+    if run_name is not None:
+        name = f"{shown(run_name, LONGEST_NAME)}: {health.verdict if health else 'a schedule file'}"
     return DrawnRun(name, schedule.grid, raw, smoothed)

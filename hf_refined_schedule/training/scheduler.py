@@ -251,6 +251,11 @@ class RefinedLR(LambdaLR):
         return self._horizon.num_training_steps
 
     @property
+    def num_warmup_steps(self) -> int:
+        """The steps of the ramp that caps the schedule."""
+        return self._horizon.num_warmup_steps
+
+    @property
     def fingerprint(self) -> str | None:
         """The fingerprint of the schedule, None if there is no schedule."""
         return None if self.refined_schedule is None else self.refined_schedule["fingerprint"]

@@ -6,6 +6,7 @@ from transformers import Trainer
 
 from .callback import GradientNormCallback
 from .checkpoints import last_complete_checkpoint
+from .model_card import add_schedule_section
 from .registration import register
 
 register()
@@ -19,6 +20,8 @@ else:
 
 class RefinedScheduleMixin(_Base):
     """Makes any Trainer record its gradient norms, unless its arguments have `record_gradient_norms=False`.
+
+    The model card of a refined run says which schedule it had.
 
         class RefinedSFTTrainer(RefinedScheduleMixin, SFTTrainer):
             pass
@@ -56,6 +59,18 @@ class RefinedScheduleMixin(_Base):
                     "resume_from_checkpoint to start from the beginning."
                 )
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the Trainer's model card and, after a refined run, which schedule it had, from which run, and the verdict.
+
+        `push_to_hub` calls this, too.
+
+        Args:
+            *args: passed to the Trainer.
+            **kwargs: passed to the Trainer.
+        """
+        super().create_model_card(*args, **kwargs)
+        add_schedule_section(self)
 
 
 class RefinedScheduleTrainer(RefinedScheduleMixin, Trainer):

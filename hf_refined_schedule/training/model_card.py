@@ -1,0 +1,152 @@
+"""What the model card of a refined run says about its schedule."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from transformers import Trainer
+
+from ..norms.gradient_norms import GradientNorms
+from ..norms.message_text import shown
+from ..plots import DrawnRun, norms_and_schedule_figure
+from ..recording.optimizers import optimizer_family
+from ..schedules.refinement_options import RefinementOptions
+from ..schedules.refining import Refinement, Source, listed_sources, refine_sources
+from ..theory.refinement import peak_position, smooth_norms
+from .scheduler import FOLDER_VARIABLE, OPTIONS_VARIABLE, REFINED_FROM_VARIABLE, RefinedLR
+from .scheduler_kwargs import parse_scheduler_kwargs
+
+HEADING = "### Learning-rate schedule"
+
+PICTURE_NAME = "learning_rate_schedule.png"
+"""The picture, beside the card in `output_dir`, from where `push_to_hub` uploads it."""
+
+PARTS_OF_A_PATH = 2
+"""The last parts of a source's path that a card shows: the rest may name the user, and a card may be public."""
+
+
+class _Request(NamedTuple):
+    """Where the schedule of a run came from, as its arguments say it."""
+
+    sources: list[Source]
+    options: RefinementOptions
+    folder: str
+
+
+def add_schedule_section(trainer: Trainer) -> None:
+    """Add a section about the refined schedule to the model card that a Trainer has written.
+
+    It says which run the schedule was refined from, with which verdict, and how it was capped; a picture shows the norms and
+    the schedule if matplotlib is installed. The card of a run with another schedule stays as it is.
+
+    Args:
+        trainer: the Trainer, after its `create_model_card`.
+    """
+    scheduler = _refined_scheduler(trainer)
+    card = Path(str(trainer.args.output_dir)) / "README.md"
+    if scheduler is None or not trainer.is_world_process_zero() or not card.is_file():
+        return
+    request = _request(trainer)
+    refinement = None if request is None else _refinement(request, trainer, scheduler)
+    section = _section(scheduler, request, refinement)
+    picture = _picture(card.parent, scheduler, refinement)
+    if picture is not None:
+        section += f"\n![Recorded gradient norms and the learning-rate schedule refined from them]({picture.name})\n"
+    text = card.read_text(encoding="utf-8")
+    before, marker, after = text.partition("\n### Framework versions")
+    card.write_text(f"{before.rstrip()}\n\n{section}{marker}{after}", encoding="utf-8")
+
+
+def _refined_scheduler(trainer: Trainer) -> RefinedLR | None:
+    """The schedule of the run, inside the wrappers of Accelerate and DeepSpeed."""
+    scheduler: Any = getattr(trainer, "lr_scheduler", None)
+    while not isinstance(scheduler, RefinedLR) and hasattr(scheduler, "scheduler"):
+        scheduler = scheduler.scheduler
+    return scheduler if isinstance(scheduler, RefinedLR) and scheduler.refined_schedule is not None else None
+
+
+def _request(trainer: Trainer) -> _Request | None:
+    """The source and the options, from the arguments or from the environment."""
+    keywords = parse_scheduler_kwargs(trainer.args.lr_scheduler_kwargs)
+    source, folder = keywords.pop("refined_from", None), ""
+    keywords.pop("min_lr_ratio", None)
+    if source is None and REFINED_FROM_VARIABLE in os.environ:
+        source, folder = os.environ[REFINED_FROM_VARIABLE], os.environ.get(FOLDER_VARIABLE, "")
+        keywords = {**json.loads(os.environ.get(OPTIONS_VARIABLE, "{}")), **keywords}
+    return (
+        None if source is None else _Request(listed_sources(source), RefinementOptions.from_keywords(keywords), folder)
+    )
+
+
+def _refinement(request: _Request, trainer: Trainer, scheduler: RefinedLR) -> Refinement | None:
+    """The schedule again, with its verdict; None if the source no longer gives the schedule of this run."""
+    located = [one if isinstance(one, GradientNorms) else os.path.join(request.folder, one) for one in request.sources]
+    family = None if trainer.optimizer is None else optimizer_family(trainer.optimizer)
+    try:
+        refinement = refine_sources(located, family, request.options)
+    except (ValueError, OSError):
+        return None
+    return refinement if refinement.schedule.fingerprint == scheduler.fingerprint else None
+
+
+def _section(scheduler: RefinedLR, request: _Request | None, refinement: Refinement | None) -> str:
+    grid = _grid(scheduler)
+    names = "an earlier run" if request is None else _names(request.sources)
+    lines = [
+        HEADING,
+        "",
+        f"The learning rate followed a schedule refined from the gradient norms of {names}, by "
+        "[hf-refined-schedule](https://pypi.org/project/hf-refined-schedule/), after "
+        "[arXiv 2310.07831](https://arxiv.org/abs/2310.07831).",
+        "",
+        f"- Fingerprint: `{scheduler.fingerprint}`",
+        f"- Peak at {peak_position(grid):.0%} of {scheduler.num_training_steps} updates, mean multiplier {grid[:-1].mean():.2f} "
+        "(linear decay: 0.50)",
+    ]
+    if scheduler.num_warmup_steps:
+        lines.append(f"- Capped by a linear warm-up of {scheduler.num_warmup_steps} updates")
+    if refinement is None:
+        lines.append("- Verdict: not known, because the source no longer gives this schedule")
+    elif refinement.health is None:
+        lines.append("- Verdict: not known, because the source is a schedule file")
+    else:
+        reasons = f": {'; '.join(refinement.health.reasons)}" if refinement.health.reasons else ""
+        lines.append(f"- Verdict on that run: {refinement.health.verdict}{reasons}")
+    if refinement is not None:
+        schedule = refinement.schedule
+        lines.append(f"- Weights: {schedule.norm.upper()} ** {schedule.power:g}, smoothing {schedule.smoothing:.3g}")
+        lines += [f"- {note}" for note in schedule.notes]
+    return "\n".join(lines) + "\n"
+
+
+def _names(sources: Sequence[Source]) -> str:
+    names = [one.source if isinstance(one, GradientNorms) else os.fspath(one) for one in sources]
+    return ", ".join(f"`{shown('/'.join(Path(name).parts[-PARTS_OF_A_PATH:]))}`" for name in names)
+
+
+def _picture(folder: Path, scheduler: RefinedLR, refinement: Refinement | None) -> Path | None:
+    """Draw the norms and the schedule; None without matplotlib, which is an extra."""
+    runs = [] if refinement is None else refinement.runs
+    raw = smoothed = None
+    if refinement is not None and len(runs) == 1:
+        raw = runs[0].at_every_step(refinement.schedule.norm)
+        smoothed = smooth_norms(raw, refinement.schedule.smoothing)
+    kind = "" if refinement is None else f" {refinement.schedule.norm.upper()}"
+    try:
+        return norms_and_schedule_figure(
+            folder / PICTURE_NAME,
+            [DrawnRun("refined", _grid(scheduler), raw, smoothed)],
+            label=f"gradient{kind} norm, before clipping",
+        )
+    except ValueError:
+        return None
+
+
+def _grid(scheduler: RefinedLR) -> np.ndarray[Any, np.dtype[np.float64]]:
+    saved = scheduler.refined_schedule
+    if saved is None:
+        raise ValueError("The scheduler has no schedule; train before writing a card.")
+    return saved["grid"].numpy()
