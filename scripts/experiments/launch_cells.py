@@ -239,7 +239,7 @@ CELLS = [
         launch="accelerate",
         options=RAW,
         training={"max_grad_norm": 0},
-        warnings=(REFUSED + "DeepSpeed reports its norm only through accelerator.clip_grad_norm_"),
+        warnings=(REFUSED + "DeepSpeed reports its norm only through accelerator.clip_grad_norm_",),
         refused=True,
     ),
     Cell("DDP, bf16 autocast", training={"bf16": True}, setup=(*DDP, "bf16 autocast"), tolerance=BFLOAT16),
