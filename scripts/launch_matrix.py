@@ -64,7 +64,6 @@ schedule that is known in closed form.
   in float64 without the recorder; first over {STRICT_UPDATES} updates, then over all. The tolerances over {STRICT_UPDATES} updates are {FLOAT32:g} in float32 (sums in another
   order), {FLOAT16:g} with fp16 (11 bits), {BFLOAT16:g} with bfloat16 autocast (8 bits), and {BFLOAT16_PARAMETERS:g} with bfloat16 parameters (gradients are
   rounded before they are averaged). Over all updates they are {LATER_FACTOR} times larger, because the rounding of one update changes the next.
-  DeepSpeed's ZeRO does not report the L1 norm.
 - recorded: the norms are within the tolerance, every rank applied exactly the learning rates of the single process, which are the
   known ones, the file holds these rates, its clip factors follow from its L2 norms, and rank 0 alone wrote it.
 - refused: training finished with the right learning rates, one warning gave the reason, and there is no file.

@@ -15,7 +15,8 @@ from hf_refined_schedule.training.launch import _possible_families as possible_f
 from hf_refined_schedule.training.launch import launch as launch_here
 
 from .records import write_norms
-from .tiny import BIN, SCRIPTS, accelerate_launch, free_port, read_rows, run_command
+from .tiny import BIN, PYTHONPATH, SCRIPTS, accelerate_launch, free_port, read_rows, run_command
+from .tolerances import LAUNCH_SECONDS
 
 TRAINER = SCRIPTS / "unmodified_trainer.py"
 RAW = SCRIPTS / "no_trainer.py"
@@ -479,20 +480,53 @@ Trainer(tiny_model(), tiny_arguments(sys.argv[1], max_steps=3), train_dataset=ti
 """
 
 
-@pytest.mark.parametrize("registers", [True, False])
-def test_a_child_process_that_registers_records(tmp_path, registers):
-    (tmp_path / "child.py").write_text(
-        CHILD.replace("REGISTER", "import hf_refined_schedule; hf_refined_schedule.register()" if registers else "")
-    )
-    (tmp_path / "parent.py").write_text(
-        "import subprocess, sys\nsubprocess.run([sys.executable, *sys.argv[1:]], check=True)\n"
-    )
-    done = launch(tmp_path / "parent.py", tmp_path / "child.py", tmp_path / "run")
+PARENT = """
+import json, os, subprocess, sys
+subprocess.run([sys.executable, *sys.argv[2:]], check=True, env={**os.environ, **json.loads(sys.argv[1])})
+"""
+
+ANOTHER_PATH = {"PYTHONPATH": PYTHONPATH}
+"""An import path without the launcher's own folder."""
+
+
+@pytest.mark.parametrize(
+    ("environment", "code", "records"),
+    [
+        pytest.param({}, "", True, id="a child that knows nothing"),
+        pytest.param(
+            {}, "import hf_refined_schedule; hf_refined_schedule.register()", True, id="a child that registers"
+        ),
+        pytest.param(
+            ANOTHER_PATH,
+            "import hf_refined_schedule; hf_refined_schedule.register()",
+            True,
+            id="... on a path of its own",
+        ),
+        pytest.param(ANOTHER_PATH, "", False, id="a child that is hidden from the launcher"),
+    ],
+)
+def test_a_child_process_records(tmp_path, environment, code, records):
+    (tmp_path / "child.py").write_text(CHILD.replace("REGISTER", code))
+    (tmp_path / "parent.py").write_text(PARENT)
+    done = launch(tmp_path / "parent.py", json.dumps(environment), tmp_path / "child.py", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "gradient_norms.jsonl").exists() is registers
-    assert ("launch the script that trains" in done.stderr) is not registers
-    if registers:
+    assert (tmp_path / "run" / "gradient_norms.jsonl").exists() is records
+    assert ("launch the script that trains" in done.stderr) is not records
+    if records:
         assert len(read_rows(tmp_path / "run" / "gradient_norms.jsonl")[1]) == 3
+
+
+def test_another_launcher_under_the_launcher(tmp_path):
+    """`launch torchrun ...`: all ranks are children, and the main process writes."""
+    words = ("torchrun", "--nproc_per_node", 2, "--master_port", free_port(), TRAINER, "--output_dir", tmp_path)
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    done = run_command(
+        BIN / "hf-refined-schedule", "launch", *words, *TRAINER_OPTIONS, PATH=path, timeout=LAUNCH_SECONDS
+    )
+    assert reported_rates(tmp_path, rank=1)[0] == 2, done.stderr
+    header, rows = read_rows(tmp_path / "gradient_norms.jsonl")
+    assert (header["world_size"], len(rows)) == (2, 24)
+    assert [path.name for path in tmp_path.glob("gradient_norms*")] == ["gradient_norms.jsonl"]
 
 
 def test_a_launcher_in_a_launched_program_records_by_itself(tmp_path):

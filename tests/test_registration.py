@@ -8,13 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import HfArgumentParser, TrainingArguments, get_linear_schedule_with_warmup, get_scheduler
+from transformers import HfArgumentParser, Trainer, TrainingArguments, get_linear_schedule_with_warmup, get_scheduler
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_utils import SchedulerType
 
-from hf_refined_schedule import RefinedScheduleArguments, get_refined_schedule, register, register_scheduler
+from hf_refined_schedule import (
+    GradientNormCallback,
+    RefinedScheduleArguments,
+    get_refined_schedule,
+    register,
+    register_scheduler,
+)
 
-from .tiny import BIN, run_command, tiny_arguments, tiny_options
+from .tiny import BIN, run_command, tiny_arguments, tiny_model, tiny_options
 
 register()
 
@@ -71,6 +77,13 @@ def test_parser_choices(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parser.parse_args_into_dataclasses([*words, "defined"])
     assert "refined" in capsys.readouterr().err
+
+
+def test_report_to_records(tmp_path):
+    words = ["--output_dir", str(tmp_path), "--report_to", "gradient_norms", "--use_cpu"]
+    (arguments,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(words)
+    added = [type(one) for one in Trainer(tiny_model(), arguments).callback_handler.callbacks]
+    assert added.count(GradientNormCallback) == 1
 
 
 def test_a_training_args_file_loads_in_a_process_that_has_not_registered(tmp_path):

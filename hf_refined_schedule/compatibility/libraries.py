@@ -321,8 +321,8 @@ def scheduler_function(name: str) -> Callable[..., Any] | None:
 def trial_folder_name(callback: Any) -> str | None:
     """Get the folder in `output_dir` to which a Trainer saves the current trial of a hyperparameter search, such as `run-3`.
 
-    `Trainer._get_output_dir` and `Trainer._trial` (transformers 5.3 to 5.23). Events do not get the trial, and neither do
-    they get the Trainer, so it is looked up among the callers. It can go when `TrainerState` has the trial's number.
+    `Trainer._get_output_dir` and `Trainer._trial` (transformers 5.3 to 5.23). Events do not get the trial. It can go when
+    `TrainerState` has the trial's number.
 
     Args:
         callback: a callback of the Trainer, during one of its events.
@@ -330,12 +330,35 @@ def trial_folder_name(callback: Any) -> str | None:
     Returns:
         The folder relative to `output_dir`; None if no Trainer has called.
     """
+    trainer = _calling_trainer(callback)
+    if trainer is None:
+        return None
+    return os.path.relpath(trainer._get_output_dir(trainer._trial), trainer.args.output_dir)
+
+
+def callbacks_beside(callback: Any) -> list[Any]:
+    """Get the callbacks of the Trainer that a callback belongs to, among them those of the trackers.
+
+    `Trainer.callback_handler` (transformers 5.3 to 5.23). It can go when events get the other callbacks.
+
+    Args:
+        callback: a callback of the Trainer, during one of its events.
+
+    Returns:
+        The callbacks; none if no Trainer has called.
+    """
+    trainer = _calling_trainer(callback)
+    return [] if trainer is None else list(trainer.callback_handler.callbacks)
+
+
+def _calling_trainer(callback: Any) -> Any:
+    """The Trainer that has called a callback. Events do not get it, so it is looked up among the callers."""
     from transformers import Trainer
 
-    frame: FrameType | None = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         trainer = frame.f_locals.get("self")
         if isinstance(trainer, Trainer) and any(one is callback for one in trainer.callback_handler.callbacks):
-            return os.path.relpath(trainer._get_output_dir(trainer._trial), trainer.args.output_dir)
+            return trainer
         frame = frame.f_back
     return None

@@ -131,6 +131,21 @@ def add_default_callback(callback: type) -> None:
     callbacks.append(callback)
 
 
+def add_reporting_integration(name: str, callback: type) -> None:
+    """Let `--report_to NAME` give a callback to a Trainer, as transformers does for the trackers that it knows.
+
+    `transformers.integrations.INTEGRATION_TO_CALLBACK` (transformers 5.3 to 5.23). It can go when transformers has a public
+    way to add integrations.
+
+    Args:
+        name: the value of `report_to`.
+        callback: a class of `TrainerCallback`. Each Trainer creates its own.
+    """
+    from transformers.integrations import INTEGRATION_TO_CALLBACK
+
+    INTEGRATION_TO_CALLBACK[name] = callback
+
+
 @contextmanager
 def widened_choices(names: list[str]) -> Iterator[None]:
     """Add `names` to argparse options whose literal list of choices has transformers' schedules.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.distributed as dist
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
 
@@ -73,6 +74,7 @@ class OpenUpdate:
         clip_factor: the product of the factors that clips have applied; None if there was no clip.
         l1_before_clip: the L1 norm, measured before a clip that will return the L2 norm.
         mark: recognizes the gradient that was measured.
+        shards: of DeepSpeed's shards on this rank, the L1 norm and the sum of squares, after clipping, shape (2,).
         learning_rate: the learning rate of the first parameter group; None if it is not known.
         failure: why the gradient could not be measured.
     """
@@ -81,6 +83,7 @@ class OpenUpdate:
     clip_factor: torch.Tensor | None = None
     l1_before_clip: torch.Tensor | None = None
     mark: GradientMark | None = None
+    shards: torch.Tensor | None = None
     learning_rate: float | torch.Tensor | None = None
     failure: str | None = None
 
@@ -219,8 +222,20 @@ class TorchGradients:
         return next((parameter.grad for parameter in parameters if parameter.grad is not None), None)
 
 
+SHARDS_AGREE = 0.02
+"""Relative difference of DeepSpeed's own L2 norm, which may be summed in bfloat16, from that of all shards."""
+
+
 class DeepSpeedEngine:
-    """The L2 norm that DeepSpeed's ZeRO reports where the loop clips, after the engine has clipped and made its step.
+    """The L2 norm that DeepSpeed's ZeRO reports where the loop clips, and the L1 norm of the shards that its optimizers use.
+
+    The engine has clipped and made its step before the loop clips. During the step, the innermost optimizer has seen the shards
+    of this rank, clipped and without a loss scale, one parameter group after another:
+
+        L1 = sum over ranks and groups of |g|, divided by the clip factor
+
+    Where shards overlap or do not reach the optimizer, as with tensor parallelism, their L2 norm is not the engine's at the first
+    update. Then L1 is not recorded.
 
     Args:
         optimizer: the prepared optimizer, which wraps ZeRO's.
@@ -233,6 +248,8 @@ class DeepSpeedEngine:
 
     def __init__(self, optimizer: AcceleratedOptimizer) -> None:
         self._optimizer = optimizer
+        self._shards_agree: bool | None = None
+        """The same on all ranks. None before the first update."""
 
     def before_clip(self, update: OpenUpdate, parameters: list[torch.nn.Parameter], norm_type: float) -> bool:
         """Accept every clip: the engine has one optimizer, and this is it."""
@@ -243,12 +260,49 @@ class DeepSpeedEngine:
         if total_norm is None:  # of an update that was not taken
             return None
         limit = engine_clip_limit(self._optimizer)
-        update.norms = Norms(None, total_norm)
+        update.norms = Norms(self._l1_of_shards(update, limit, total_norm), total_norm)
         update.note_clip(limit, total_norm)
         return limit
 
     def before_taken_step(self, update: OpenUpdate, optimizer: torch.optim.Optimizer) -> None:
-        """Measure nothing: these are the gradients of one rank's shard."""
+        """Add up the shards that this step uses. Called once for each parameter group."""
+        if self._shards_agree is False:
+            return
+        try:
+            norms = measure_gradient_norms(parameters_of(optimizer))
+        except (
+            Exception
+        ):  # the other ranks wait for this one at the sum, so that it takes part with a norm that is none
+            norms = (torch.tensor(math.nan), torch.tensor(math.nan))
+        if norms is not None:
+            l1, l2 = norms
+            sums = torch.stack([l1, l2.square()])
+            update.shards = sums if update.shards is None else update.shards + sums
+
+    def _l1_of_shards(self, update: OpenUpdate, limit: float, total_norm: torch.Tensor) -> torch.Tensor | None:
+        if self._shards_agree is False:
+            return None
+        sums = torch.zeros(2) if update.shards is None else update.shards
+        sums = sums.to(self._optimizer.accelerator_state.device, torch.float32)
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        l1, squares = sums
+        factor = clip_factor(limit, total_norm).to(sums.device)
+        if self._shards_agree is None and math.isfinite(total_norm):
+            expected = total_norm.to(sums.device, torch.float32) * factor
+            self._shards_agree = bool(torch.isclose(squares.sqrt(), expected, rtol=SHARDS_AGREE))
+            if not self._shards_agree:
+                _say_that_only_l2_is_known(self._optimizer)
+                return None
+        return l1 / factor
+
+
+def _say_that_only_l2_is_known(optimizer: AcceleratedOptimizer) -> None:
+    if is_main_process(optimizer):
+        logger.warning(
+            "The shards of DeepSpeed's optimizers do not add up to the gradient, so L1 norms are not recorded; a refined schedule "
+            "for Adam will use L2 ** -1 instead of L1 ** -1."
+        )
 
 
 def choose_norm_source(optimizer: Any, *, loop_clips: bool) -> NormSource:
@@ -284,9 +338,4 @@ def choose_norm_source(optimizer: Any, *, loop_clips: bool) -> NormSource:
                 "DDP, or max_grad_norm=0"
             )
         return TorchGradients(optimizer, loop_clips=False, steps_in_backward=True)
-    if is_main_process(optimizer):
-        logger.warning(
-            "DeepSpeed reports only the L2 norm of the gradient, so L1 norms are not recorded; a refined schedule for Adam "
-            "will use L2 ** -1 instead of L1 ** -1."
-        )
     return DeepSpeedEngine(optimizer)

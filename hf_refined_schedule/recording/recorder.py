@@ -8,7 +8,7 @@ of the optimizer that have a gradient, and before clipping.
   anyway, so where its value is exact enough it is taken from there (see `measuring.clip_returns_l2`).
 - A loop that does not clip is measured just before the optimizer's step.
 - DeepSpeed's ZeRO steps inside `Accelerator.backward` and hides its gradients. What `Accelerator.clip_grad_norm_` returns
-  is its L2 norm of the whole gradient before clipping; L1 is not known.
+  is its L2 norm of the whole gradient before clipping; L1 is that of the shards that its optimizers have used.
 
 This module decides when an update begins and ends. `gradient_access` measures, `norms_log` writes.
 """

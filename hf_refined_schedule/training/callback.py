@@ -6,11 +6,17 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..compatibility.libraries import contribute_to_logs, stop_contributing_to_logs, trial_folder_name
+from ..compatibility.libraries import (
+    callbacks_beside,
+    contribute_to_logs,
+    stop_contributing_to_logs,
+    trial_folder_name,
+)
 from ..recording.norms_log import norms_path
 from ..recording.recorder import GradientNormRecorder
 from .registration import register
 from .scheduler import RefinedLR
+from .trackers import show_schedule
 
 
 class GradientNormCallback(TrainerCallback):
@@ -19,7 +25,7 @@ class GradientNormCallback(TrainerCallback):
         trainer = Trainer(..., callbacks=[GradientNormCallback()])
 
     It writes `gradient_norms.jsonl` to `output_dir` and adds `grad_norm_l1` to the log entries that have Trainer's own
-    `grad_norm` (L2, before clipping). A resumed run truncates the file to the checkpoint and appends to it. If the whole
+    `grad_norm` (L2, before clipping). Trackers get the fingerprint and the picture of a refined schedule. A resumed run truncates the file to the checkpoint and appends to it. If the whole
     gradient cannot be read, the callback warns once and stops recording, and training continues.
 
     A trial of a hyperparameter search writes to the folder in which the Trainer saves it: `output_dir/run-3` for trial 3, so
@@ -35,6 +41,7 @@ class GradientNormCallback(TrainerCallback):
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = None if path is None else norms_path(path)
         self._recorder: GradientNormRecorder | None = None
+        self._schedule_is_shown = True
 
     def add_to_logs(self, logs: dict[str, float]) -> None:
         """Add `grad_norm_l1` to a log entry that has a `grad_norm`.
@@ -65,6 +72,19 @@ class GradientNormCallback(TrainerCallback):
             on_failure="warn",
         ).__enter__()
         contribute_to_logs(self)
+        self._schedule_is_shown = not state.is_world_process_zero
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show a refined schedule in the trackers, all of which have begun their runs by now."""
+        if self._schedule_is_shown:
+            return
+        self._schedule_is_shown = True
+        scheduler = kwargs.get("lr_scheduler")
+        if isinstance(scheduler, RefinedLR) and scheduler.refined_schedule is not None:
+            schedule = scheduler.refined_schedule
+            show_schedule(callbacks_beside(self), schedule["fingerprint"], schedule["grid"].numpy())
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the norms before a checkpoint, so that the file is never behind it."""

@@ -37,10 +37,10 @@ def launch(
 ) -> None:
     """Run a script as `python SCRIPT ARGUMENTS` would, with `refined` registered and gradient norms recorded.
 
-    Every `Trainer` in the script records. A raw Accelerate loop records if `gradient_norms_file` is given, and
-    `Accelerator.load_state` continues the file from the checkpoint. `sys.argv`, `__main__`, imports from the script's folder,
-    the exit code and tracebacks are the same as without the launcher. A warning at the end says if nothing was recorded, or
-    no schedule was refined although `refined_from` is given.
+    Every `Trainer` in the script records, and in the Python processes that it starts. A raw Accelerate loop records if
+    `gradient_norms_file` is given, and `Accelerator.load_state` continues the file from the checkpoint. `sys.argv`, `__main__`,
+    imports from the script's folder, the exit code and tracebacks are the same as without the launcher. A warning at the end
+    says if nothing was recorded, or no schedule was refined although `refined_from` is given.
 
     A relative path means the same in the whole run, also if the script changes its working directory.
 

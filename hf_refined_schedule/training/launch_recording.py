@@ -1,6 +1,6 @@
 """What a launched program records: every Trainer, and the first raw Accelerate loop if there is a file for it.
 
-Child processes of the program inherit this if they call `register`.
+Child processes of the program inherit this: `register` is called in them once they have imported transformers.
 """
 
 import json
@@ -19,6 +19,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast_object_list
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..autoregister import LAUNCH_VARIABLE
 from ..compatibility.unmodified_scripts import (
     add_default_callback,
     created_schedulers,
@@ -31,13 +32,15 @@ from ..compatibility.unmodified_scripts import (
 from ..recording.optimizers import unwrap_optimizer
 from ..recording.recorder import GradientNormRecorder, close_recordings, recording_observers
 from .callback import GradientNormCallback
-from .registration import LAUNCH_VARIABLE
 from .scheduler import RefinedLR
 
 logger = logging.getLogger(__name__)
 
 STEP_FILE_NAME = "gradient_norms_step.json"
 """Written beside the files of `Accelerator.save_state`. It holds the number of optimizer updates at that time."""
+
+STARTUP_FOLDER = str(Path(__file__).parent.parent / "startup")
+"""It holds the `sitecustomize` module that calls `register` in Python processes which the program starts."""
 
 Event = Literal["optimizer prepared", "recording started", "refined schedule created"]
 """What may happen in the program or in a child process."""
@@ -63,6 +66,7 @@ class LaunchRecording:
         _is_recording = True
         settings = {"gradient_norms_file": self._file and str(self._file), "notes": str(self._notes)}
         os.environ[LAUNCH_VARIABLE] = json.dumps(settings)
+        _add_to_python_path(STARTUP_FOLDER)
         _record_every_trainer(self._file)
         recording_observers.append(partial(self._note, "recording started"))
         self._exits.enter_context(widened_choices(["refined"]))
@@ -104,6 +108,12 @@ def inherit_launch() -> None:
     settings = json.loads(os.environ[LAUNCH_VARIABLE])
     file = settings["gradient_norms_file"]
     LaunchRecording(None if file is None else Path(file), Path(settings["notes"])).__enter__()
+
+
+def _add_to_python_path(folder: str) -> None:
+    """Put a folder first on the import path of child processes."""
+    others = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry not in ("", folder)]
+    os.environ["PYTHONPATH"] = os.pathsep.join([folder, *others])
 
 
 def _record_every_trainer(gradient_norms_file: Path | None) -> None:

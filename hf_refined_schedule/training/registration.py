@@ -9,17 +9,19 @@ from typing import Any
 from transformers import get_linear_schedule_with_warmup
 from transformers.trainer_utils import SchedulerType
 
+from ..autoregister import LAUNCH_VARIABLE
 from ..compatibility.libraries import (
     add_scheduler_type,
     normalize_scheduler_kwargs,
     pickle_scheduler_type,
     scheduler_function,
 )
+from ..compatibility.unmodified_scripts import add_reporting_integration
 from .scheduler import get_refined_schedule
 from .scheduler_kwargs import parse_scheduler_kwargs
 
-LAUNCH_VARIABLE = "HF_REFINED_SCHEDULE_LAUNCH"
-"""The environment variable with which `launch` asks child processes of the program to record, too."""
+REPORTING_NAME = "gradient_norms"
+"""The value of `--report_to` that records."""
 
 _inheritance_begun = False
 
@@ -28,7 +30,7 @@ def register() -> None:
     """Make `"refined"` an `lr_scheduler_type` everywhere in transformers.
 
     `SchedulerType("refined")`, `TrainingArguments`, the choices of `HfArgumentParser` and `get_scheduler("refined", ...)`
-    then accept it. `"linear"` remains transformers' own linear decay. Call this before building an `HfArgumentParser`, which
+    then accept it. `--report_to gradient_norms` then adds a `GradientNormCallback` to a Trainer. `"linear"` remains transformers' own linear decay. Call this before building an `HfArgumentParser`, which
     fixes its choices when it is built. A second call changes nothing.
 
     In a child process of a program that `hf-refined-schedule launch` runs, Trainers record from then on, as in the program.
@@ -49,6 +51,9 @@ def register() -> None:
     register_scheduler("refined", get_refined_schedule)
     pickle_scheduler_type("refined", registered_member)
     normalize_scheduler_kwargs("refined", parse_scheduler_kwargs)
+    # By name, because the module calls this function while it is imported.
+    callback = import_module(f"{__package__}.callback").GradientNormCallback
+    add_reporting_integration(REPORTING_NAME, callback)
     global _inheritance_begun
     if LAUNCH_VARIABLE in os.environ and not _inheritance_begun:
         _inheritance_begun = True  # the module below calls this function while it is imported

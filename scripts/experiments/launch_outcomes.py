@@ -133,12 +133,7 @@ def compare(cell: Cell, header: Row, rows: Sequence[Row], reference: RankReport)
         problems.append(f"the norms file has the updates {steps}")
         return comparison
     problems += _wrong_rates_and_clip_factors(cell, rows, reference)
-    if cell.records_l1:
-        comparison.l1 = _compare_norms(cell, "l1", rows, reference, problems)
-    else:
-        comparison.l1 = "not available"
-        if any(row["l1"] is not None for row in rows):
-            problems.append("the norms file has L1 norms")
+    comparison.l1 = _compare_norms(cell, "l1", rows, reference, problems)
     comparison.l2 = _compare_norms(cell, "l2", rows, reference, problems)
     if cell.repeats_samples:
         last = reference.norms[-1]

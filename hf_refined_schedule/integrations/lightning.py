@@ -1,0 +1,137 @@
+"""A callback for Lightning's Trainer, and the entry point that adds it to every Trainer if the environment asks for it."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+
+from ..autoregister import is_asked_for
+from ..compatibility.libraries import loss_scale
+from ..norms.norms_file import NORMS_FILE_NAME
+from ..recording.failures import in_one_line, report_failure
+from ..recording.measuring import clip_factor, measure_gradient_norms
+from ..recording.norms_log import NormsLog, RecordedUpdate, norms_path
+from ..recording.optimizers import parameters_of
+
+
+class GradientNormCallback(Callback):
+    """Records L1 and L2 of the whole gradient, before clipping, at every optimizer update of Lightning's Trainer.
+
+        trainer = Trainer(..., callbacks=[GradientNormCallback()])
+
+    It writes `gradient_norms.jsonl` to the folder of the run's logger, or to `default_root_dir` without a logger, and logs
+    `grad_norm_l1` and `grad_norm`. A resumed run with a path continues the file. With several optimizers, the first is recorded. If
+    the whole gradient cannot be read, the callback warns once and stops recording, and training continues.
+
+    Args:
+        path: the file, or a folder for it. A name without a suffix is a folder. A relative path is resolved here.
+
+    Reference: arXiv 2310.07831, section 3.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self.path = None if path is None else norms_path(path)
+        self._log: NormsLog | None = None
+        self._step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a recording, unless a callback of this kind that comes earlier does."""
+        self._log = None
+        if next(one for one in trainer.callbacks if isinstance(one, GradientNormCallback)) is not self:
+            return
+        self._step = trainer.global_step
+        if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy):
+            self._fail(trainer, f"{type(trainer.strategy).__name__} keeps the gradients to itself or in pieces")
+            return
+        folder = trainer.log_dir or trainer.default_root_dir  # asked for on every rank, because Lightning broadcasts it
+        planned = trainer.estimated_stepping_batches
+        self._log = NormsLog(
+            self.path or Path(os.path.abspath(folder)) / NORMS_FILE_NAME,
+            _WithState(trainer.optimizers[0], _State(trainer.world_size, trainer.is_global_zero)),
+            int(planned) if math.isfinite(planned) else None,
+            on_failure="warn",
+        )
+        self._log.max_grad_norm = self._limit(trainer)
+        self._log.make_folder(self._step + 1)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Measure. Lightning clips after this event."""
+        if self._log is None or optimizer is not trainer.optimizers[0]:
+            return
+        # A fused optimizer divides fp16's loss scale out in its own step.
+        scaled = getattr(optimizer, "_step_supports_amp_scaling", False)
+        scale = loss_scale(trainer.precision_plugin) if scaled and hasattr(trainer.precision_plugin, "scaler") else None
+        try:
+            norms = measure_gradient_norms(parameters_of(optimizer), scale)
+        except Exception as error:  # a gradient may be any subclass of a tensor
+            self._fail(trainer, f"a gradient cannot be measured ({in_one_line(error)})")
+            return
+        if norms is None:
+            self._fail(trainer, "no parameter of the optimizer had a gradient at its step")
+            return
+        l1, l2 = norms
+        limit = self._limit(trainer)
+        factor = None if limit is None else clip_factor(limit, l2)
+        self._step += 1
+        self._log.append(RecordedUpdate(self._step, l1, l2, factor, optimizer.param_groups[0].get("lr")))
+        if self._log.is_due:
+            self._log.flush()
+        self.log_dict({"grad_norm_l1": l1, "grad_norm": l2})
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write the norms, so that the file is never behind a checkpoint."""
+        if self._log is not None:
+            self._log.flush()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write the norms of a run that stops with an error."""
+        if self._log is not None:
+            self._log.flush()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the recording."""
+        if self._log is not None:
+            self._log.flush()
+            self._log.finish(self._step)
+            self._log = None
+
+    def _limit(self, trainer: Trainer) -> float | None:
+        """The norm that Lightning clips to; None where it clips single values, or nothing."""
+        limit = trainer.gradient_clip_val
+        by_value = str(trainer.gradient_clip_algorithm).endswith("value")
+        return None if not limit or by_value else float(limit)
+
+    def _fail(self, trainer: Trainer, reason: str) -> None:
+        if self._log is not None:
+            self._log.flush()
+            self._log = None
+        report_failure(reason, self._step + 1, on_failure="warn", is_main_process=trainer.is_global_zero)
+
+
+class _State(NamedTuple):
+    """What a norms file says about the processes, under the names that Accelerate has for it."""
+
+    num_processes: int
+    is_main_process: bool
+
+
+class _WithState(NamedTuple):
+    """An optimizer that knows the state of the processes, as one that Accelerate has prepared."""
+
+    optimizer: torch.optim.Optimizer
+    accelerator_state: _State
+
+
+def callbacks_from_environment() -> list[Callback]:
+    """Get the callbacks that Lightning adds to every Trainer. It calls this by the entry point `lightning.pytorch.callbacks_factory`.
+
+    Returns:
+        A callback that records if HF_REFINED_SCHEDULE_AUTOREGISTER asks for it, otherwise nothing.
+    """
+    return [GradientNormCallback()] if is_asked_for() else []
