@@ -3,10 +3,11 @@
     python scripts/report_studies.py runs/study
 
 writes runs/study.md, and its pictures and tables.csv into the folder runs/study. `--summary FILE.md` also writes one table of
-all studies.
+all studies. A study that has no test seed of both references yet is left out, with a line.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from experiments.arguments import exit_with_error
@@ -25,12 +26,18 @@ def main() -> None:
     parser.add_argument("--summary", type=Path, metavar="FILE.md", help="a table with two rows for each study")
     options = parser.parse_args()
     try:
-        for folder in options.folders:
+        studies = {folder: read_study(folder) for folder in options.folders}
+        reported = [folder for folder, study in studies.items() if not study.is_under_way]
+        for folder in studies.keys() - set(reported):
+            print(
+                f"{folder} has no test seed of the references yet; run the study again to continue it.", file=sys.stderr
+            )
+        for folder in reported:
             output = folder.resolve().with_name(f"{folder.resolve().name}.md")
-            print(write_study_report(folder, output, read_study(folder).label))
+            print(write_study_report(folder, output, studies[folder].label))
             print(f"\nThe report: {output}\n")
-        if options.summary is not None:
-            options.summary.write_text(f"# All studies\n\n{SUMMARY_NOTE}\n\n{summary_table(options.folders)}\n")
+        if options.summary is not None and reported:
+            options.summary.write_text(f"# All studies\n\n{SUMMARY_NOTE}\n\n{summary_table(reported)}\n")
     except (ValueError, OSError) as error:
         exit_with_error("report_studies.py", error)
 

@@ -213,6 +213,23 @@ def test_the_report_states_both_references(study):
     assert row["difference"].item() == pytest.approx(wsd)
 
 
+def test_a_study_that_is_under_way_is_left_out(study, tmp_path):
+    under_way = tmp_path / "under_way"
+    shutil.copytree(study, under_way)
+    rows = (under_way / "results.jsonl").read_text().splitlines(keepends=True)
+    (under_way / "results.jsonl").write_text("".join(row for row in rows if '"role"' in row))
+    done = run_command(BIN / "python", REPORT, under_way, study, "--summary", tmp_path / "summary.md")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        f"{under_way} has no test seed of the references yet; run the study again to continue it."
+    )
+    summary = (tmp_path / "summary.md").read_text()
+    assert [line.split("|")[1].strip() for line in summary.splitlines() if line.startswith("| finetune")] == [
+        "finetune, 12 updates (2 seeds)"
+    ]
+    assert not under_way.with_suffix(".md").exists()
+
+
 def test_a_folder_without_a_study_is_refused(tmp_path):
     done = run_command(BIN / "python", REPORT, tmp_path)
     assert done.returncode == 2

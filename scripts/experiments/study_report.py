@@ -61,6 +61,11 @@ class StudyResults:
         """The name of reference 2."""
         return self.choices.reference
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether no test seed of both references has finished yet."""
+        return not {LINEAR, self.reference} <= set(self.losses.columns)
+
 
 def read_study(folder: Path) -> StudyResults:
     """Read the results of a study.
@@ -239,7 +244,7 @@ def write_study_report(folder: Path, output: Path, title: str) -> str:
         ValueError: if the folder holds no finished comparison.
     """
     study = read_study(folder)
-    if study.losses.empty or not {LINEAR, study.reference} <= set(study.losses.columns):
+    if study.is_under_way:
         raise ValueError(f"{folder} has no test seed of the references yet; run the study again to continue it.")
     grids = read_schedules(folder / SCHEDULES_FILE).get(study.label, {})
     pictures = output.with_suffix("")
