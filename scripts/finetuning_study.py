@@ -63,12 +63,18 @@ class ProtocolArguments:
 
 def train(setting: Setting, cell: Cell) -> Result:
     """Train a cell of the study."""
-    logging.getLogger("hf_refined_schedule").setLevel(logging.ERROR)  # the report has what the schedules warn of
+    log_errors_only()
     source = baseline_file(Path(setting.folder), cell.seed)
     return train_cell(setting, cell, SCHEDULES[cell.schedule], source, record_norms=cell.role == BASELINE)
 
 
+def log_errors_only() -> None:
+    """Leave out what the package warns of for every schedule: the forecasts have it."""
+    logging.getLogger("hf_refined_schedule").setLevel(logging.ERROR)
+
+
 def run_study() -> None:
+    log_errors_only()
     classes: Any = (ModelArguments, TrainingOptions, ProtocolArguments)
     text_class: Any = DataArguments
     parser = HfArgumentParser(classes)

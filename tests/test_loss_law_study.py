@@ -114,7 +114,11 @@ def test_a_study_that_logs_too_little_is_reported_with_the_reason(tmp_path):
     np.testing.assert_allclose(runs.schedules["wsd"], 0.1 * np.linspace(1, 0.5, 41)[:40])
     np.testing.assert_allclose(runs.source.rates, 0.1 * (1 - np.arange(40) / 40))
     row = study_row("tiny", runs)
-    assert row["study"] == "tiny: r" and row["updates"] == "40" and "4 losses" in row["gate"]
+    assert (
+        row["study"] == "tiny: r"
+        and row["updates"] == "40"
+        and "too few losses after its first 3 updates: 4" in row["gate"]
+    )
 
 
 def test_the_script_refuses_an_empty_folder_in_one_line(tmp_path):

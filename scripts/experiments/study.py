@@ -3,7 +3,6 @@
 Every finished cell is in results.jsonl, so a killed study continues where it stopped.
 """
 
-import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -151,7 +150,6 @@ class Study:
 
     def _sample_schedules(self, choices: Choices) -> None:
         """Sample the compared schedules for the report, refined ones from the first baseline."""
-        logging.getLogger("hf_refined_schedule").setLevel(logging.ERROR)  # the forecasts have the reasons
         register()
         source = baseline_file(self.folder, 0)
         steps = self.options.steps

@@ -81,10 +81,9 @@ def read_study(folder: Path) -> StudyResults:
     if len(labels) != 1:
         raise ValueError(f"{path} has the results of {len(labels)} settings; a study has one. Give another folder.")
     choices = choose(cells)
-    chosen = [(name, choices.tuned[name].peak) for name in choices.compared]
+    chosen = {name: choices.tuned[name].peak for name in choices.compared}
     tested = compared_rows(cells)
-    keys = list(zip(tested["schedule"], tested["peak"], strict=True))
-    tested = tested[[key in chosen for key in keys]]
+    tested = tested[tested["schedule"].map(chosen) == tested["peak"]]
     losses = tested.pivot_table(index="seed", columns="schedule", values="loss", aggfunc="last", dropna=False)
     losses = losses.reindex(columns=[name for name in choices.compared if name in losses.columns])
     return StudyResults(str(labels[0]), cells, choices, losses)
