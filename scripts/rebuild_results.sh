@@ -10,7 +10,7 @@ report finetune Fine-tuning
 report scratch "From scratch"
 report lora LoRA
 report logistic_regression "Logistic regression"
-.venv/bin/python scripts/report_studies.py $(dirname results/*/forecasts.json) --summary results/studies.md > /dev/null
+.venv/bin/python scripts/report_studies.py $(dirname results/*/forecasts.json | sort -r) --summary results/studies.md > /dev/null
 .venv/bin/python scripts/pilot.py --report_only > /dev/null
 .venv/bin/python scripts/figures.py > /dev/null
 git --no-pager diff --stat -- results
