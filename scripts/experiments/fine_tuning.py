@@ -20,6 +20,7 @@ from hf_refined_schedule.norms.norms_file import NORMS_FILE_NAME
 
 from .cells import Cell, Result
 from .language_modeling import DataArguments, ModelArguments, load_model_and_blocks
+from .quiet_trainer import QuietTrainer
 from .schedules_compared import ComparedSchedule
 from .variants import schedule_and_source
 
@@ -114,14 +115,6 @@ class Setting:
     def norms_file(self, cell: Cell) -> Path:
         """The norms of a cell that has a role."""
         return self.cell_folder(cell) / NORMS_FILE_NAME
-
-
-class QuietTrainer(RefinedScheduleTrainer):
-    """A trainer that keeps its log entries and prints nothing: the grid has a progress bar."""
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Keep a log entry."""
-        self.state.log_history.append({**logs, "step": self.state.global_step})
 
 
 def run_cell(setting: Setting, cell: Cell) -> Result:

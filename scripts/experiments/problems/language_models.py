@@ -10,15 +10,13 @@ from .bible import (
     END,
     KING_JAMES,
     MASK,
-    NEW_TESTAMENT,
     PADDING,
     START,
-    book_of,
-    is_held_out,
     load_verses,
+    part_of,
     train_tokenizer,
 )
-from .problem import EVALUATION, PRETRAINING, TRAIN, Problem, Tensors
+from .problem import EVALUATION, IGNORED, PRETRAINING, TRAIN, Problem, Tensors
 
 VOCABULARY = 1024
 BLOCK = 64
@@ -27,15 +25,12 @@ BLOCK = 64
 MASKED = 0.15
 """The fraction of tokens that a masked language model predicts."""
 
-IGNORED = -100
-
 
 def verses_by_part(folder: Path) -> dict[str, list[str]]:
-    """The Old Testament is for pretraining, the New Testament for runs and evaluation."""
+    """The verses of each part, in the order of the text."""
     parts: dict[str, list[str]] = {PRETRAINING: [], TRAIN: [], EVALUATION: []}
     for verse, text in load_verses(KING_JAMES, folder).items():
-        new = EVALUATION if is_held_out(verse) else TRAIN
-        parts[new if book_of(verse) >= NEW_TESTAMENT else PRETRAINING].append(text)
+        parts[part_of(verse)].append(text)
     return parts
 
 

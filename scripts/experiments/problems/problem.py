@@ -12,12 +12,17 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 from transformers import Trainer, default_data_collator, set_seed
 
-from hf_refined_schedule import RefinedScheduleArguments, RefinedScheduleTrainer
+from hf_refined_schedule import RefinedScheduleArguments
+
+from ..quiet_trainer import QuietTrainer
 
 Tensors = dict[str, torch.Tensor]
 """Columns of examples: all tensors have the same length. Columns of bytes are grey levels, which a model sees from -1 to 1."""
 
 TRAIN, EVALUATION, PRETRAINING = "train", "evaluation", "pretraining"
+
+IGNORED = -100
+"""The label of a token that the loss of a language model leaves out."""
 
 PRETRAINING_SEED = 10_000
 """No run has it."""
@@ -38,14 +43,6 @@ class Examples(Dataset[Tensors]):
 
 def _from_bytes(values: torch.Tensor) -> torch.Tensor:
     return values.float() / 127.5 - 1 if values.dtype == torch.uint8 else values
-
-
-class QuietTrainer(RefinedScheduleTrainer):
-    """A trainer that keeps its log entries and prints nothing."""
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Keep a log entry."""
-        self.state.log_history.append({**logs, "step": self.state.global_step})
 
 
 @dataclass(frozen=True)

@@ -9,20 +9,16 @@ from .bible import (
     AMERICAN_STANDARD,
     END,
     KING_JAMES,
-    NEW_TESTAMENT,
     PADDING,
-    book_of,
-    is_held_out,
     load_verses,
+    part_of,
     train_tokenizer,
 )
-from .problem import EVALUATION, PRETRAINING, TRAIN, Problem, Tensors
+from .problem import EVALUATION, IGNORED, PRETRAINING, TRAIN, Problem, Tensors
 
 VOCABULARY = 1024
 LENGTH = 48
 """Tokens in a verse; longer verses are left out."""
-
-IGNORED = -100
 
 
 def encode_pairs(pairs: list[tuple[str, str]], tokenizer: Tokenizer) -> Tensors:
@@ -52,8 +48,7 @@ class Translation(Problem):
         source, target = (load_verses(requirement, folder) for requirement in self.requirements)
         parts: dict[str, list[tuple[str, str]]] = {PRETRAINING: [], TRAIN: [], EVALUATION: []}
         for verse in sorted(source.keys() & target.keys()):
-            new = EVALUATION if is_held_out(verse) else TRAIN
-            parts[new if book_of(verse) >= NEW_TESTAMENT else PRETRAINING].append((source[verse], target[verse]))
+            parts[part_of(verse)].append((source[verse], target[verse]))
         tokenizer = train_tokenizer([text for pair in parts[PRETRAINING] for text in pair], VOCABULARY)
         return {name: encode_pairs(pairs, tokenizer) for name, pairs in parts.items()}
 
