@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from experiments.arguments import exit_with_error
-from experiments.study_report import read_study, summary_table, write_study_report
+from experiments.study_report import summary_table, write_study_report
+from experiments.study_results import read_study
 
 SUMMARY_NOTE = (
     "Differences in final loss with 95 % intervals, by [the protocol](protocol.md), at the peak that is best for each schedule; a "
@@ -27,14 +28,14 @@ def main() -> None:
     options = parser.parse_args()
     try:
         studies = {folder: read_study(folder) for folder in options.folders}
-        reported = [folder for folder, study in studies.items() if not study.is_under_way]
-        for folder in studies.keys() - set(reported):
+        reported = {folder: study for folder, study in studies.items() if not study.is_under_way}
+        for folder in studies.keys() - reported.keys():
             print(
                 f"{folder} has no test seed of the references yet; run the study again to continue it.", file=sys.stderr
             )
-        for folder in reported:
+        for folder, study in reported.items():
             output = folder.resolve().with_name(f"{folder.resolve().name}.md")
-            print(write_study_report(folder, output, studies[folder].label))
+            print(write_study_report(study, folder, output))
             print(f"\nThe report: {output}\n")
         if options.summary is not None and reported:
             options.summary.write_text(f"# All studies\n\n{SUMMARY_NOTE}\n\n{summary_table(reported)}\n")

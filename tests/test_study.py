@@ -13,7 +13,7 @@ from experiments.protocol import MAX_PEAKS, SCHEDULES, SELECTION, baseline_file,
 from experiments.results_table import read_results, results_table
 from experiments.statistics import TunedSchedule, holm
 from experiments.study import Study, StudyOptions
-from experiments.study_report import StudyResults, compare_with, verdict, with_divergence_as_worst
+from experiments.study_results import StudyResults, compare_with, verdict, with_divergence_as_worst
 
 from .records import write_norms
 from .refusals import refuses

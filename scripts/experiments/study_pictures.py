@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,9 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from .protocol import LINEAR, OTHER_SCHEDULES, REFINED, RISING_IGNORED, SELECTION
-
-if TYPE_CHECKING:
-    from .study_report import StudyResults
+from .study_results import StudyResults
 
 REFERENCE_COLOR = "black"
 
@@ -35,15 +33,13 @@ def style_of(name: str) -> dict[str, Any]:
     return STYLES.get(name, {"color": REFERENCE_COLOR})
 
 
-def draw_differences(
-    figure: Figure, study: "StudyResults", compare_with: Callable[["StudyResults", str], pd.DataFrame]
-) -> None:
+def draw_differences(figure: Figure, study: StudyResults) -> None:
     """Draw the difference of each schedule from each reference, side by side, with its interval."""
     references = {"reference 1": LINEAR, "reference 2": study.reference}
     panels = np.atleast_1d(figure.subplots(1, len(references), sharey=True))
     names = list(study.losses.columns)
     for axes, (number, reference) in zip(panels, references.items(), strict=True):
-        for row in compare_with(study, reference).to_dict("records"):
+        for row in study.contrasts[reference].to_dict("records"):
             reach = 0 if math.isnan(row["low"]) else row["high"] - row["difference"]
             axes.errorbar(
                 row["difference"],
@@ -62,7 +58,7 @@ def draw_differences(
         axes.set_xlabel("difference in final loss")
 
 
-def draw_loss_by_peak(figure: Figure, study: "StudyResults") -> None:
+def draw_loss_by_peak(figure: Figure, study: StudyResults) -> None:
     """Draw the mean loss of the selection seeds over the peaks; zero is the best of reference 2."""
     axes = figure.subplots()
     rows = study.cells[study.cells["role"] == SELECTION]
@@ -100,7 +96,7 @@ def add_legend(axes: Axes) -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
 
 
-def save_picture(path: Path, draw: Callable[[Figure], None], study: "StudyResults") -> None:
+def save_picture(path: Path, draw: Callable[[Figure], None], study: StudyResults) -> None:
     """Write a picture, titled with the setting and the number of seeds."""
     figure = Figure(figsize=(9.5, 4.5), layout="constrained")
     draw(figure)

@@ -2,8 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,132 +12,19 @@ import pandas as pd
 
 from .json_file import read_json
 from .markdown_tables import NOT_AVAILABLE, markdown_table
-from .protocol import (
-    LINEAR,
-    NUM_BASELINES,
-    OTHER_SCHEDULES,
-    PRIMARY,
-    REFINED,
-    RISING_IGNORED,
-    SELECTION,
-    Choices,
-    baseline_file,
-    choose,
-    compared_rows,
-)
+from .protocol import LINEAR, NUM_BASELINES, OTHER_SCHEDULES, REFINED, RISING_IGNORED, SELECTION, baseline_file
 from .provenance import render_provenance
 from .report import read_schedules
 from .report_tables import format_p_value, num_decimals
-from .results_table import read_results, results_table
-from .statistics import holm, paired_difference
-from .study_folder import FORECASTS_FILE, PROVENANCE_FILE, RESULTS_FILE, SCHEDULES_FILE, SETTING_FILE
+from .study_folder import FORECASTS_FILE, PROVENANCE_FILE, SCHEDULES_FILE, SETTING_FILE
 from .study_pictures import draw_differences, draw_loss_by_peak, draw_schedules, save_picture
-
-MARGIN = 0.002
-"""A schedule is no worse if the interval of its difference ends below this fraction of the reference's loss."""
-
-SIGNIFICANCE = 0.05
-
-
-@dataclass(frozen=True)
-class StudyResults:
-    """The results of one setting.
-
-    Args:
-        label: the name of the setting.
-        cells: rows of `results_table`.
-        choices: what the selection seeds chose.
-        losses: the final loss of each test seed, indexed by seed, a column for each schedule.
-    """
-
-    label: str
-    cells: pd.DataFrame
-    choices: Choices
-    losses: pd.DataFrame
-
-    @property
-    def reference(self) -> str:
-        """The name of reference 2."""
-        return self.choices.reference
-
-    @property
-    def is_under_way(self) -> bool:
-        """Whether no test seed of both references has finished yet."""
-        return not {LINEAR, self.reference} <= set(self.losses.columns)
-
-
-def read_study(folder: Path) -> StudyResults:
-    """Read the results of a study.
-
-    Raises:
-        ValueError: if the folder holds none, or those of several settings.
-    """
-    path = folder / RESULTS_FILE
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; give the folder that a study has written.")
-    cells = results_table(read_results(path))
-    labels = list(cells["regime"].unique())
-    if len(labels) != 1:
-        raise ValueError(f"{path} has the results of {len(labels)} settings; a study has one. Give another folder.")
-    choices = choose(cells)
-    chosen = {name: choices.tuned[name].peak for name in choices.compared}
-    tested = compared_rows(cells)
-    tested = tested[tested["schedule"].map(chosen) == tested["peak"]]
-    losses = tested.pivot_table(index="seed", columns="schedule", values="loss", aggfunc="last", dropna=False)
-    losses = losses.reindex(columns=[name for name in choices.compared if name in losses.columns])
-    return StudyResults(str(labels[0]), cells, choices, losses)
-
-
-def with_divergence_as_worst(losses: pd.DataFrame) -> pd.DataFrame:
-    """The losses, with the largest finite one of its seed in place of a run that diverged."""
-    finite = losses.replace(math.inf, math.nan)
-    return losses.where(~np.isinf(losses), finite.max(axis=1), axis=0)
-
-
-def verdict(contrast: dict[str, Any], reference_loss: float, p_value: float) -> str:
-    """One of "better", "worse", "no worse", "worse, by less than 0.2 %" and "undecided", as the protocol defines them.
-
-    Args:
-        contrast: the output of `paired_difference`.
-        reference_loss: the mean loss of the reference.
-        p_value: the p-value of the contrast, corrected where it is a primary one.
-    """
-    low, high = contrast["low"], contrast["high"]
-    within = high < MARGIN * reference_loss
-    if p_value < SIGNIFICANCE and high < 0:
-        return "better"
-    if p_value < SIGNIFICANCE and low > 0:
-        return f"worse, by less than {100 * MARGIN:g} %" if within else "worse"
-    return "no worse" if within else "undecided"
-
-
-def compare_with(study: StudyResults, reference: str) -> pd.DataFrame:
-    """Every schedule against a reference, paired by test seed.
-
-    Returns:
-        A row for each schedule with the columns of `paired_difference`, `schedule`, `corrected` (the p-value after Holm's
-        correction, NaN where the contrast is not a primary one) and `verdict`.
-    """
-    losses = with_divergence_as_worst(study.losses)
-    names = [name for name in losses.columns if name != reference]
-    rows = {name: paired_difference(losses[name], losses[reference]) for name in names}
-    primary = [name for name in PRIMARY if name in rows and reference == study.reference]
-    corrected = dict(zip(primary, holm([rows[name]["p_value"] for name in primary]), strict=True))
-    for name, row in rows.items():
-        p_value = corrected.get(name, row["p_value"])
-        row["corrected"] = corrected.get(name, math.nan)
-        row["verdict"] = verdict(row, losses[reference].mean(), p_value)
-        if study.choices.tuned[name].on_edge:
-            row["verdict"] = "best peak on the edge"
-    return pd.DataFrame([{"schedule": name, **row} for name, row in rows.items()])
+from .study_results import MARGIN, StudyResults, with_divergence_as_worst
 
 
 def comparison_table(study: StudyResults, grids: dict[str, Any]) -> pd.DataFrame:
     """The main table of a study, formatted, with both references in every row."""
     losses = with_divergence_as_worst(study.losses)
-    against = {
-        reference: compare_with(study, reference).set_index("schedule") for reference in {LINEAR, study.reference}
-    }
+    against = {reference: contrasts.set_index("schedule") for reference, contrasts in study.contrasts.items()}
     decimals = num_decimals(losses.mean())
     rows = []
     for name in losses.columns:
@@ -228,28 +114,22 @@ def setting_lines(folder: Path) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in described.items())
 
 
-def write_study_report(folder: Path, output: Path, title: str) -> str:
+def write_study_report(study: StudyResults, folder: Path, output: Path) -> str:
     """Write the report of a study, its pictures, and tables.csv.
 
     Args:
+        study: the results, with test seeds of both references.
         folder: the folder of the study.
         output: the Markdown file; pictures go into the folder that has its name without the suffix.
-        title: the heading.
 
     Returns:
         The main table, as Markdown.
-
-    Raises:
-        ValueError: if the folder holds no finished comparison.
     """
-    study = read_study(folder)
-    if study.is_under_way:
-        raise ValueError(f"{folder} has no test seed of the references yet; run the study again to continue it.")
     grids = read_schedules(folder / SCHEDULES_FILE).get(study.label, {})
     pictures = output.with_suffix("")
     pictures.mkdir(parents=True, exist_ok=True)
     draw = {
-        "differences": partial(draw_differences, study=study, compare_with=compare_with),
+        "differences": partial(draw_differences, study=study),
         "loss_by_peak": partial(draw_loss_by_peak, study=study),
     }
     if grids:
@@ -264,7 +144,7 @@ def write_study_report(folder: Path, output: Path, title: str) -> str:
     table = markdown_table(comparison_table(study, grids))
     seeds = len(study.losses)
     parts = [
-        f"# {title}",
+        f"# {study.label}",
         "By [the protocol](protocol.md): peaks and the warm-up of reference 2 are chosen on selection seeds that are not compared, "
         f"and the refined schedules of a test seed come from one of {NUM_BASELINES} baselines. Test seeds: {seeds}. "
         "Differences are paired by seed; a negative one is better.",
@@ -282,12 +162,8 @@ def write_study_report(folder: Path, output: Path, title: str) -> str:
         render_provenance(read_json(folder / PROVENANCE_FILE)),
     ]
     output.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    rows = [
-        {"compared with": reference, **row}
-        for reference in dict.fromkeys([LINEAR, study.reference])
-        for row in compare_with(study, reference).to_dict("records")
-    ]
-    pd.DataFrame(rows).to_csv(pictures / "tables.csv", index=False, float_format="%.12g")
+    tables = pd.concat(study.contrasts, names=["compared with"]).reset_index(level=0)
+    tables.to_csv(pictures / "tables.csv", index=False, float_format="%.12g")
     return table
 
 
@@ -311,21 +187,17 @@ def notes(study: StudyResults) -> str:
 SUMMARIZED = (RISING_IGNORED, REFINED, "cosine", "WSD")
 
 
-def summary_table(folders: Sequence[Path]) -> str:
+def summary_table(studies: Mapping[Path, StudyResults]) -> str:
     """Two rows for each study, one for each reference, as Markdown.
 
     Args:
-        folders: the folders of the studies.
-
-    Raises:
-        ValueError: as `read_study`.
+        studies: the results, by the folder of the study.
     """
     rows = []
-    for folder in folders:
-        study = read_study(folder)
+    for folder, study in studies.items():
         decimals = num_decimals(with_divergence_as_worst(study.losses).mean())
         for number, reference in (("1", LINEAR), ("2", study.reference)):
-            contrasts = compare_with(study, reference).set_index("schedule")
+            contrasts = study.contrasts[reference].set_index("schedule")
             row = {
                 "setting": f"{study.label} ({len(study.losses)} seeds)" if number == "1" else "",
                 "check beforehand": forecast_summary(folder) if number == "1" else "",

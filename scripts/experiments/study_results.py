@@ -1,0 +1,118 @@
+"""The results of a study by results/protocol.md, and its contrasts."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .protocol import LINEAR, PRIMARY, Choices, choose, compared_rows
+from .results_table import read_results, results_table
+from .statistics import holm, paired_difference
+from .study_folder import RESULTS_FILE
+
+MARGIN = 0.002
+"""A schedule is no worse if the interval of its difference ends below this fraction of the reference's loss."""
+
+SIGNIFICANCE = 0.05
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """The results of one setting.
+
+    Args:
+        label: the name of the setting.
+        cells: rows of `results_table`.
+        choices: what the selection seeds chose.
+        losses: the final loss of each test seed, indexed by seed, a column for each schedule.
+    """
+
+    label: str
+    cells: pd.DataFrame
+    choices: Choices
+    losses: pd.DataFrame
+
+    @property
+    def reference(self) -> str:
+        """The name of reference 2."""
+        return self.choices.reference
+
+    @cached_property
+    def contrasts(self) -> dict[str, pd.DataFrame]:
+        """Every schedule against each reference, as `compare_with` gives it; one table if reference 2 has no warm-up."""
+        return {reference: compare_with(self, reference) for reference in dict.fromkeys([LINEAR, self.reference])}
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether no test seed of both references has finished yet."""
+        return not {LINEAR, self.reference} <= set(self.losses.columns)
+
+
+def read_study(folder: Path) -> StudyResults:
+    """Read the results of a study.
+
+    Raises:
+        ValueError: if the folder holds none, or those of several settings.
+    """
+    path = folder / RESULTS_FILE
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; give the folder that a study has written.")
+    cells = results_table(read_results(path))
+    labels = list(cells["regime"].unique())
+    if len(labels) != 1:
+        raise ValueError(f"{path} has the results of {len(labels)} settings; a study has one. Give another folder.")
+    choices = choose(cells)
+    chosen = {name: choices.tuned[name].peak for name in choices.compared}
+    tested = compared_rows(cells)
+    tested = tested[tested["schedule"].map(chosen) == tested["peak"]]
+    losses = tested.pivot_table(index="seed", columns="schedule", values="loss", aggfunc="last", dropna=False)
+    losses = losses.reindex(columns=[name for name in choices.compared if name in losses.columns])
+    return StudyResults(str(labels[0]), cells, choices, losses)
+
+
+def with_divergence_as_worst(losses: pd.DataFrame) -> pd.DataFrame:
+    """The losses, with the largest finite one of its seed in place of a run that diverged."""
+    finite = losses.replace(math.inf, math.nan)
+    return losses.where(~np.isinf(losses), finite.max(axis=1), axis=0)
+
+
+def verdict(contrast: dict[str, Any], reference_loss: float, p_value: float) -> str:
+    """One of "better", "worse", "no worse", "worse, by less than 0.2 %" and "undecided", as the protocol defines them.
+
+    Args:
+        contrast: the output of `paired_difference`.
+        reference_loss: the mean loss of the reference.
+        p_value: the p-value of the contrast, corrected where it is a primary one.
+    """
+    low, high = contrast["low"], contrast["high"]
+    within = high < MARGIN * reference_loss
+    if p_value < SIGNIFICANCE and high < 0:
+        return "better"
+    if p_value < SIGNIFICANCE and low > 0:
+        return f"worse, by less than {100 * MARGIN:g} %" if within else "worse"
+    return "no worse" if within else "undecided"
+
+
+def compare_with(study: StudyResults, reference: str) -> pd.DataFrame:
+    """Every schedule against a reference, paired by test seed.
+
+    Returns:
+        A row for each schedule with the columns of `paired_difference`, `schedule`, `corrected` (the p-value after Holm's
+        correction, NaN where the contrast is not a primary one) and `verdict`.
+    """
+    losses = with_divergence_as_worst(study.losses)
+    names = [name for name in losses.columns if name != reference]
+    rows = {name: paired_difference(losses[name], losses[reference]) for name in names}
+    primary = [name for name in PRIMARY if name in rows and reference == study.reference]
+    corrected = dict(zip(primary, holm([rows[name]["p_value"] for name in primary]), strict=True))
+    for name, row in rows.items():
+        p_value = corrected.get(name, row["p_value"])
+        row["corrected"] = corrected.get(name, math.nan)
+        row["verdict"] = verdict(row, losses[reference].mean(), p_value)
+        if study.choices.tuned[name].on_edge:
+            row["verdict"] = "best peak on the edge"
+    return pd.DataFrame([{"schedule": name, **row} for name, row in rows.items()])
