@@ -86,7 +86,7 @@ def norm_columns(
 
     Raises:
         NoColumnError: if no name is that of a gradient norm.
-        ValueError: if the log has no such column, several that could be meant, or one whose kind is unknown.
+        ValueError: if the log lacks the column, has several that could be meant, or one whose kind is unknown.
     """
     if column is not None:
         if column not in names:

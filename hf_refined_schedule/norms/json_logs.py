@@ -33,7 +33,7 @@ def open_json_document(path: Path, wanted: Wanted) -> RunLog:
     if size > MAX_JSON_BYTES:
         raise ValueError(
             f"{shown(path)} has {size / 1e6:.0f} MB, and JSON is read up to {MAX_JSON_BYTES / 1e6:.0f} MB; write its "
-            "log_history as JSON Lines, an entry a line, which has no such limit."
+            "log_history as JSON Lines, one entry per line, whose size has no limit."
         )
     try:
         with open_text(path) as file:

@@ -40,7 +40,7 @@ def loss_column(names: Sequence[str], path: Path, column: str | None = None) -> 
 
     Raises:
         NoColumnError: if no name is that of a training loss.
-        ValueError: if the log has no such column, or several that could be meant.
+        ValueError: if the log lacks the column, or has several that could be meant.
     """
     if column is not None:
         if column not in names:

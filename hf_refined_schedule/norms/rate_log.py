@@ -103,7 +103,8 @@ def _logged(file: SourceFile) -> RateLog:
     wanted = Wanted("learning rate", "learning rates or gradient norms", RATE_OR_NORM, _rate_or_norm)
     log = open_log(file, wanted)
     names = names_of_log(log)
-    columns = [column for column in (_rate(names, file.path), _norm(names, file.path)) if column is not None]
+    rate, norm = _rate(names, file.path), _norm(names, file.path)
+    columns = [column for column in (rate, norm) if column is not None]
     if not columns:
         raise _no_log(file.path)
     step, planned = step_column(log, names, columns[0])
@@ -119,8 +120,8 @@ def _logged(file: SourceFile) -> RateLog:
     unknown = np.full(len(steps), math.nan)
     return RateLog(
         steps=steps,
-        rates=aligned.get(_rate(names, file.path) or "", unknown),
-        norms=aligned.get(_norm(names, file.path) or "", unknown),
+        rates=aligned.get(rate or "", unknown),
+        norms=aligned.get(norm or "", unknown),
         clip_factors=unknown,
         num_training_steps=planned,
         max_grad_norm=None,

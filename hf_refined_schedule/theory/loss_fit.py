@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .loss_forms import ALPHA, LossForm, Schedule, ShapeParameter
-from .loss_logs import LossLog
+from .loss_logs import CheckedLog
 
 if TYPE_CHECKING:
     from scipy.optimize import OptimizeResult
@@ -114,7 +114,7 @@ class Problem(NamedTuple):
     """Shape (n,)."""
 
     @classmethod
-    def of(cls, form: LossForm, logs: Sequence[LossLog]) -> "Problem":
+    def of(cls, form: LossForm, logs: Sequence[CheckedLog]) -> "Problem":
         """The problem of fitting `form` to `logs`.
 
         Args:

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .loss_fit import Grid, LossFit, Problem, bootstrap, fit_form
 from .loss_forms import DECAY_PER_DECREASE, FORMS, LossForm
-from .loss_logs import LossLog, checked_logs, checked_rates
+from .loss_logs import CheckedLog, checked_logs, checked_rates
 
 Array = NDArray[np.float64]
 
@@ -219,7 +219,7 @@ def fit_loss_law(learning_rates: Any, steps: Any, losses: Any, *, epochs: float 
     )
 
 
-def _fit(form: LossForm, logs: Sequence[LossLog]) -> _FormFit:
+def _fit(form: LossForm, logs: Sequence[CheckedLog]) -> _FormFit:
     problem = Problem.of(form, logs)
     grid = Grid.of(problem)
     fit = fit_form(problem, grid)
@@ -234,7 +234,7 @@ def _fit(form: LossForm, logs: Sequence[LossLog]) -> _FormFit:
     return _FormFit(fit, draws, residuals, float(np.concatenate(errors).mean()))
 
 
-def held_out_from(log: LossLog) -> int:
+def held_out_from(log: CheckedLog) -> int:
     """The update from which losses are predicted from the earlier ones.
 
     Args:
@@ -252,7 +252,7 @@ def held_out_from(log: LossLog) -> int:
     return fifth
 
 
-def _refusals(best: _FormFit, logs: Sequence[LossLog], epochs: float | None) -> tuple[str, ...]:
+def _refusals(best: _FormFit, logs: Sequence[CheckedLog], epochs: float | None) -> tuple[str, ...]:
     return tuple(
         reason
         for reason in (
@@ -273,7 +273,7 @@ def _refuse_epochs(epochs: float | None) -> str | None:
     )
 
 
-def _refuse_no_annealing(logs: Sequence[LossLog]) -> str | None:
+def _refuse_no_annealing(logs: Sequence[CheckedLog]) -> str | None:
     least = min(
         float(log.rates[log.updates[0] : log.updates[-1] + 1].min() / log.rates[: log.updates[-1] + 1].max())
         for log in logs
@@ -296,7 +296,7 @@ def _refuse_weak_annealing(best: _FormFit) -> str | None:
     )
 
 
-def _refuse_held_out_error(best: _FormFit, logs: Sequence[LossLog]) -> str | None:
+def _refuse_held_out_error(best: _FormFit, logs: Sequence[CheckedLog]) -> str | None:
     held_out = [log.after(held_out_from(log)) for log in logs]
     earlier = [log.before(held_out_from(log)).losses for log in logs]
     losses = np.concatenate([log.losses for log in held_out])

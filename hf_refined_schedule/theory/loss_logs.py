@@ -18,7 +18,7 @@ SKIPPED = 0.1
 """The losses of this part of a run are left out, and those of twice its warm-up: the law does not describe a start."""
 
 
-class LossLog(NamedTuple):
+class CheckedLog(NamedTuple):
     """One run: its learning rates from the first update on, and the losses that it logged."""
 
     rates: Array
@@ -28,18 +28,18 @@ class LossLog(NamedTuple):
     losses: Array
     """Shape (n,)."""
 
-    def before(self, update: int) -> "LossLog":
+    def before(self, update: int) -> "CheckedLog":
         """The log without the losses from `update` on."""
         kept = self.updates < update
-        return LossLog(self.rates, self.updates[kept], self.losses[kept])
+        return CheckedLog(self.rates, self.updates[kept], self.losses[kept])
 
-    def after(self, update: int) -> "LossLog":
+    def after(self, update: int) -> "CheckedLog":
         """The log with the losses from `update` on."""
         kept = self.updates >= update
-        return LossLog(self.rates, self.updates[kept], self.losses[kept])
+        return CheckedLog(self.rates, self.updates[kept], self.losses[kept])
 
 
-def checked_logs(learning_rates: Any, steps: Any, losses: Any) -> list[LossLog]:
+def checked_logs(learning_rates: Any, steps: Any, losses: Any) -> list[CheckedLog]:
     """Logs that a law can be fitted to, of one run or of several.
 
     Args:
@@ -76,7 +76,7 @@ def _are_several(values: Any) -> bool:
     )
 
 
-def _checked_log(learning_rates: ArrayLike, steps: ArrayLike, losses: ArrayLike, name: str) -> LossLog:
+def _checked_log(learning_rates: ArrayLike, steps: ArrayLike, losses: ArrayLike, name: str) -> CheckedLog:
     rates = checked_rates(learning_rates)
     numbers = _numbers(steps, "steps")
     values = _numbers(losses, "losses")
@@ -100,7 +100,7 @@ def _checked_log(learning_rates: ArrayLike, steps: ArrayLike, losses: ArrayLike,
         )
     updates, values = updates[kept], values[kept]
     _check_fall(values, name)
-    return _averaged(LossLog(rates, updates, values))
+    return _averaged(CheckedLog(rates, updates, values))
 
 
 def checked_rates(learning_rates: ArrayLike) -> Array:
@@ -176,7 +176,7 @@ def _check_fall(losses: Array, name: str) -> None:
         )
 
 
-def _averaged(log: LossLog) -> LossLog:
+def _averaged(log: CheckedLog) -> CheckedLog:
     """The log with the means of neighbouring losses, at most `MOST_LOSSES` of them."""
     width = -(-len(log.losses) // MOST_LOSSES)
     if width == 1:
@@ -184,4 +184,4 @@ def _averaged(log: LossLog) -> LossLog:
     # The last bins are full: how a run ends matters more than how it begins.
     start = len(log.losses) % width
     updates = log.updates[start:].reshape(-1, width)
-    return LossLog(log.rates, updates[:, width // 2], log.losses[start:].reshape(-1, width).mean(axis=1))
+    return CheckedLog(log.rates, updates[:, width // 2], log.losses[start:].reshape(-1, width).mean(axis=1))
