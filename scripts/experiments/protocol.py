@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from .rules import ALL_RULES, rule_file
 from .schedules_compared import SCHEDULES as COMPARED
 from .schedules_compared import ComparedSchedule
 from .statistics import TunedSchedule, tune_peak
@@ -50,7 +51,10 @@ OTHER_SCHEDULES = {
     "WSD": COMPARED["wsd"],
 }
 
-SCHEDULES = {**LINEAR_SCHEDULES, **OTHER_SCHEDULES}
+WITHOUT_CAP = [REFINED, RISING_IGNORED, "cosine", "WSD"]
+"""The schedules that the problem suite compares with linear decay, beside the rules."""
+
+SCHEDULES = {**LINEAR_SCHEDULES, **OTHER_SCHEDULES, **{name: ComparedSchedule("refined") for name in ALL_RULES}}
 """Every schedule of the protocol, by the name that results and reports use."""
 
 
@@ -71,8 +75,33 @@ def baseline_file(folder: Path, seed: int) -> Path:
         folder: the folder of the study.
         seed: a test seed, a selection seed, or the baseline's own seed.
     """
-    first = FIRST_BASELINE_SEED if seed >= FIRST_BASELINE_SEED else 0
-    return folder / "baseline_norms" / f"baseline_{(seed - first) % NUM_BASELINES}.jsonl"
+    return folder / "baseline_norms" / f"baseline_{baseline_index(seed)}.jsonl"
+
+
+def baseline_index(seed: int) -> int:
+    """The number of the baseline that the refined schedules of a seed are made from; of a baseline's seed, its own."""
+    return (seed - (FIRST_BASELINE_SEED if seed >= FIRST_BASELINE_SEED else 0)) % NUM_BASELINES
+
+
+def second_file(folder: Path, seed: int) -> Path:
+    """The norms of the run that was refined from a baseline.
+
+    Args:
+        folder: the folder of the study.
+        seed: as in `baseline_file`.
+    """
+    return folder / "baseline_norms" / f"second_{baseline_index(seed)}.jsonl"
+
+
+def source_file(folder: Path, name: str, seed: int) -> Path:
+    """What the schedule of a cell is refined from.
+
+    Args:
+        folder: the folder of the study.
+        name: of the schedule.
+        seed: of the cell.
+    """
+    return rule_file(folder, name, baseline_index(seed)) if name in ALL_RULES else baseline_file(folder, seed)
 
 
 def first_peaks(start: float) -> list[float]:
@@ -114,7 +143,7 @@ class Choices:
     @property
     def compared(self) -> list[str]:
         """The names of the compared schedules that have a peak: both references first."""
-        names = dict.fromkeys([LINEAR, self.reference, *OTHER_SCHEDULES])
+        names = dict.fromkeys([LINEAR, self.reference, *OTHER_SCHEDULES, *ALL_RULES])
         return [name for name in names if name in self.tuned and not self.tuned[name].problem]
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from hf_refined_schedule import register
 from hf_refined_schedule.norms.gradient_norms import OptimizerFamily
 from hf_refined_schedule.schedules.refinement_options import RefinementOptions
@@ -32,9 +34,12 @@ from .protocol import (
     choose,
     first_peaks,
     next_peak,
+    second_file,
     selection_seeds,
+    source_file,
 )
 from .results_file import ResultsFile
+from .rules import ALL_RULES, SECOND_REFINEMENT, write_rules
 from .schedules_compared import sample_multipliers
 from .statistics import tune_peak
 from .study_folder import FORECASTS_FILE, SCHEDULES_FILE
@@ -50,7 +55,9 @@ class StudyOptions:
         num_selection_seeds: seeds that choose peaks and warm-ups.
         num_test_seeds: seeds that are compared.
         num_workers: runs at the same time.
-        optimizer: the optimizer's family, for the forecasts.
+        optimizer: the optimizer's family, for forecasts and rules.
+        others: the names of the compared schedules beside linear decay.
+        max_grad_norm: the L2 norm to which gradients are clipped; 0 for no clipping. Only some rules use it.
     """
 
     steps: int
@@ -59,6 +66,8 @@ class StudyOptions:
     num_test_seeds: int = 5
     num_workers: int = 1
     optimizer: OptimizerFamily = "adam"
+    others: Sequence[str] = tuple(OTHER_SCHEDULES)
+    max_grad_norm: float = 1.0
 
 
 class Study:
@@ -85,6 +94,7 @@ class Study:
         self.options = options
         self._train = train
         self._norms_file = norms_file
+        self._make_optimizer = torch.optim.SGD if options.optimizer == "sgd" else torch.optim.AdamW
         folder.mkdir(parents=True, exist_ok=True)
         self.results = ResultsFile(folder)
 
@@ -92,9 +102,10 @@ class Study:
         """Run the cells that have no result yet."""
         self._select([LINEAR], self.options.start_peak)
         baseline_peak = self.choices().tuned[LINEAR].peak
-        self._record_baselines(baseline_peak)
+        self._record_baselines(LINEAR, baseline_peak, baseline_file)
         write_forecasts(self.folder, self.options.optimizer)
-        self._select([*LINEAR_SCHEDULES, *OTHER_SCHEDULES], baseline_peak)
+        self._make_rules(baseline_peak)
+        self._select([*LINEAR_SCHEDULES, *self.options.others], baseline_peak)
         choices = self.choices()
         self._compare(choices)
         self._sample_schedules(choices)
@@ -119,11 +130,11 @@ class Study:
         peak = next_peak(peaks, tune_peak(rows, name))
         return [] if peak is None else [self._cell(name, peak, seed, SELECTION) for seed in seeds]
 
-    def _record_baselines(self, peak: float) -> None:
-        cells = [self._cell(LINEAR, peak, seed, BASELINE) for seed in baseline_seeds()]
-        self._run([cell for cell in cells if not baseline_file(self.folder, cell.seed).exists()], "baselines")
+    def _record_baselines(self, name: str, peak: float, kept_file: Callable[[Path, int], Path]) -> None:
+        cells = [self._cell(name, peak, seed, BASELINE) for seed in baseline_seeds()]
+        self._run([cell for cell in cells if not kept_file(self.folder, cell.seed).exists()], "baselines")
         for cell in cells:
-            kept = baseline_file(self.folder, cell.seed)
+            kept = kept_file(self.folder, cell.seed)
             if kept.exists():
                 continue
             recorded = self._norms_file(cell)
@@ -133,11 +144,22 @@ class Study:
             shutil.copyfile(recorded, kept.with_suffix(".copy"))
             kept.with_suffix(".copy").replace(kept)
 
+    def _make_rules(self, peak: float) -> None:
+        """Write the schedules of the rules, of which one needs runs of its own."""
+        names = [name for name in self.options.others if name in ALL_RULES]
+        seconds = []
+        if SECOND_REFINEMENT in names:
+            self._record_baselines(RISING_IGNORED, peak, second_file)
+            seconds = [second_file(self.folder, seed) for seed in baseline_seeds()]
+        baselines = [baseline_file(self.folder, seed) for seed in baseline_seeds()]
+        write_rules(self.folder, names, baselines, seconds, self.options.optimizer, self.options.max_grad_norm)
+
     def _compare(self, choices: Choices) -> None:
         cells = [
             self._cell(name, choices.tuned[name].peak, seed)
             for seed in range(self.options.num_test_seeds)
             for name in choices.compared
+            if name in LINEAR_SCHEDULES or name in self.options.others
         ]
         self._run(cells, "test seeds")
 
@@ -151,9 +173,11 @@ class Study:
     def _sample_schedules(self, choices: Choices) -> None:
         """Sample the compared schedules for the report, refined ones from the first baseline."""
         register()
-        source = baseline_file(self.folder, 0)
         steps = self.options.steps
-        sampled = {name: sample_multipliers(SCHEDULES[name], steps, source) for name in choices.compared}
+        sampled = {
+            name: sample_multipliers(SCHEDULES[name], steps, source_file(self.folder, name, 0), self._make_optimizer)
+            for name in choices.compared
+        }
         path = self.folder / SCHEDULES_FILE
         write_json(path, {**read_json(path), self.label: sampled})
 

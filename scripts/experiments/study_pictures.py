@@ -12,9 +12,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from .protocol import LINEAR, OTHER_SCHEDULES, REFINED, RISING_IGNORED, SELECTION
+from .rules import ALL_RULES
 from .study_results import StudyResults
 
 REFERENCE_COLOR = "black"
+
+RULE_COLORS = ("tab:brown", "tab:pink", "tab:olive", "tab:cyan", "tab:gray", "gold", "tab:red", "tab:orange")
 
 STYLES: dict[str, dict[str, Any]] = {
     LINEAR: {"color": "tab:blue"},
@@ -24,6 +27,7 @@ STYLES: dict[str, dict[str, Any]] = {
     f"{RISING_IGNORED}, warm-up": {"color": "tab:orange", "linestyle": "--"},
     "cosine": {"color": "tab:green"},
     "WSD": {"color": "tab:purple"},
+    **{name: {"color": color} for name, color in zip(ALL_RULES, RULE_COLORS, strict=True)},
 }
 """The line of each schedule; that of reference 2 is black unless it is reference 1."""
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,28 +114,36 @@ def setting_lines(folder: Path) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in described.items())
 
 
-def write_study_report(study: StudyResults, folder: Path, output: Path) -> str:
+def write_study_report(
+    study: StudyResults,
+    folder: Path,
+    output: Path,
+    *,
+    pictures: Sequence[str] = ("differences", "loss_by_peak", "schedules"),
+) -> str:
     """Write the report of a study, its pictures, and tables.csv.
 
     Args:
         study: the results, with test seeds of both references.
         folder: the folder of the study.
         output: the Markdown file; pictures go into the folder that has its name without the suffix.
+        pictures: which pictures to draw.
 
     Returns:
         The main table, as Markdown.
     """
     grids = read_schedules(folder / SCHEDULES_FILE).get(study.label, {})
-    pictures = output.with_suffix("")
-    pictures.mkdir(parents=True, exist_ok=True)
+    place = output.with_suffix("")
+    place.mkdir(parents=True, exist_ok=True)
     draw = {
         "differences": partial(draw_differences, study=study),
         "loss_by_peak": partial(draw_loss_by_peak, study=study),
     }
     if grids:
         draw["schedules"] = partial(draw_schedules, grids=grids, reference=study.reference)
+    draw = {name: function for name, function in draw.items() if name in pictures}
     for name, function in draw.items():
-        save_picture(pictures / f"{name}.png", function, study)
+        save_picture(place / f"{name}.png", function, study)
     captions = {
         "differences": "Difference in final loss from each reference, with 95 % intervals",
         "loss_by_peak": "Final loss of the selection seeds by peak, as the difference from the best of reference 2",
@@ -150,7 +158,7 @@ def write_study_report(study: StudyResults, folder: Path, output: Path) -> str:
         "Differences are paired by seed; a negative one is better.",
         table,
         notes(study),
-        *(f"![{captions[name]}]({pictures.name}/{name}.png)\n\n*{captions[name]}.*" for name in draw),
+        *(f"![{captions[name]}]({place.name}/{name}.png)\n\n*{captions[name]}.*" for name in draw),
         "## What was forecast",
         "Recorded from each baseline before any test seed ran:",
         forecast_table(folder),
@@ -163,7 +171,7 @@ def write_study_report(study: StudyResults, folder: Path, output: Path) -> str:
     ]
     output.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     tables = pd.concat(study.contrasts, names=["compared with"]).reset_index(level=0)
-    tables.to_csv(pictures / "tables.csv", index=False, float_format="%.12g")
+    tables.to_csv(place / "tables.csv", index=False, float_format="%.12g")
     return table
 
 

@@ -14,7 +14,7 @@ from .problem import Problem
 from .reconstruction import Reconstruction
 from .translation import Translation
 
-__all__ = ["PROBLEMS", "Problem"]
+__all__ = ["CHOOSING", "PROBLEMS", "Problem"]
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "weight_decay": 5e-4, "max_grad_norm": 0.0}
 CLIPPED_SGD = {**SGD, "weight_decay": 0.0, "max_grad_norm": 1.0}
@@ -48,3 +48,14 @@ ALL = (
 )
 
 PROBLEMS: dict[str, Problem] = {problem.name: problem for problem in ALL}
+
+CHOOSING = (
+    "resnet_digits_sgd",
+    "t5_translation",
+    "causal_lm",
+    "embeddings_emoticons",
+    "vit_digits",
+    "minilm_sections",
+    "lstm_characters",
+)
+"""The problems that choose rules and thresholds; the others test them."""

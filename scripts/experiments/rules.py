@@ -1,0 +1,177 @@
+"""Rules that make a schedule from the norms of a run, the candidates of results/protocol.md for one that is safe without tuning."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_refined_schedule import load_norms
+from hf_refined_schedule.norms.gradient_norms import GradientNorms, OptimizerFamily
+from hf_refined_schedule.schedules.refined_schedule import RefinedSchedule
+from hf_refined_schedule.schedules.refinement_options import RefinementOptions
+from hf_refined_schedule.schedules.schedule_file import write_schedule
+from hf_refined_schedule.theory.refinement import refine_schedule, smooth_norms
+
+Array = NDArray[np.float64]
+
+SHORT_WARMUP, LONG_WARMUP = 0.05, 0.2
+"""The warm-ups, as fractions of the run, between which one rule keeps the schedule."""
+
+
+SECOND_REFINEMENT = "second refinement"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The norms that a rule sees.
+
+    Args:
+        baselines: norms of all baselines, that of the rule's own seed first.
+        second: norms of a run with rising norms ignored, made from the first baseline; None unless the rule needs it.
+        optimizer: the optimizer's family.
+        max_grad_norm: the L2 norm to which gradients are clipped; 0 for no clipping.
+    """
+
+    baselines: Sequence[GradientNorms]
+    second: GradientNorms | None
+    optimizer: OptimizerFamily
+    max_grad_norm: float
+
+    def ignoring(self, runs: Sequence[GradientNorms] | None = None) -> RefinedSchedule:
+        """The schedule with rising norms ignored, by default of the first baseline."""
+        options = RefinementOptions(rising_norms="ignore")
+        return RefinedSchedule.from_norms(self.baselines[:1] if runs is None else runs, self.optimizer, options)
+
+    def keeping(self) -> RefinedSchedule:
+        """The paper's schedule of the first baseline."""
+        return RefinedSchedule.from_norms(self.baselines[0], self.optimizer, RefinementOptions())
+
+
+def from_effective(schedule: RefinedSchedule, effective: Array, power: float | None = None) -> RefinedSchedule:
+    """The schedule for other effective norms, shape (T,), or another power."""
+    power = schedule.power if power is None else power
+    grid = refine_schedule(np.append(effective, effective[-1]), power=power, smoothing=0)
+    return replace(schedule, grid=grid, effective_norms=effective)
+
+
+def floored(evidence: Evidence, quantile: float) -> RefinedSchedule:
+    """The running minimum of the norms, but not below a quantile of the smoothed norms."""
+    ignoring, kept = evidence.ignoring(), evidence.keeping().effective_norms
+    assert kept is not None and ignoring.effective_norms is not None
+    return from_effective(ignoring, np.maximum(ignoring.effective_norms, np.quantile(kept, quantile)))
+
+
+def shrunk_power(evidence: Evidence) -> RefinedSchedule:
+    """The running minimum, with a power that is smaller the less the odd and the even updates agree."""
+    ignoring = evidence.ignoring()
+    reliability = split_half_reliability(evidence.baselines[0].at_every_step(ignoring.norm), ignoring.smoothing)
+    if reliability == 0:
+        linear = 1 - np.arange(len(ignoring.grid)) / (len(ignoring.grid) - 1)
+        return replace(ignoring, grid=linear)
+    assert ignoring.effective_norms is not None
+    return from_effective(ignoring, ignoring.effective_norms, reliability * ignoring.power)
+
+
+def split_half_reliability(norms: Array, smoothing: float) -> float:
+    """The fraction of the variance of the smoothed norms, in logarithms, that is not noise.
+
+    Args:
+        norms: the norm of every update, shape (T,).
+        smoothing: tau, the window as a fraction of the run.
+
+    Returns:
+        1 - noise / variance, from 0 to 1. The odd and the even updates are smoothed apart; the noise of their mean is a
+        quarter of the variance of their difference.
+    """
+    length = len(norms) // 2
+    odd, even = (np.log(smooth_norms(half[:length], smoothing)) for half in (norms[::2], norms[1::2]))
+    variance = np.var((odd + even) / 2)
+    return float(max(0.0, 1 - np.var(odd - even) / 4 / variance)) if variance > 0 else 0.0
+
+
+def between_warmups(evidence: Evidence) -> RefinedSchedule:
+    """Rising norms ignored, with its warm-up kept between a short and a long ramp."""
+    ignoring = evidence.ignoring()
+    progress = np.arange(len(ignoring.grid)) / (len(ignoring.grid) - 1)
+    decay = 1 - progress
+    factor = np.append(ignoring.grid[:-1] / decay[:-1], 1.0)
+    factor[:-1] /= factor[-2]
+    upper, lower = (np.minimum(1, progress / warmup) for warmup in (SHORT_WARMUP, LONG_WARMUP))
+    grid = decay * np.clip(factor, lower, upper)
+    return replace(ignoring, grid=grid / grid.max())
+
+
+def second_refinement(evidence: Evidence) -> RefinedSchedule:
+    """Rising norms ignored, from a run that had this schedule already."""
+    assert evidence.second is not None
+    return evidence.ignoring([evidence.second])
+
+
+def clip_undone(evidence: Evidence, schedule: RefinedSchedule) -> RefinedSchedule:
+    """The schedule divided by the smoothed clip factor: the step of SGD is factor * rate * gradient."""
+    assert evidence.max_grad_norm
+    smoothed = smooth_norms(evidence.baselines[0].at_every_step("l2"), schedule.smoothing)
+    factors = np.minimum(1, evidence.max_grad_norm / smoothed)
+    grid = schedule.grid / np.append(factors, factors[-1])
+    return replace(schedule, grid=grid / grid.max())
+
+
+RULES: dict[str, Callable[[Evidence], RefinedSchedule]] = {
+    "floor at the median": lambda evidence: floored(evidence, 0.5),
+    "floor at the upper quartile": lambda evidence: floored(evidence, 0.75),
+    "shrunk power": shrunk_power,
+    "between two warm-ups": between_warmups,
+    "mean of three baselines": lambda evidence: evidence.ignoring(evidence.baselines),
+    SECOND_REFINEMENT: second_refinement,
+}
+"""The candidates, by the names of results/protocol.md."""
+
+CLIPPED_RULES: dict[str, Callable[[Evidence], RefinedSchedule]] = {
+    "refined, clipping undone": lambda evidence: clip_undone(evidence, evidence.keeping()),
+    "rising norms ignored, clipping undone": lambda evidence: clip_undone(evidence, evidence.ignoring()),
+}
+"""For SGD whose updates are clipped."""
+
+ALL_RULES = {**RULES, **CLIPPED_RULES}
+
+
+def rule_file(folder: Path, name: str, index: int) -> Path:
+    """The schedule file of a rule.
+
+    Args:
+        folder: the folder of the study.
+        name: of the rule.
+        index: of the baseline.
+    """
+    return folder / "rules" / f"{name.replace(', ', '_').replace(' ', '_')}_{index}.json"
+
+
+def write_rules(
+    folder: Path,
+    names: Sequence[str],
+    baselines: Sequence[Path],
+    seconds: Sequence[Path],
+    optimizer: OptimizerFamily,
+    max_grad_norm: float,
+) -> None:
+    """Write the schedule of each rule for each baseline, unless the folder has it.
+
+    Args:
+        folder: the folder of the study.
+        names: of the rules.
+        baselines: the norms of the baselines.
+        seconds: the norms of a run with rising norms ignored, for each baseline; may be empty if no rule needs them.
+        optimizer: the optimizer's family.
+        max_grad_norm: as in `Evidence`.
+    """
+    runs = [load_norms(path) for path in baselines]
+    for index in range(len(runs)):
+        second = load_norms(seconds[index]) if seconds else None
+        evidence = Evidence([*runs[index:], *runs[:index]], second, optimizer, max_grad_norm)
+        for name in names:
+            path = rule_file(folder, name, index)
+            if not path.exists():
+                path.parent.mkdir(exist_ok=True)
+                write_schedule(replace(ALL_RULES[name](evidence), source=f"baseline {index}, {name}"), path)

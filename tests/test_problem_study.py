@@ -1,0 +1,247 @@
+"""The study of the problem suite: its rules, its scores, and a suite of one tiny problem from start to report."""
+
+import dataclasses
+import math
+import shutil
+import sys
+
+import numpy as np
+import pandas as pd
+import problem_suite
+import pytest
+from experiments import problems, rules, suite_report
+from experiments.cells import BASELINE, Cell, Result
+from experiments.problem_study import ProblemStudy
+from experiments.protocol import LINEAR, REFINED, RISING_IGNORED, SELECTION, Choices, baseline_file
+from experiments.results_table import results_table
+from experiments.rules import ALL_RULES, Evidence
+from experiments.statistics import TunedSchedule
+from experiments.study_results import StudyResults
+from experiments.suite_report import LINEAR_DECAY, advice_of, is_right, score_rules
+
+from hf_refined_schedule.norms.gradient_norms import GradientNorms
+
+from .test_problem_suite import tiny_problem, write_diamonds
+from .tiny import read_rows
+from .tolerances import EXACT_ROUNDING
+
+STEPS = 200
+
+
+def norms_of(values):
+    return GradientNorms(steps=np.arange(1, len(values) + 1), l1=values, l2=values, num_training_steps=len(values))
+
+
+def evidence(values, optimizer="adam", max_grad_norm=1.0):
+    return Evidence([norms_of(values)] * 3, norms_of(values), optimizer, max_grad_norm)
+
+
+def with_warmup(warmup, steps=STEPS):
+    progress = np.arange(steps + 1) / steps
+    grid = (1 - progress) * np.minimum(1, progress / warmup)
+    return grid / grid.max()
+
+
+@pytest.mark.parametrize("name", ALL_RULES)
+def test_constant_norms_give_linear_decay(name):
+    grid = ALL_RULES[name](evidence(np.full(STEPS, 3.0), "sgd")).grid
+    expected = with_warmup(0.05) if name == "between two warm-ups" else 1 - np.arange(STEPS + 1) / STEPS
+    assert grid == pytest.approx(expected, abs=EXACT_ROUNDING)
+
+
+def test_the_warm_up_is_kept_between_two():
+    slow = rules.between_warmups(evidence(np.linspace(9, 1, STEPS)))
+    assert slow.grid == pytest.approx(with_warmup(0.2), abs=0.15)
+    assert slow.grid[2] == pytest.approx(with_warmup(0.2)[2], abs=EXACT_ROUNDING) or slow.grid[2] > with_warmup(0.2)[2]
+    sudden = rules.between_warmups(evidence(np.r_[100.0, np.ones(STEPS - 1)]))
+    assert sudden.grid == pytest.approx(with_warmup(0.05), abs=EXACT_ROUNDING)
+
+
+def test_a_floor_stops_vanishing_norms_from_raising_the_rate():
+    vanishing = np.exp(np.linspace(0, -9, STEPS))
+    ignoring, floored = (
+        make(evidence(vanishing)).grid
+        for make in (lambda seen: seen.ignoring(), ALL_RULES["floor at the upper quartile"])
+    )
+    assert ignoring.argmax() > 0.7 * STEPS
+    assert floored.argmax() == pytest.approx(0.25 * STEPS, abs=2)
+    tail = floored[STEPS // 2 :]
+    assert np.diff(tail) == pytest.approx(np.full(len(tail) - 1, tail[1] - tail[0]), abs=EXACT_ROUNDING)
+
+
+def test_norms_of_pure_noise_give_linear_decay():
+    noise = np.exp(np.random.default_rng(1).normal(0, 0.3, 4 * STEPS))
+    signal = np.exp(np.linspace(0, -2, 4 * STEPS)) * noise
+    assert rules.split_half_reliability(signal, 0.1) > 0.95
+    assert rules.split_half_reliability(noise, 0.1) < 0.7
+    assert rules.split_half_reliability(np.tile([1.0, 2.0], STEPS), 0.1) == 0
+
+
+def test_undoing_the_clipping_gives_the_steps_of_the_rule():
+    norms = np.linspace(8, 0.5, STEPS)
+    seen = evidence(norms, "sgd")
+    rate = rules.clip_undone(seen, seen.keeping()).grid
+    smoothed = np.append(seen.keeping().effective_norms, seen.keeping().effective_norms[-1])
+    steps = rate * np.minimum(1, 1 / smoothed)
+    assert steps / steps.max() == pytest.approx(seen.keeping().grid / seen.keeping().grid.max(), abs=EXACT_ROUNDING)
+
+
+def study_of(losses):
+    """A study with these final losses: seeds by schedule."""
+    rows = [
+        Result(Cell("problem", name, 1.0, seed, 10), loss)
+        for name, values in losses.items()
+        for seed, loss in enumerate(values)
+    ]
+    tuned = {name: TunedSchedule(name, 1.0, False, pd.Series(values)) for name, values in losses.items()}
+    return StudyResults("problem", results_table(rows), Choices(tuned, "linear, 5 % warm-up"), pd.DataFrame(losses))
+
+
+BASE = np.array([1.0, 1.1, 1.2, 1.3])
+JITTER = np.array([0.0, 0.001, -0.001, 0.002])
+
+
+@pytest.fixture
+def measured():
+    return study_of(
+        {
+            LINEAR: BASE,
+            "linear, 5 % warm-up": BASE - 0.1 + JITTER,
+            REFINED: BASE - 0.05 - JITTER,
+            RISING_IGNORED: BASE - 0.2 - JITTER,
+            "shrunk power": BASE - 0.1 + JITTER[::-1],
+        }
+    )
+
+
+def test_rules_are_scored_against_the_best_warm_up(measured):
+    scores = score_rules(
+        {"one": measured, "two": measured}, ["shrunk power", REFINED, RISING_IGNORED, "second refinement"]
+    )
+    assert list(scores.index) == [RISING_IGNORED, "shrunk power", REFINED]
+    assert scores[["better", "undecided", "worse"]].to_numpy().tolist() == [[2, 0, 0], [0, 2, 0], [0, 0, 2]]
+    assert scores.loc[RISING_IGNORED, "mean"] == pytest.approx(-0.101 / 1.0505, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "advice"),
+    [
+        (("worth a refined run", "doubtful"), REFINED),
+        (("doubtful", "linear will do"), RISING_IGNORED),
+        (("doubtful", "degenerate"), LINEAR_DECAY),
+        (("degenerate", "linear will do"), LINEAR_DECAY),
+        (("linear will do", "linear will do"), LINEAR_DECAY),
+    ],
+)
+def test_the_advice_of_a_forecast_is_that_of_check(verdicts, advice):
+    rows = [
+        {"baseline": 0, "schedule": name, "verdict": verdict}
+        for name, verdict in zip((REFINED, RISING_IGNORED), verdicts, strict=True)
+    ]
+    assert advice_of([*rows, {"baseline": 1, "schedule": REFINED, "verdict": "other"}], 0) == advice
+
+
+def test_advice_is_right_if_the_schedule_is_better_than_the_reference(measured):
+    right = {
+        (advice, reference): is_right(measured, advice, reference)
+        for advice in (REFINED, RISING_IGNORED, LINEAR_DECAY)
+        for reference in (LINEAR, measured.reference)
+    }
+    assert right == {
+        (REFINED, LINEAR): True,
+        (REFINED, measured.reference): False,
+        (RISING_IGNORED, LINEAR): True,
+        (RISING_IGNORED, measured.reference): True,
+        (LINEAR_DECAY, LINEAR): False,
+        (LINEAR_DECAY, measured.reference): False,
+    }
+
+
+def run_suite(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["problem_suite.py", *map(str, words)])
+    problem_suite.main()
+
+
+@pytest.fixture
+def suite(tmp_path, monkeypatch):
+    """The words of a suite of one tiny problem."""
+    problem = dataclasses.replace(tiny_problem("mlp_diamonds"), steps=20)
+    monkeypatch.setitem(problems.PROBLEMS, "mlp_diamonds", problem)
+    monkeypatch.setattr(suite_report, "PROBLEMS", {"mlp_diamonds": problem})
+    write_diamonds(tmp_path / "data" / "packages")
+    words = ("--problems", "mlp_diamonds", "--data_dir", tmp_path / "data", "--output_dir", tmp_path / "suite")
+    return (
+        *words,
+        "--rules",
+        "second refinement",
+        "--num_selection_seeds",
+        1,
+        "--num_test_seeds",
+        2,
+        "--num_workers",
+        1,
+    )
+
+
+def test_cells_train_by_their_schedules(suite, tmp_path):
+    study = ProblemStudy("mlp_diamonds", tmp_path / "data", tmp_path / "suite" / "mlp_diamonds", ())
+    study.problem.prepare(tmp_path / "data")
+    baseline = Cell("mlp_diamonds", LINEAR, 0.01, 2000, 20, BASELINE)
+    first = study.train(baseline)
+    _, rows = read_rows(study.norms_file(baseline))
+    assert len(rows) == 20
+    kept = baseline_file(study.folder, 2000)
+    kept.parent.mkdir()
+    shutil.copyfile(study.norms_file(baseline), kept)
+    losses = [study.train(Cell("mlp_diamonds", name, 0.01, 2000, 20)).loss for name in (LINEAR, REFINED)]
+    assert losses[0] == first.loss
+    assert losses[1] != first.loss
+    assert not study.norms_file(Cell("mlp_diamonds", REFINED, 0.01, 2000, 20)).exists()
+
+
+def test_a_suite_from_start_to_report(suite, tmp_path, monkeypatch, capsys):
+    trained = []
+
+    def train(study, cell):
+        """A cell whose best peak is inside the first grid; a baseline leaves norms."""
+        trained.append(cell)
+        if cell.role == BASELINE:
+            study.norms_file(cell).parent.mkdir(parents=True)
+            shutil.copyfile(tmp_path / "recorded.jsonl", study.norms_file(cell))
+        loss = (
+            1 + abs(math.log(cell.peak / study.problem.start_peak)) + 0.01 * cell.seed % 0.07 + len(cell.schedule) / 1e4
+        )
+        return Result(cell, loss)
+
+    study = ProblemStudy("mlp_diamonds", tmp_path / "data", tmp_path / "real", ())
+    study.problem.prepare(tmp_path / "data")
+    baseline = Cell("mlp_diamonds", LINEAR, 0.01, 2000, 20, BASELINE)
+    study.train(baseline)
+    shutil.copyfile(study.norms_file(baseline), tmp_path / "recorded.jsonl")
+    monkeypatch.setattr(ProblemStudy, "train", train)
+
+    run_suite(monkeypatch, *suite)
+    table = capsys.readouterr().out
+    assert table.splitlines()[2].startswith("| mlp_diamonds (2 seeds)")
+    folder = tmp_path / "suite" / "mlp_diamonds"
+    norms = [f"{kind}_{index}.jsonl" for kind in ("baseline", "second") for index in range(3)]
+    assert sorted(path.name for path in (folder / "baseline_norms").iterdir()) == norms
+    assert not (folder / "cells").exists()
+    tested = {cell.schedule for cell in trained if cell.role is None}
+    assert {LINEAR, REFINED, RISING_IGNORED, "cosine", "WSD", "second refinement"} <= tested
+    assert {cell.seed for cell in trained if cell.role == SELECTION} == {1000}
+    report = (tmp_path / "suite.md").read_text()
+    assert "| [mlp_diamonds](suite/mlp_diamonds.md) | regression | adamw" in report
+    assert "| second refinement " in report
+    assert "All 1 problems are finished." in report
+
+    trained.clear()
+    run_suite(monkeypatch, *suite)
+    assert trained == []
+
+
+def test_a_report_of_nothing_is_refused(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as exit:
+        run_suite(monkeypatch, "--report_only", "--output_dir", tmp_path)
+    assert exit.value.code == 2
+    assert "is finished yet; run the suite again to continue it." in capsys.readouterr().err
