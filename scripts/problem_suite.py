@@ -111,7 +111,7 @@ def make_parser() -> OneLineParser:
         "--num_test_seeds", type=positive_integer, default=5, help="the seeds that are compared (default: %(default)s)"
     )
     parser.add_argument(
-        "--num_selection_seeds", type=positive_integer, default=2,
+        "--num_selection_seeds", type=positive_integer, default=1,
         help="the seeds that choose peaks and warm-ups (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(

@@ -40,7 +40,7 @@ class ProblemStudy:
     data_dir: Path
     folder: Path
     rules: Sequence[str]
-    num_selection_seeds: int = 2
+    num_selection_seeds: int = 1
     num_test_seeds: int = 5
 
     @property

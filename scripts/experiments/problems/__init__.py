@@ -21,29 +21,37 @@ CLIPPED_SGD = {**SGD, "weight_decay": 0.0, "max_grad_norm": 1.0}
 ADAMW: dict[str, Any] = {"optimizer": "adamw", "weight_decay": 0.01}
 
 ALL = (
-    ResNetOnDigits("resnet_digits_sgd", "CIFAR10", steps=400, start_peak=0.1, batch_size=32, **SGD),
+    ResNetOnDigits("resnet_digits_sgd", "CIFAR10", steps=400, start_peak=0.05, batch_size=16, **SGD),
     RegNetOnGlyphs(
-        "regnet_glyphs_sgd", "CIFAR100", steps=400, start_peak=0.1, batch_size=32, pretraining_steps=1500, **SGD
+        "regnet_glyphs_sgd", "CIFAR100", steps=400, start_peak=0.05, batch_size=16, pretraining_steps=2000, **SGD
     ),
-    EfficientNetOnLetters("efficientnet_letters_sgd", "ImageNet", steps=150, start_peak=0.02, batch_size=16, **SGD),
-    Translation(
-        "t5_translation", "IWSLT14", steps=300, start_peak=1e-3, batch_size=16, pretraining_steps=1000, **ADAMW
+    EfficientNetOnLetters(
+        "efficientnet_letters_sgd", "ImageNet", steps=80, start_peak=0.02, batch_size=12, num_evaluation=512, **SGD
     ),
-    CausalLanguageModel("causal_lm", "GPT", steps=300, start_peak=2e-3, batch_size=8, pretraining_steps=1000, **ADAMW),
+    Translation("t5_translation", "IWSLT14", steps=300, start_peak=4e-3, batch_size=8, pretraining_steps=3000, **ADAMW),
+    CausalLanguageModel("causal_lm", "GPT", steps=300, start_peak=2e-3, batch_size=8, pretraining_steps=2500, **ADAMW),
     MaskedLanguageModel(
-        "masked_lm", "RoBERTa", steps=300, start_peak=1e-3, batch_size=16, pretraining_steps=1000, **ADAMW
+        "masked_lm", "RoBERTa", steps=300, start_peak=2e-3, batch_size=8, pretraining_steps=4000, **ADAMW
     ),
     EmoticonCategories("embeddings_emoticons", "DLRM", steps=850, start_peak=4e-3, batch_size=64, **ADAMW),
     Reconstruction("unet_reconstruction", "MRI", steps=300, start_peak=2e-3, batch_size=8, **ADAMW),
-    ViTOnDigits("vit_digits", "ViT", steps=400, start_peak=5e-4, batch_size=64, pretraining_steps=2000, **ADAMW),
-    Detection("yolos_digits", "RCNN", steps=300, start_peak=5e-4, batch_size=16, pretraining_steps=2000, **ADAMW),
-    BibleSections("minilm_sections", "fine-tuning of an encoder", steps=120, start_peak=1e-4, batch_size=8, **ADAMW),
+    ViTOnDigits("vit_digits", "ViT", steps=400, start_peak=1e-3, batch_size=32, pretraining_steps=3000, **ADAMW),
+    Detection("yolos_digits", "RCNN", steps=300, start_peak=1e-3, batch_size=8, pretraining_steps=4000, **ADAMW),
+    BibleSections(
+        "minilm_sections",
+        "fine-tuning of an encoder",
+        steps=100,
+        start_peak=4e-4,
+        batch_size=8,
+        num_evaluation=512,
+        **ADAMW,
+    ),
     DiamondPrices("mlp_diamonds", "regression", steps=3000, start_peak=4e-3, batch_size=32, **ADAMW),
     RecurrentLanguageModel(
-        "lstm_characters", "sequences", steps=800, start_peak=2e-3, batch_size=8, pretraining_steps=1500, **ADAMW
+        "lstm_characters", "sequences", steps=800, start_peak=4e-3, batch_size=8, pretraining_steps=1500, **ADAMW
     ),
     EmoticonCategories(
-        "embeddings_emoticons_clipped_sgd", "SGD, clipped", steps=850, start_peak=0.4, batch_size=64, **CLIPPED_SGD
+        "embeddings_emoticons_clipped_sgd", "SGD, clipped", steps=850, start_peak=0.2, batch_size=64, **CLIPPED_SGD
     ),
 )
 

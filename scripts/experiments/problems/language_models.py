@@ -22,7 +22,7 @@ VOCABULARY = 1024
 BLOCK = 64
 """Tokens in an example."""
 
-MASKED = 0.15
+MASKED = 0.3
 """The fraction of tokens that a masked language model predicts."""
 
 
@@ -102,24 +102,24 @@ class MaskedLanguageModel(Problem):
         }
 
     def make_model(self, folder: Path) -> torch.nn.Module:
-        """Make a RoBERTa with three layers."""
-        from transformers import RobertaConfig, RobertaForMaskedLM
+        """Make a ModernBERT with three layers. With learned positions, so small a model needs far longer to look at neighbours."""
+        from transformers import ModernBertConfig, ModernBertForMaskedLM
 
-        config = RobertaConfig(
+        config = ModernBertConfig(
             vocab_size=VOCABULARY,
             hidden_size=96,
-            intermediate_size=256,
+            intermediate_size=192,
             num_hidden_layers=3,
             num_attention_heads=4,
-            max_position_embeddings=BLOCK + 2,
-            type_vocab_size=1,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
+            max_position_embeddings=BLOCK,
+            local_attention=16,
             pad_token_id=PADDING,
             bos_token_id=START,
+            cls_token_id=START,
             eos_token_id=END,
+            sep_token_id=END,
         )
-        return RobertaForMaskedLM(config)
+        return ModernBertForMaskedLM(config)
 
 
 class CharacterLSTM(torch.nn.Module):
