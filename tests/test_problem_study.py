@@ -18,6 +18,7 @@ from experiments.rules import ALL_RULES, Evidence
 from experiments.statistics import TunedSchedule
 from experiments.study_results import StudyResults
 from experiments.suite_report import LINEAR_DECAY, advice_of, is_right, score_rules
+from experiments.thresholds import choose_threshold
 
 from hf_refined_schedule.norms.gradient_norms import GradientNorms
 
@@ -155,6 +156,16 @@ def test_advice_is_right_if_the_schedule_is_better_than_the_reference(measured):
         (LINEAR_DECAY, LINEAR): False,
         (LINEAR_DECAY, measured.reference): False,
     }
+
+
+def test_a_threshold_is_the_one_that_is_right_most_often():
+    figures = pd.DataFrame({"noise": [1.0, 2.0, 1.5, 1.2], "rise": [1.0, 2.0, 3.0, 4.0]})
+    threshold = choose_threshold(figures, pd.Series([True, True, False, False]))
+    assert (threshold.figure, threshold.limit, threshold.at_most) == ("rise", 2.5, True)
+    assert str(threshold) == "rise at most 2.5"
+    assert threshold.refines(figures).tolist() == [True, True, False, False]
+    never = choose_threshold(figures, pd.Series([False] * 4))
+    assert not never.refines(figures).any()
 
 
 def run_suite(monkeypatch, *words):

@@ -18,6 +18,7 @@ from .study_folder import FORECASTS_FILE, PROVENANCE_FILE, RESULTS_FILE
 from .study_pictures import add_legend, style_of
 from .study_report import summary_table, write_study_report
 from .study_results import StudyResults, read_study, with_divergence_as_worst
+from .thresholds import choose_threshold, figures_of
 
 LINEAR_DECAY = "linear decay"
 """The advice of `check` not to refine."""
@@ -151,6 +152,35 @@ def hits_by_verdict(advised: pd.DataFrame) -> str:
     return markdown_table(pd.DataFrame(rows))
 
 
+def new_threshold(studies: Mapping[str, StudyResults], folder: Path) -> str:
+    """A threshold set on the half that chooses and scored on the half that tests, in a sentence for each reference."""
+    halves = [[name for name in studies if (name in CHOOSING) == chooses] for chooses in (True, False)]
+    if not all(halves):
+        return "A new threshold needs problems of both halves."
+    figures = [
+        pd.concat({name: figures_of(folder / name) for name in half}, names=["problem"]).reset_index("problem")
+        for half in halves
+    ]
+    sentences = []
+    for number in ("1", "2"):
+        targets = []
+        for rows in figures:
+            better = {
+                name: not is_right(studies[name], LINEAR_DECAY, LINEAR if number == "1" else studies[name].reference)
+                for name in rows["problem"].unique()
+            }
+            targets.append(rows["problem"].map(better))
+        threshold = choose_threshold(figures[0].drop(columns="problem"), targets[0])
+        hits = [int((threshold.refines(rows) == target).sum()) for rows, target in zip(figures, targets, strict=True)]
+        never = int((~targets[1]).sum())
+        sentences.append(
+            f"Against reference {number}, the threshold that is right most often on the half that chooses is to refine where *{threshold}*: "
+            f"right for {hits[0]} of {len(targets[0])} baselines there, and for {hits[1]} of {len(targets[1])} on the half that "
+            f"tests, where never to refine is right for {never}."
+        )
+    return " ".join(sentences)
+
+
 def promise_and_gain(advised: pd.DataFrame) -> str:
     """How the promise of the bound went with the measured gain, in a sentence."""
     means = advised.groupby("problem")[["promise", "gain"]].mean()
@@ -220,6 +250,7 @@ def write_suite_report(folder: Path) -> str:
     figure.savefig(folder / "differences.png", dpi=130)
     summary = summary_table({folder / name: study for name, study in studies.items()})
     advised = advice_table(studies, folder)
+    advised.to_csv(folder / "advice.csv", index=False, float_format="%.6g")
     missing = [name for name in PROBLEMS if name not in studies]
     parts = [
         "# The problem suite",
@@ -239,6 +270,7 @@ def write_suite_report(folder: Path) -> str:
         f"Of {len(advised)} baselines:",
         hits(advised),
         hits_by_verdict(advised),
+        new_threshold(studies, folder),
         promise_and_gain(advised),
         render_provenance(merged_provenance([read_json(folder / name / PROVENANCE_FILE) for name in studies])),
     ]
