@@ -63,6 +63,17 @@ def test_a_trainers_state(tmp_path):
     )
 
 
+def test_the_losses_of_a_trainer_are_means_since_the_last_entry(tmp_path):
+    entries = [{"step": step, "loss": 3.0, "eval_loss": 2.0, "learning_rate": 0.1} for step in [1, *range(10, 400, 10)]]
+    log = load_losses(write_state(tmp_path / "trainer_state.json", entries))
+    assert log.centres[:4].tolist() == [1, 6, 15, 25]
+    assert load_losses(tmp_path / "trainer_state.json", column="eval_loss").centres.tolist() == log.steps.tolist()
+    prefixed = load_losses(table(tmp_path / "wandb.csv", rows("train/loss", "train/learning_rate")))
+    assert prefixed.centres.tolist() == (prefixed.steps - 5).tolist()
+    other = load_losses(table(tmp_path / "other.csv", rows("loss", "lr")))
+    assert other.centres.tolist() == other.steps.tolist()
+
+
 @pytest.mark.parametrize(
     "loss, rate",
     [("loss", "lr"), ("train/loss", "train/learning_rate"), ("run-7 - train/loss", "run-7 - train/learning_rate"),

@@ -73,6 +73,19 @@ def is_evaluation(name: str) -> bool:
     return _EVALUATION.search(name) is not None
 
 
+def are_trainer_names(loss: str, rate: str) -> bool:
+    """Whether transformers' Trainer named these columns, whose loss is the mean since the last entry.
+
+    Args:
+        loss: the name of the loss, in a tracker with a prefix such as `train/`.
+        rate: the name of the learning rate.
+
+    Returns:
+        True if so.
+    """
+    return (last_part(loss), last_part(rate)) == ("loss", "learning_rate") and not is_evaluation(loss)
+
+
 def rate_column(names: Sequence[str], loss: str, path: Path) -> str:
     """Choose the column of the learning rate.
 

@@ -14,14 +14,14 @@ class LossLog:
 
     Args:
         steps: optimizer updates that have a loss, 1-based, increasing, shape (n,).
-        losses: the loss logged at each of them, positive, shape (n,). A Trainer logs the mean loss since its last entry, so
-            that its losses lag by half a logging interval.
+        losses: the loss logged at each of them, positive, shape (n,).
         learning_rates: the learning rate of updates 1, 2, .. T', shape (T',), T' at least the last of `steps`.
         num_training_steps: T, the number of updates planned for the run; None if the source does not say.
         source: where the losses come from, for messages.
         origin: the kind of record that they come from, for messages.
         num_epochs: passes over the training data up to the last loss; None if the source does not say.
         remarks: what a reader noticed about the log, a clause each.
+        means_since_last: whether each loss is the mean over the updates since the last entry, as a Trainer logs it.
 
     Raises:
         ValueError: if the arrays do not fit together, or a value is out of range.
@@ -35,6 +35,7 @@ class LossLog:
     origin: str = "losses in memory"
     num_epochs: float | None = None
     remarks: tuple[str, ...] = ()
+    means_since_last: bool = False
 
     def __post_init__(self) -> None:
         name = shown(self.source)
@@ -57,6 +58,11 @@ class LossLog:
             raise ValueError(f"{name}: learning_rates must be finite and not negative.")
         if not self.learning_rates.any():
             raise ValueError(f"{name}: every learning rate is 0; pass the log of a run that trains.")
+
+    @property
+    def centres(self) -> NDArray[np.int64]:
+        """The update in the middle of those that each loss is the mean of, 1-based, shape (n,)."""
+        return self.steps - np.diff(self.steps, prepend=0) // 2 if self.means_since_last else self.steps
 
     @property
     def last_step(self) -> int:

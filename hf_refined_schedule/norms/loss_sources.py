@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .columns import NoColumnError, Wanted, epoch_column
 from .log_rows import Columns, RunLog, collect, names_of_log, step_column
-from .loss_columns import LOSS_OR_RATE, loss_column, rate_column
+from .loss_columns import LOSS_OR_RATE, are_trainer_names, loss_column, rate_column
 from .loss_log import LossLog, rates_of_every_update
 from .message_text import shown
 from .norms_file import NORMS_FILE_NAME, read_learning_rates
@@ -157,6 +157,7 @@ def _losses_of_log(log: RunLog, column: str | None, warmup_steps: int | None) ->
         origin=log.origin,
         num_epochs=float(np.nanmax(epochs)) if np.isfinite(epochs).any() else None,
         remarks=tuple(remarks),
+        means_since_last=are_trainer_names(loss, rate),
     )
 
 

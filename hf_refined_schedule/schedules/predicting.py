@@ -169,7 +169,7 @@ def fit_law(sources: Path | Sequence[Path], *, column: str | None = None, warmup
     try:
         law = fit_loss_law(
             [log.learning_rates for log in logs],
-            [log.steps for log in logs],
+            [log.centres for log in logs],
             [log.losses for log in logs],
             epochs=epochs,
         )
