@@ -78,15 +78,6 @@ def test_norms_of_pure_noise_give_linear_decay():
     assert rules.split_half_reliability(np.tile([1.0, 2.0], STEPS), 0.1) == 0
 
 
-def test_undoing_the_clipping_gives_the_steps_of_the_rule():
-    norms = np.linspace(8, 0.5, STEPS)
-    seen = evidence(norms, "sgd")
-    rate = rules.clip_undone(seen, seen.keeping()).grid
-    smoothed = np.append(seen.keeping().effective_norms, seen.keeping().effective_norms[-1])
-    steps = rate * np.minimum(1, 1 / smoothed)
-    assert steps / steps.max() == pytest.approx(seen.keeping().grid / seen.keeping().grid.max(), abs=EXACT_ROUNDING)
-
-
 def study_of(losses):
     """A study with these final losses: seeds by schedule."""
     rows = [

@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 from ..norms.gradient_norms import GradientNorms
 from ..theory.bounds import bound_from_squared_norms, squared_norms
 from ..theory.classical import linear_with_warmup, rmse, warmup_ramp
-from ..theory.refinement import DEFAULT_SMOOTHING, average_norms, peak_position, refine_schedule
+from ..theory.refinement import (
+    DEFAULT_SMOOTHING,
+    average_norms,
+    clip_factors,
+    peak_position,
+    refine_schedule,
+    undo_clipping,
+)
 from .refined_schedule import COVERED_BY_WARMUP, SMALLEST_WINDOW, RefinedSchedule, smallest_smoothing, window_in_norms
 
 Verdict = Literal["worth a refined run", "linear will do", "doubtful", "degenerate"]
@@ -90,6 +97,9 @@ class Evidence:
         self.stride = stride
         self.effective = self.effective_norms(self.norms, schedule.smoothing)
         self.grid = self._refined(self.effective)
+        limit = schedule.known_weights.max_grad_norm or 0.0
+        kept = average_norms(self.norms, smoothing=schedule.smoothing, num_training_steps=self.totals)
+        self.clip_factors = clip_factors(kept, limit)
         covered = max(len(norms) / total for norms, total in zip(self.norms, self.totals, strict=True))
         self.recorded = self.effective[: round(len(self.effective) * covered)]
 
@@ -210,8 +220,10 @@ def _clipped_fraction(evidence: Evidence) -> float | None:
 
 def _promised_gain(evidence: Evidence) -> float:
     squared = squared_norms(evidence.effective, evidence.schedule.power)
-    refined = bound_from_squared_norms(np.minimum(evidence.grid[:-1], warmup_ramp(len(squared))), squared)
-    linear = bound_from_squared_norms(linear_with_warmup(len(squared)), squared)
+    factors = evidence.clip_factors
+    rates = undo_clipping(evidence.grid[:-1], factors)
+    refined = bound_from_squared_norms(factors * np.minimum(rates, warmup_ramp(len(squared))), squared)
+    linear = bound_from_squared_norms(factors * linear_with_warmup(len(squared)), squared)
     return 1 - refined.value / linear.value
 
 

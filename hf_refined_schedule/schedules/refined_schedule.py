@@ -9,16 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..norms.gradient_norms import GradientNorms, OptimizerFamily, UnfinishedRunError
-from ..norms.message_text import shown
-from ..theory.bounds import bound_from_squared_norms, optimize_for_squared_norms, squared_norms
+from ..norms.message_text import listed, shown
+from ..theory.bounds import LastIterateBound, bound_from_squared_norms, optimize_for_squared_norms, squared_norms
 from ..theory.refinement import (
     DEFAULT_POWER,
     DEFAULT_SMOOTHING,
     NormKind,
     RisingNorms,
     average_norms,
+    clip_factors,
     linear_decay,
     refine_schedule,
+    undo_clipping,
     weight_power,
 )
 from .refinement_options import RefinementOptions
@@ -34,6 +36,11 @@ MAX_OPTIMIZED_STEPS = 2_000
 
 SMALLEST_WINDOW = 5
 """Norms in a smoothing window; a median of three still follows single noisy norms."""
+
+CLIPPING_NOTE = (
+    "Gradients are clipped to a norm of {limit:g}, so the rates are divided by the smoothed clip factors. Set max_grad_norm if the run "
+    "to come clips otherwise; 0 for no clipping."
+)
 
 COVERED_BY_WARMUP = 0.02
 """If the first norms are missing for less than this fraction of the run, an explicit warm-up of 5 % covers that part."""
@@ -54,6 +61,8 @@ class Weights(NamedTuple):
     """The best peak learning rate of the schedule over that of linear decay, by the last-iterate bound."""
     rising_norms: RisingNorms = "keep"
     """Whether rising norms were kept or ignored, as in `refine_schedule`."""
+    max_grad_norm: float | None = None
+    """The L2 norm to which SGD's gradients are clipped, where the rates are divided by the clip factors; None where they are not."""
 
 
 class Extension(NamedTuple):
@@ -78,6 +87,7 @@ class RefinedSchedule:
         notes: what a user should know about the source or the method, a sentence each.
         effective_norms: the norms that the weights are computed from, shape (T,). A schedule file does not hold them.
         extension: the run that it extends, None for the schedule of a run from its beginning.
+        clip_factors: what clipping multiplies the gradients of SGD by, shape (T,); None where that does not matter.
     """
 
     grid: NDArray[np.float64]
@@ -86,6 +96,7 @@ class RefinedSchedule:
     notes: tuple[str, ...] = ()
     effective_norms: NDArray[np.float64] | None = None
     extension: Extension | None = None
+    clip_factors: NDArray[np.float64] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -147,6 +158,21 @@ class RefinedSchedule:
                 f"The norms of {shown(self.source)} are not known; pass the run that the schedule was made from."
             )
         return squared_norms(self.effective_norms, self.power)
+
+    def bound_of(self, multipliers: NDArray[np.float64]) -> LastIterateBound:
+        """The last-iterate bound of a schedule for the norms of this one, up to a factor.
+
+        Args:
+            multipliers: shape (T,).
+
+        Returns:
+            The bound of the steps that the optimizer takes: with clipping, factor * rate.
+
+        Raises:
+            ValueError: as `squared_norms`.
+        """
+        steps = multipliers if self.clip_factors is None else multipliers * self.clip_factors
+        return bound_from_squared_norms(steps, self.squared_norms)
 
     @classmethod
     def from_norms(
@@ -210,16 +236,18 @@ class RefinedSchedule:
                 recorded, smoothing=smoothing, rising_norms=rising_norms, num_training_steps=totals
             )
             grid = refine_schedule(np.append(effective, effective[-1]), norm=norm, power=power, smoothing=0)
-            best_peak_ratio = _best_peak_ratio(grid[:-1], squared_norms(effective, power))
+            limit = _clipping_limit(runs, optimizer, norm, options.max_grad_norm)
+            factors = None
+            if limit:
+                kept = average_norms(recorded, smoothing=smoothing, num_training_steps=totals)
+                factors = clip_factors(kept, limit)
+                grid = undo_clipping(grid, np.append(factors, factors[-1]))
+                notes += [CLIPPING_NOTE.format(limit=limit)] if (factors < 1).any() else []
+            weights = Weights(optimizer, norm, power, float(smoothing), 1.0, rising_norms, limit)
+            schedule = cls(grid, source, weights, tuple(notes), effective, clip_factors=factors)
+            return replace(schedule, weights=weights._replace(best_peak_ratio=_best_peak_ratio(schedule)))
         except ValueError as error:
             raise ValueError(f"{shown(source)}: {error}") from error
-        return cls(
-            grid=grid,
-            source=source,
-            weights=Weights(optimizer, norm, power, float(smoothing), best_peak_ratio, rising_norms),
-            notes=tuple(notes),
-            effective_norms=effective,
-        )
 
 
 def minimize_bound(schedule: RefinedSchedule) -> RefinedSchedule:
@@ -238,21 +266,41 @@ def minimize_bound(schedule: RefinedSchedule) -> RefinedSchedule:
     total = len(schedule.grid) - 1
     points = min(total, MAX_OPTIMIZED_STEPS)
     squared = np.interp(np.arange(points) / points, np.arange(total) / total, schedule.squared_norms)
-    squared /= squared.max()
-    multipliers = optimize_for_squared_norms(squared)
-    grid = np.interp(np.arange(total + 1) / total, np.arange(points + 1) / points, np.append(multipliers, 0.0))
-    return replace(
+    steps = optimize_for_squared_norms(squared / squared.max())
+    grid = np.interp(np.arange(total + 1) / total, np.arange(points + 1) / points, np.append(steps, 0.0))
+    if schedule.clip_factors is not None:
+        grid = undo_clipping(grid, np.append(schedule.clip_factors, schedule.clip_factors[-1]))
+    minimized = replace(
         schedule,
         grid=grid / grid.max(),
-        weights=schedule.known_weights._replace(best_peak_ratio=_best_peak_ratio(multipliers, squared)),
         notes=(*schedule.notes, "The last-iterate bound was minimised numerically, starting from the closed form."),
     )
+    weights = schedule.known_weights._replace(best_peak_ratio=_best_peak_ratio(minimized))
+    return replace(minimized, weights=weights)
 
 
-def _best_peak_ratio(multipliers: NDArray[np.float64], squared: NDArray[np.float64]) -> float:
-    refined = bound_from_squared_norms(multipliers, squared)
-    linear = bound_from_squared_norms(linear_decay(len(squared)), squared)
-    return refined.best_peak / linear.best_peak
+def _best_peak_ratio(schedule: RefinedSchedule) -> float:
+    linear = schedule.bound_of(linear_decay(len(schedule.grid) - 1))
+    return schedule.bound_of(schedule.grid[:-1]).best_peak / linear.best_peak
+
+
+def _clipping_limit(
+    runs: Sequence[GradientNorms], optimizer: OptimizerFamily, norm: NormKind, max_grad_norm: float | None
+) -> float | None:
+    """The norm to which SGD's gradients are clipped, None where that does not change the schedule.
+
+    With Adam a factor that changes slowly cancels between the gradient and its second moment.
+    """
+    if optimizer != "sgd":
+        if max_grad_norm:
+            raise ValueError("max_grad_norm changes the schedule of SGD alone; leave it out for the adam family.")
+        return None
+    if norm != "l2":
+        return None
+    limits = {run.max_grad_norm for run in runs} if max_grad_norm is None else {max_grad_norm}
+    if len(limits) > 1:
+        raise ValueError(f"The runs clip at {listed(map(str, limits))}; pass max_grad_norm, that of the run to come.")
+    return limits.pop() or None
 
 
 def _choose_norm(runs: Sequence[GradientNorms], optimizer: OptimizerFamily, norm: NormKind | None) -> NormKind:

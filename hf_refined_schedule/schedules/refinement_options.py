@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from ..norms.message_text import quoted
 from ..norms.size_limits import MAX_STEPS, is_step_number
-from ..theory.refinement import DEFAULT_SMOOTHING, NormKind, RisingNorms, checked_smoothing, weight_power
+from ..theory.refinement import DEFAULT_SMOOTHING, NormKind, RisingNorms, checked_limit, checked_smoothing, weight_power
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,13 @@ class RefinementOptions:
             "early (default: keep)"
         },
     )
+    max_grad_norm: float | None = field(
+        default=None,
+        metadata={
+            "help": "for SGD: the L2 norm to which the run to come clips its gradients; its rates are divided by the clip "
+            "factors. 0: no clipping (default: that of the source)"
+        },
+    )
     pilot: bool = field(
         default=False,
         metadata={"help": "accept an unfinished run; its last smoothed norm is repeated to the end"},
@@ -69,6 +76,8 @@ class RefinementOptions:
             checked_smoothing(self.smoothing)
         if self.rising_norms not in ("keep", "ignore", None):
             raise ValueError(f'rising_norms is {quoted(self.rising_norms)}, but must be "keep" or "ignore".')
+        if self.max_grad_norm is not None:
+            checked_limit(self.max_grad_norm)
         if not isinstance(self.column, str | None):
             raise ValueError(f"column is {quoted(self.column)}, but must be the name of a column of the log.")
         for name in ("pilot", "allow_degenerate"):

@@ -42,10 +42,13 @@ def linear_with_warmup(warmup: float) -> str:
 
 LINEAR_SCHEDULES = {linear_with_warmup(warmup): ComparedSchedule("linear", warmup) for warmup in (0.0, *WARMUPS)}
 
+CLIPPING_KEPT = {"max_grad_norm": 0.0}
+"""The rules themselves: with SGD, clipping is left out of account. `CLIPPED_RULES` take it into account."""
+
 OTHER_SCHEDULES = {
-    REFINED: COMPARED["refined"],
+    REFINED: ComparedSchedule("refined", refinement=CLIPPING_KEPT),
     f"{REFINED}, warm-up": COMPARED["refined+warmup"],
-    RISING_IGNORED: COMPARED["refined_ignore_rising"],
+    RISING_IGNORED: ComparedSchedule("refined", refinement={"rising_norms": "ignore", **CLIPPING_KEPT}),
     f"{RISING_IGNORED}, warm-up": COMPARED["refined_ignore_rising+warmup"],
     "cosine": COMPARED["cosine+warmup"],
     "WSD": COMPARED["wsd"],

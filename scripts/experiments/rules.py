@@ -40,13 +40,14 @@ class Evidence:
     max_grad_norm: float
 
     def ignoring(self, runs: Sequence[GradientNorms] | None = None) -> RefinedSchedule:
-        """The schedule with rising norms ignored, by default of the first baseline."""
-        options = RefinementOptions(rising_norms="ignore")
-        return RefinedSchedule.from_norms(self.baselines[:1] if runs is None else runs, self.optimizer, options)
+        """The schedule with rising norms ignored and clipping left out of account, by default of the first baseline."""
+        return self.refined(RefinementOptions(rising_norms="ignore"), runs)
 
-    def keeping(self) -> RefinedSchedule:
-        """The paper's schedule of the first baseline."""
-        return RefinedSchedule.from_norms(self.baselines[0], self.optimizer, RefinementOptions())
+    def refined(self, options: RefinementOptions, runs: Sequence[GradientNorms] | None = None) -> RefinedSchedule:
+        """The schedule of runs, by default the first baseline."""
+        if self.optimizer == "sgd" and options.max_grad_norm is None:
+            options = replace(options, max_grad_norm=0.0)
+        return RefinedSchedule.from_norms(self.baselines[:1] if runs is None else runs, self.optimizer, options)
 
 
 def from_effective(schedule: RefinedSchedule, effective: Array, power: float | None = None) -> RefinedSchedule:
@@ -58,7 +59,7 @@ def from_effective(schedule: RefinedSchedule, effective: Array, power: float | N
 
 def floored(evidence: Evidence, quantile: float) -> RefinedSchedule:
     """The running minimum of the norms, but not below a quantile of the smoothed norms."""
-    ignoring, kept = evidence.ignoring(), evidence.keeping().effective_norms
+    ignoring, kept = evidence.ignoring(), evidence.refined(RefinementOptions()).effective_norms
     assert kept is not None and ignoring.effective_norms is not None
     return from_effective(ignoring, np.maximum(ignoring.effective_norms, np.quantile(kept, quantile)))
 
@@ -109,15 +110,6 @@ def second_refinement(evidence: Evidence) -> RefinedSchedule:
     return evidence.ignoring([evidence.second])
 
 
-def clip_undone(evidence: Evidence, schedule: RefinedSchedule) -> RefinedSchedule:
-    """The schedule divided by the smoothed clip factor: the step of SGD is factor * rate * gradient."""
-    assert evidence.max_grad_norm
-    smoothed = smooth_norms(evidence.baselines[0].at_every_step("l2"), schedule.smoothing)
-    factors = np.minimum(1, evidence.max_grad_norm / smoothed)
-    grid = schedule.grid / np.append(factors, factors[-1])
-    return replace(schedule, grid=grid / grid.max())
-
-
 RULES: dict[str, Callable[[Evidence], RefinedSchedule]] = {
     "floor at the median": lambda evidence: floored(evidence, 0.5),
     "floor at the upper quartile": lambda evidence: floored(evidence, 0.75),
@@ -129,8 +121,12 @@ RULES: dict[str, Callable[[Evidence], RefinedSchedule]] = {
 """The candidates, by the names of results/protocol.md."""
 
 CLIPPED_RULES: dict[str, Callable[[Evidence], RefinedSchedule]] = {
-    "refined, clipping undone": lambda evidence: clip_undone(evidence, evidence.keeping()),
-    "rising norms ignored, clipping undone": lambda evidence: clip_undone(evidence, evidence.ignoring()),
+    "refined, clipping undone": lambda evidence: evidence.refined(
+        RefinementOptions(max_grad_norm=evidence.max_grad_norm)
+    ),
+    "rising norms ignored, clipping undone": lambda evidence: evidence.refined(
+        RefinementOptions(rising_norms="ignore", max_grad_norm=evidence.max_grad_norm)
+    ),
 }
 """For SGD whose updates are clipped."""
 

@@ -200,7 +200,7 @@ def write_forecasts(folder: Path, optimizer: OptimizerFamily) -> None:
         ):
             refinement = refine_sources(baseline_file(folder, index), optimizer, options)
             schedule, _, health = refinement
-            (rank,) = rank_by_squared_norms({name: schedule.grid[:-1]}, schedule.squared_norms)
+            (rank,) = rank_by_squared_norms({name: schedule.grid[:-1]}, schedule.squared_norms, schedule.clip_factors)
             forecasts.append(
                 {
                     "baseline": index,
