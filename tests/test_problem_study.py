@@ -51,10 +51,10 @@ def test_constant_norms_give_linear_decay(name):
 
 
 def test_the_warm_up_is_kept_between_two():
-    slow = rules.between_warmups(evidence(np.linspace(9, 1, STEPS)))
+    slow = ALL_RULES["between two warm-ups"](evidence(np.linspace(9, 1, STEPS)))
     assert slow.grid == pytest.approx(with_warmup(0.2), abs=0.15)
     assert slow.grid[2] == pytest.approx(with_warmup(0.2)[2], abs=EXACT_ROUNDING) or slow.grid[2] > with_warmup(0.2)[2]
-    sudden = rules.between_warmups(evidence(np.r_[100.0, np.ones(STEPS - 1)]))
+    sudden = ALL_RULES["between two warm-ups"](evidence(np.r_[100.0, np.ones(STEPS - 1)]))
     assert sudden.grid == pytest.approx(with_warmup(0.05), abs=EXACT_ROUNDING)
 
 

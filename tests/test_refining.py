@@ -27,6 +27,7 @@ VALUES = {
     "power": -1.5,
     "smoothing": 0.2,
     "rising_norms": "ignore",
+    "bounded_warmup": True,
     "max_grad_norm": 0.0,
     "pilot": True,
     "num_training_steps": 200,

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..norms.gradient_norms import GradientNorms
+from ..theory.bounded_warmup import bound_warmup
 from ..theory.bounds import bound_from_squared_norms, squared_norms
 from ..theory.classical import linear_with_warmup, rmse, warmup_ramp
 from ..theory.refinement import (
@@ -18,7 +19,8 @@ from ..theory.refinement import (
     refine_schedule,
     undo_clipping,
 )
-from .refined_schedule import COVERED_BY_WARMUP, SMALLEST_WINDOW, RefinedSchedule, smallest_smoothing, window_in_norms
+from .refined_schedule import RefinedSchedule
+from .source_notes import COVERED_BY_WARMUP, SMALLEST_WINDOW, smallest_smoothing, window_in_norms
 
 Verdict = Literal["worth a refined run", "linear will do", "doubtful", "degenerate"]
 
@@ -114,7 +116,8 @@ class Evidence:
         return rmse(self._refined(self.effective_norms(norms, smoothing)), self.grid)
 
     def _refined(self, effective: Array) -> Array:
-        return refine_schedule(np.append(effective, effective[-1]), power=self.schedule.power, smoothing=0)
+        grid = refine_schedule(np.append(effective, effective[-1]), power=self.schedule.power, smoothing=0)
+        return bound_warmup(grid) if self.schedule.known_weights.bounded_warmup else grid
 
 
 def _first_norm_sensitivity(evidence: Evidence) -> float:

@@ -8,8 +8,9 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..norms.gradient_norms import GradientNorms, OptimizerFamily, UnfinishedRunError
+from ..norms.gradient_norms import GradientNorms, OptimizerFamily
 from ..norms.message_text import listed, shown
+from ..theory.bounded_warmup import bound_warmup
 from ..theory.bounds import LastIterateBound, bound_from_squared_norms, optimize_for_squared_norms, squared_norms
 from ..theory.refinement import (
     DEFAULT_POWER,
@@ -24,26 +25,13 @@ from ..theory.refinement import (
     weight_power,
 )
 from .refinement_options import RefinementOptions
+from .source_notes import CLIPPING_NOTE, refinement_notes, smallest_smoothing
 
 FAMILY_POWER: dict[str, float] = {"adam": DEFAULT_POWER["l1"], "sgd": DEFAULT_POWER["l2"]}
 """The exponent follows the optimizer: Adam already divides by sqrt(v), which grows with the gradients."""
 
-MIN_COVERAGE = 0.95
-"""The fraction of the planned updates that a source must cover to count as a finished run."""
-
 MAX_OPTIMIZED_STEPS = 2_000
 """Minimising the bound for this many steps takes half a second, and ten times longer for three times as many."""
-
-SMALLEST_WINDOW = 5
-"""Norms in a smoothing window; a median of three still follows single noisy norms."""
-
-CLIPPING_NOTE = (
-    "Gradients are clipped to a norm of {limit:g}, so the rates are divided by the smoothed clip factors. Set max_grad_norm if the run "
-    "to come clips otherwise; 0 for no clipping."
-)
-
-COVERED_BY_WARMUP = 0.02
-"""If the first norms are missing for less than this fraction of the run, an explicit warm-up of 5 % covers that part."""
 
 
 class Weights(NamedTuple):
@@ -63,6 +51,8 @@ class Weights(NamedTuple):
     """Whether rising norms were kept or ignored, as in `refine_schedule`."""
     max_grad_norm: float | None = None
     """The L2 norm to which SGD's gradients are clipped, where the rates are divided by the clip factors; None where they are not."""
+    bounded_warmup: bool = False
+    """Whether the warm-up is kept between two lengths, as `bound_warmup` does it."""
 
 
 class Extension(NamedTuple):
@@ -207,26 +197,8 @@ class RefinedSchedule:
         norm = _choose_norm(runs, optimizer, options.norm)
         power = weight_power(norm, FAMILY_POWER[optimizer] if options.power is None else options.power)
         smoothing = max(DEFAULT_SMOOTHING, smallest_smoothing(runs)) if options.smoothing is None else options.smoothing
-        rising_norms = options.rising_norms or "keep"
-        notes = []
-        if norm == "l2" and optimizer == "adam" and options.norm is None:
-            notes.append("There are no L1 norms in the source, so L2 ** -1 stands in for L1 ** -1.")
-        if options.smoothing is None and smoothing > DEFAULT_SMOOTHING:
-            notes.append(
-                f"The smoothing is widened from {DEFAULT_SMOOTHING} to {smoothing:.3g}, because {min(len(run.steps) for run in runs)} "
-                f"norms are few: a window holds {SMALLEST_WINDOW} of them."
-            )
-        for run in runs:
-            prefix = f"{shown(run.source)}: " if len(runs) > 1 else ""
-            if not options.pilot:
-                _require_coverage(run)
-            notes += [f"{prefix}{note}" for note in (*_coverage_notes(run), *_quality_notes(run))]
-            if window_in_norms(run, smoothing) == 1:
-                notes.append(
-                    f"{prefix}A window of the smoothing holds one norm; the schedule follows single noisy norms."
-                )
-        if rising_norms == "ignore":
-            notes.append("Rising norms are ignored: weights come from the running minimum.")
+        rising_norms = "ignore" if options.bounded_warmup else options.rising_norms or "keep"
+        notes = refinement_notes(runs, optimizer, norm, smoothing, options)
         names = [run.source for run in runs]
         source = names[0] if len(runs) == 1 else f"{len(runs)} runs ({', '.join(names)})"
         totals = [run.total_steps for run in runs]
@@ -236,14 +208,17 @@ class RefinedSchedule:
                 recorded, smoothing=smoothing, rising_norms=rising_norms, num_training_steps=totals
             )
             grid = refine_schedule(np.append(effective, effective[-1]), norm=norm, power=power, smoothing=0)
-            limit = _clipping_limit(runs, optimizer, norm, options.max_grad_norm)
-            factors = None
-            if limit:
+            limit, factors = _clipping_limit(runs, optimizer, norm, options), None
+            if options.bounded_warmup:
+                grid = bound_warmup(grid)
+            elif limit:
                 kept = average_norms(recorded, smoothing=smoothing, num_training_steps=totals)
                 factors = clip_factors(kept, limit)
                 grid = undo_clipping(grid, np.append(factors, factors[-1]))
                 notes += [CLIPPING_NOTE.format(limit=limit)] if (factors < 1).any() else []
-            weights = Weights(optimizer, norm, power, float(smoothing), 1.0, rising_norms, limit)
+            weights = Weights(
+                optimizer, norm, power, float(smoothing), 1.0, rising_norms, limit, options.bounded_warmup
+            )
             schedule = cls(grid, source, weights, tuple(notes), effective, clip_factors=factors)
             return replace(schedule, weights=weights._replace(best_peak_ratio=_best_peak_ratio(schedule)))
         except ValueError as error:
@@ -261,8 +236,10 @@ def minimize_bound(schedule: RefinedSchedule) -> RefinedSchedule:
         The schedule, with the method in its notes.
 
     Raises:
-        ValueError: if the norms of the schedule are not known.
+        ValueError: if the norms of the schedule are not known, or its warm-up is bounded.
     """
+    if schedule.known_weights.bounded_warmup:
+        raise ValueError("bounded_warmup and a numerical minimum of the bound exclude each other; choose one.")
     total = len(schedule.grid) - 1
     points = min(total, MAX_OPTIMIZED_STEPS)
     squared = np.interp(np.arange(points) / points, np.arange(total) / total, schedule.squared_norms)
@@ -285,19 +262,19 @@ def _best_peak_ratio(schedule: RefinedSchedule) -> float:
 
 
 def _clipping_limit(
-    runs: Sequence[GradientNorms], optimizer: OptimizerFamily, norm: NormKind, max_grad_norm: float | None
+    runs: Sequence[GradientNorms], optimizer: OptimizerFamily, norm: NormKind, options: RefinementOptions
 ) -> float | None:
     """The norm to which SGD's gradients are clipped, None where that does not change the schedule.
 
     With Adam a factor that changes slowly cancels between the gradient and its second moment.
     """
     if optimizer != "sgd":
-        if max_grad_norm:
+        if options.max_grad_norm:
             raise ValueError("max_grad_norm changes the schedule of SGD alone; leave it out for the adam family.")
         return None
-    if norm != "l2":
+    if norm != "l2" or options.bounded_warmup:
         return None
-    limits = {run.max_grad_norm for run in runs} if max_grad_norm is None else {max_grad_norm}
+    limits = {run.max_grad_norm for run in runs} if options.max_grad_norm is None else {options.max_grad_norm}
     if len(limits) > 1:
         raise ValueError(f"The runs clip at {listed(map(str, limits))}; pass max_grad_norm, that of the run to come.")
     return limits.pop() or None
@@ -321,84 +298,3 @@ def _choose_norm(runs: Sequence[GradientNorms], optimizer: OptimizerFamily, norm
                 f'{shown(run.source)} has no {norm.upper()} norms; leave out norm="{norm}" or record a run.'
             )
     return norm
-
-
-def window_in_norms(run: GradientNorms, smoothing: float) -> int:
-    """The number of recorded norms in a smoothing window.
-
-    Args:
-        run: the norms of a run, of every update or fewer.
-        smoothing: tau.
-
-    Returns:
-        An odd number.
-    """
-    return 2 * (int(smoothing * len(run.steps)) // 2) + 1
-
-
-def smallest_smoothing(runs: Sequence[GradientNorms]) -> float:
-    """The smallest smoothing with which a window holds `SMALLEST_WINDOW` recorded norms of every run.
-
-    Args:
-        runs: the norms of each run.
-
-    Returns:
-        tau, at most 1.
-    """
-    return min(1.0, (SMALLEST_WINDOW - 1) / min(len(run.steps) for run in runs))
-
-
-def _require_coverage(run: GradientNorms) -> None:
-    """Refuse a run that covers too little of its planned updates to be a finished run."""
-    last, total = run.last_step, run.total_steps
-    if run.length_is_unknown:
-        raise UnfinishedRunError(
-            f"{shown(run.source)} is of a run that stopped at update {last} and does not say how many were planned; pass "
-            "--num-training-steps (pilot_num_training_steps in lr_scheduler_kwargs), or --pilot (pilot) if that was all."
-        )
-    if last < MIN_COVERAGE * total:
-        raise UnfinishedRunError(
-            f"{shown(run.source)} covers {last} of {total} planned updates ({last / total:.0%}); finish that run, or pass "
-            f"--num-training-steps {last} (pilot_num_training_steps in lr_scheduler_kwargs) if it ended there, or --pilot "
-            "(pilot) to repeat its last norm."
-        )
-
-
-def _coverage_notes(run: GradientNorms) -> list[str]:
-    """What a user should know about the part of the run that the norms cover."""
-    last, total, planned = run.last_step, run.total_steps, run.num_training_steps
-    notes = []
-    if run.length_is_unknown:
-        notes.append(
-            f"A pilot: the planned updates are not known, so the {last} that were made count as the whole run."
-        )
-    elif planned is not None and planned < last:
-        notes.append(f"Norms go up to update {last}, beyond the {planned} planned; all of them count.")
-    elif last < MIN_COVERAGE * total:
-        notes.append(f"A pilot: norms cover {last / total:.0%} of the run, and the last smoothed norm is repeated.")
-    missing = int(run.steps[0]) - 1
-    unknown = "missing or 0" if run.num_zero and run.zero_steps[0] < run.steps[0] else "missing"
-    if missing and missing < COVERED_BY_WARMUP * total:
-        notes.append(
-            f"The norms of the first {missing} updates are {unknown}; that is {missing / total:.1%} of the run, which an "
-            "explicit warm-up of 5 % covers (logging_first_step=True logs the first)."
-        )
-    elif missing:
-        notes.append(
-            f"The norms of the first {missing} updates are {unknown}, and the first norm shapes the start; "
-            "log it with logging_first_step=True, or record gradient_norms.jsonl."
-        )
-    return notes
-
-
-def _quality_notes(run: GradientNorms) -> list[str]:
-    """What a user should know about the norms that were left out or adjusted."""
-    notes = [f"Of the log: {remark}." for remark in run.remarks]
-    if run.num_zero:
-        notes.append(
-            f"{run.num_zero} logged norms are 0, the first at update {run.zero_steps[0]}: no gradient, or an update that a "
-            "loss scaler skipped. They carry no information and were interpolated over."
-        )
-    if run.num_not_finite:
-        notes.append(f"{run.num_not_finite} logged norms are not finite and were interpolated over.")
-    return notes

@@ -101,6 +101,7 @@ def _weights(fields: dict[str, Any]) -> Weights:
         best_peak_ratio=float(fields["best_peak_ratio"]),
         rising_norms=fields.get("rising_norms", "keep"),
         max_grad_norm=fields.get("max_grad_norm"),
+        bounded_warmup=fields.get("bounded_warmup", False),
     )
 
 
@@ -126,6 +127,7 @@ def _are_valid(weights: Weights) -> bool:
         and weights.optimizer in ("adam", "sgd")
         and weights.norm in ("l1", "l2")
         and weights.rising_norms in ("keep", "ignore")
+        and isinstance(weights.bounded_warmup, bool)
         and (weights.max_grad_norm is None or checked_limit(weights.max_grad_norm) > 0)
     )
 

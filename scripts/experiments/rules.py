@@ -16,11 +16,8 @@ from hf_refined_schedule.theory.refinement import refine_schedule, smooth_norms
 
 Array = NDArray[np.float64]
 
-SHORT_WARMUP, LONG_WARMUP = 0.05, 0.2
-"""The warm-ups, as fractions of the run, between which one rule keeps the schedule."""
 
-
-SECOND_REFINEMENT = "second refinement"
+BETWEEN_WARMUPS, SECOND_REFINEMENT = "between two warm-ups", "second refinement"
 
 
 @dataclass(frozen=True)
@@ -92,18 +89,6 @@ def split_half_reliability(norms: Array, smoothing: float) -> float:
     return float(max(0.0, 1 - np.var(odd - even) / 4 / variance)) if variance > 0 else 0.0
 
 
-def between_warmups(evidence: Evidence) -> RefinedSchedule:
-    """Rising norms ignored, with its warm-up kept between a short and a long ramp."""
-    ignoring = evidence.ignoring()
-    progress = np.arange(len(ignoring.grid)) / (len(ignoring.grid) - 1)
-    decay = 1 - progress
-    factor = np.append(ignoring.grid[:-1] / decay[:-1], 1.0)
-    factor[:-1] /= factor[-2]
-    upper, lower = (np.minimum(1, progress / warmup) for warmup in (SHORT_WARMUP, LONG_WARMUP))
-    grid = decay * np.clip(factor, lower, upper)
-    return replace(ignoring, grid=grid / grid.max())
-
-
 def second_refinement(evidence: Evidence) -> RefinedSchedule:
     """Rising norms ignored, from a run that had this schedule already."""
     assert evidence.second is not None
@@ -114,7 +99,7 @@ RULES: dict[str, Callable[[Evidence], RefinedSchedule]] = {
     "floor at the median": lambda evidence: floored(evidence, 0.5),
     "floor at the upper quartile": lambda evidence: floored(evidence, 0.75),
     "shrunk power": shrunk_power,
-    "between two warm-ups": between_warmups,
+    BETWEEN_WARMUPS: lambda evidence: evidence.refined(RefinementOptions(bounded_warmup=True)),
     "mean of three baselines": lambda evidence: evidence.ignoring(evidence.baselines),
     SECOND_REFINEMENT: second_refinement,
 }
