@@ -16,7 +16,7 @@ for study in "${studies[@]}"; do
     if [ -e "results/$study/forecasts.json" ]; then folders+=("results/$study"); fi
 done
 .venv/bin/python scripts/report_studies.py "${folders[@]}" --summary results/studies.md > /dev/null
-.venv/bin/python scripts/problem_suite.py --report_only --output_dir results/problem_suite > /dev/null
+.venv/bin/python scripts/problem_suite.py --report_only --output_dir results/problem_suite --studies "${folders[@]}" > /dev/null
 .venv/bin/python scripts/pilot.py --report_only > /dev/null
 .venv/bin/python scripts/figures.py > /dev/null
 git --no-pager diff --stat -- results

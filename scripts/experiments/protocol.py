@@ -54,8 +54,11 @@ OTHER_SCHEDULES = {
     "WSD": COMPARED["wsd"],
 }
 
+CONTROLS = [linear_with_warmup(warmup) for warmup in (0.05, 0.1)]
+"""Rules that need no norms: linear decay with one warm-up for all problems."""
+
 WITHOUT_CAP = [REFINED, RISING_IGNORED, "cosine", "WSD"]
-"""The schedules that the problem suite compares with linear decay, beside the rules."""
+"""The schedules that the problem suite compares with linear decay, beside the rules and the controls."""
 
 SCHEDULES = {**LINEAR_SCHEDULES, **OTHER_SCHEDULES, **{name: ComparedSchedule("refined") for name in ALL_RULES}}
 """Every schedule of the protocol, by the name that results and reports use."""
@@ -146,7 +149,7 @@ class Choices:
     @property
     def compared(self) -> list[str]:
         """The names of the compared schedules that have a peak: both references first."""
-        names = dict.fromkeys([LINEAR, self.reference, *OTHER_SCHEDULES, *ALL_RULES])
+        names = dict.fromkeys([LINEAR, self.reference, *OTHER_SCHEDULES, *ALL_RULES, *CONTROLS])
         return [name for name in names if name in self.tuned and not self.tuned[name].problem]
 
 

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from .json_file import read_json
 from .markdown_tables import markdown_table
 from .problems import CHOOSING, PROBLEMS
-from .protocol import LINEAR, REFINED, RISING_IGNORED, WITHOUT_CAP
+from .protocol import CONTROLS, LINEAR, REFINED, RISING_IGNORED, WITHOUT_CAP
 from .provenance import render_provenance
 from .rules import CLIPPED_RULES, RULES
 from .study_folder import FORECASTS_FILE, PROVENANCE_FILE, RESULTS_FILE
@@ -43,7 +43,9 @@ def relative_difference(study: StudyResults, name: str, reference: str) -> float
 
 
 def descriptive_verdict(study: StudyResults, name: str, reference: str) -> str:
-    """The verdict on a schedule by its own interval, without correction for several contrasts."""
+    """The verdict on a schedule by its own interval, without correction for several contrasts. The reference is undecided."""
+    if name == reference:
+        return "undecided"
     row = study.contrasts[reference].set_index("schedule").loc[name]
     return "better" if row["high"] < 0 else "worse" if row["low"] > 0 else "undecided"
 
@@ -61,7 +63,7 @@ def score_rules(studies: Mapping[str, StudyResults], names: Sequence[str]) -> pd
     """
     rows = {}
     for name in names:
-        compared = [study for study in studies.values() if name in study.losses and name != study.reference]
+        compared = [study for study in studies.values() if name in study.losses]
         verdicts = [descriptive_verdict(study, name, study.reference) for study in compared]
         differences = [relative_difference(study, name, study.reference) for study in compared]
         if compared:
@@ -93,8 +95,12 @@ def is_right(study: StudyResults, advice: str, reference: str) -> bool:
     return descriptive_verdict(study, advice, reference) == "better"
 
 
-def advice_table(studies: Mapping[str, StudyResults], folder: Path) -> pd.DataFrame:
-    """The advice of `check` on each baseline of each problem, and whether it was right.
+def advice_table(studies: Mapping[str, StudyResults], folders: Mapping[str, Path]) -> pd.DataFrame:
+    """The advice of `check` on each baseline of each study, and whether it was right.
+
+    Args:
+        studies: the studies, by name.
+        folders: the folder of each study.
 
     Returns:
         Columns `problem`, `verdict` (by the rule of the paper), `advice`, `promise`, `gain` (of rising norms ignored over reference
@@ -102,7 +108,7 @@ def advice_table(studies: Mapping[str, StudyResults], folder: Path) -> pd.DataFr
     """
     rows = []
     for name, study in studies.items():
-        forecasts = read_json(folder / name / FORECASTS_FILE)["forecasts"]
+        forecasts = read_json(folders[name] / FORECASTS_FILE)["forecasts"]
         for baseline in sorted({row["baseline"] for row in forecasts}):
             kept = next(row for row in forecasts if row["baseline"] == baseline and row["schedule"] == REFINED)
             advice = advice_of(forecasts, baseline)
@@ -152,13 +158,13 @@ def hits_by_verdict(advised: pd.DataFrame) -> str:
     return markdown_table(pd.DataFrame(rows))
 
 
-def new_threshold(studies: Mapping[str, StudyResults], folder: Path) -> str:
+def new_threshold(studies: Mapping[str, StudyResults], folders: Mapping[str, Path]) -> str:
     """A threshold set on the half that chooses and scored on the half that tests, in a sentence for each reference."""
     halves = [[name for name in studies if (name in CHOOSING) == chooses] for chooses in (True, False)]
     if not all(halves):
         return "A new threshold needs problems of both halves."
     figures = [
-        pd.concat({name: figures_of(folder / name) for name in half}, names=["problem"]).reset_index("problem")
+        pd.concat({name: figures_of(folders[name]) for name in half}, names=["problem"]).reset_index("problem")
         for half in halves
     ]
     sentences = []
@@ -223,11 +229,12 @@ def draw_suite(figure: Figure, studies: Mapping[str, StudyResults], rule: str) -
     add_legend(axes)
 
 
-def write_suite_report(folder: Path) -> str:
+def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
     """Write the report of the suite beside its folder, and that of each finished problem into it.
 
     Args:
         folder: the folder of the results.
+        others: folders of other studies by the protocol, on which the rule and the verdict are tested, too.
 
     Returns:
         The summary table, as Markdown.
@@ -249,7 +256,10 @@ def write_suite_report(folder: Path) -> str:
     draw_suite(figure, studies, rule)
     figure.savefig(folder / "differences.png", dpi=130)
     summary = summary_table({folder / name: study for name, study in studies.items()})
-    advised = advice_table(studies, folder)
+    tested = {study.label: study for study in map(read_study, others)}
+    everything = {**studies, **tested}
+    folders = {**{name: folder / name for name in studies}, **dict(zip(tested, others, strict=True))}
+    advised = advice_table(everything, folders)
     advised.to_csv(folder / "advice.csv", index=False, float_format="%.6g")
     missing = [name for name in PROBLEMS if name not in studies]
     parts = [
@@ -264,13 +274,23 @@ def write_suite_report(folder: Path) -> str:
         "## The rule",
         f"On the half of the problems that chooses ({', '.join(choosing) or 'none is finished'}), against reference 2:",
         rule_table(chosen_scores),
+        "The controls need no norms: linear decay with one warm-up for all problems. On the same half:",
+        rule_table(score_rules(choosing, CONTROLS)),
         f"The choice is *{rule}*. On the half that tests ({', '.join(testing) or 'none is finished'}), once:",
-        rule_table(score_rules(testing, [*candidates, *CLIPPED_RULES])),
+        rule_table(score_rules(testing, [*candidates, *CONTROLS, *CLIPPED_RULES])),
+        *(
+            [
+                f"On other studies ({', '.join(tested)}):",
+                rule_table(score_rules(tested, [RISING_IGNORED, rule, *CONTROLS])),
+            ]
+            if tested
+            else []
+        ),
         "## The verdict",
-        f"Of {len(advised)} baselines:",
+        f"Of {len(advised)} baselines of {len(everything)} problems and studies:",
         hits(advised),
         hits_by_verdict(advised),
-        new_threshold(studies, folder),
+        new_threshold(everything, folders),
         promise_and_gain(advised),
         render_provenance(merged_provenance([read_json(folder / name / PROVENANCE_FILE) for name in studies])),
     ]
