@@ -103,8 +103,9 @@ def advice_table(studies: Mapping[str, StudyResults], folders: Mapping[str, Path
         folders: the folder of each study.
 
     Returns:
-        Columns `problem`, `verdict` (by the rule of the paper), `advice`, `promise`, `gain` (of rising norms ignored over reference
-        1), and whether `check`, `always` (rising norms ignored) and `never` were right against each reference.
+        Columns `problem`, `verdict` (by the rule of the paper), `advice`, how refined compared with each reference, `promise` and
+        `gain` (of refined over reference 1), and whether `check`, `always` (rising norms ignored) and `never` were right against
+        each reference.
     """
     rows = []
     for name, study in studies.items():
@@ -117,6 +118,10 @@ def advice_table(studies: Mapping[str, StudyResults], folders: Mapping[str, Path
                     "problem": name,
                     "verdict": kept["verdict"],
                     "advice": advice,
+                    **{
+                        f"refined, reference {number}": descriptive_verdict(study, REFINED, reference)
+                        for number, reference in (("1", LINEAR), ("2", study.reference))
+                    },
                     "promise": kept["promise"],
                     "gain": -relative_difference(study, REFINED, LINEAR),
                     **{
@@ -152,6 +157,9 @@ def hits_by_verdict(advised: pd.DataFrame) -> str:
             "problems": ", ".join(group["problem"].unique()),
             "right against reference 1": f"{group['check, reference 1'].sum()}",
             "right against reference 2": f"{group['check, reference 2'].sum()}",
+            "refined better / worse than reference 1": " / ".join(
+                str((group["refined, reference 1"] == outcome).sum()) for outcome in ("better", "worse")
+            ),
         }
         for (verdict, advice), group in advised.groupby(["verdict", "advice"])
     ]
@@ -261,6 +269,8 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
     folders = {**{name: folder / name for name in studies}, **dict(zip(tested, others, strict=True))}
     advised = advice_table(everything, folders)
     advised.to_csv(folder / "advice.csv", index=False, float_format="%.6g")
+    chosen_rule = score_rules(everything, [rule])
+    chosen_rule.to_csv(folder / "rule.csv", index_label="rule", float_format="%.6g")
     missing = [name for name in PROBLEMS if name not in studies]
     parts = [
         "# The problem suite",
