@@ -10,6 +10,7 @@ import pytest
 from transformers import Trainer
 
 from hf_refined_schedule import RefinedScheduleMixin, RefinedScheduleTrainer
+from hf_refined_schedule.training import model_card
 
 from .records import write_norms
 from .tiny import tiny_arguments, tiny_data, tiny_model
@@ -69,6 +70,45 @@ def test_a_source_that_is_gone_or_has_changed(tmp_path, source):
     text = card(trainer)
     assert "- Verdict: not known, because the source no longer gives this schedule\n" in text
     assert "](learning_rate_schedule.png)" in text  # of the schedule alone
+
+
+class CardAtEveryCheckpoint(RefinedScheduleTrainer):
+    """Writes its card when TRL's trainers do."""
+
+    def _save_checkpoint(self, *args, **kwargs):
+        self.create_model_card(model_name="tiny")
+        super()._save_checkpoint(*args, **kwargs)
+
+
+def test_a_run_refines_and_draws_once_for_all_its_cards(tmp_path, source, monkeypatch):
+    calls = []
+
+    def counted(function):
+        def call(*args, **kwargs):
+            calls.append(function.__name__)
+            return function(*args, **kwargs)
+
+        return call
+
+    for name in ("refine_sources", "norms_and_schedule_figure"):
+        monkeypatch.setattr(model_card, name, counted(getattr(model_card, name)))
+    once = ["refine_sources", "norms_and_schedule_figure"]
+    trainer = trained(tmp_path, CardAtEveryCheckpoint, **refined(source), save_strategy="steps", save_steps=1)
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == [
+        "checkpoint-1", "checkpoint-2", "checkpoint-3", "checkpoint-4"
+    ]  # fmt: skip
+    assert calls == once
+    text = card(trainer)
+    assert "- Verdict on that run: linear will do" in text
+    (tmp_path / "out" / "learning_rate_schedule.png").unlink()
+    assert card(trainer) == text
+    assert calls == [*once, "norms_and_schedule_figure"]  # a picture that is gone is drawn again
+
+    trainer.train()  # another run of the same Trainer
+    assert calls == [*once, "norms_and_schedule_figure", *once]
+    shutil.rmtree(source)
+    assert card(trainer) == text
+    assert calls == [*once, "norms_and_schedule_figure", *once]
 
 
 def test_without_matplotlib(tmp_path, source, monkeypatch):
