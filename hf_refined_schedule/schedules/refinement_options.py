@@ -49,7 +49,7 @@ class RefinementOptions:
     bounded_warmup: bool = field(
         default=False,
         metadata={
-            "help": "linear decay after the warm-up that the norms ask for, kept between 5 and 20 % of the run; rising norms are "
+            "help": "linear decay after the warm-up that the norms ask for, kept between a twentieth and a fifth of the run; rising norms are "
             "ignored"
         },
     )

@@ -8,10 +8,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
+from hf_refined_schedule.schedules.refining import refine_sources
+
 from .json_file import read_json
 from .markdown_tables import markdown_table
 from .problems import CHOOSING, PROBLEMS
-from .protocol import CONTROLS, LINEAR, REFINED, RISING_IGNORED, WITHOUT_CAP
+from .protocol import CONTROLS, LINEAR, REFINED, RISING_IGNORED, WITHOUT_CAP, baseline_file
 from .provenance import render_provenance
 from .rules import CLIPPED_RULES, RULES
 from .study_folder import FORECASTS_FILE, PROVENANCE_FILE, RESULTS_FILE
@@ -103,7 +105,7 @@ def advice_table(studies: Mapping[str, StudyResults], folders: Mapping[str, Path
         folders: the folder of each study.
 
     Returns:
-        Columns `problem`, `verdict` (by the rule of the paper), `advice`, how refined compared with each reference, `promise` and
+        Columns `problem`, `half`, `check now` (the verdict of today's thresholds), `verdict` (as recorded beforehand), `advice`, how refined compared with each reference, `promise` and
         `gain` (of refined over reference 1), and whether `check`, `always` (rising norms ignored) and `never` were right against
         each reference.
     """
@@ -113,9 +115,12 @@ def advice_table(studies: Mapping[str, StudyResults], folders: Mapping[str, Path
         for baseline in sorted({row["baseline"] for row in forecasts}):
             kept = next(row for row in forecasts if row["baseline"] == baseline and row["schedule"] == REFINED)
             advice = advice_of(forecasts, baseline)
+            health = refine_sources(baseline_file(folders[name], baseline)).health
             rows.append(
                 {
                     "problem": name,
+                    "half": "chooses" if name in CHOOSING else "tests",
+                    "check now": None if health is None else health.verdict,
                     "verdict": kept["verdict"],
                     "advice": advice,
                     **{
@@ -157,9 +162,6 @@ def hits_by_verdict(advised: pd.DataFrame) -> str:
             "problems": ", ".join(group["problem"].unique()),
             "right against reference 1": f"{group['check, reference 1'].sum()}",
             "right against reference 2": f"{group['check, reference 2'].sum()}",
-            "refined better / worse than reference 1": " / ".join(
-                str((group["refined, reference 1"] == outcome).sum()) for outcome in ("better", "worse")
-            ),
         }
         for (verdict, advice), group in advised.groupby(["verdict", "advice"])
     ]
@@ -205,6 +207,23 @@ def promise_and_gain(advised: pd.DataFrame) -> str:
         "The gain that the bound promises for refined over linear decay and the measured gain over reference 1 have a rank "
         f"correlation of {rank:+.2f} (Spearman, {len(means)} problems)."
     )
+
+
+def outcomes_by_verdict(advised: pd.DataFrame) -> str:
+    """How refined compared with reference 1 for each verdict of today's thresholds and each half, as Markdown."""
+    rows = [
+        {
+            "verdict": verdict,
+            "half": half,
+            "baselines": str(len(group)),
+            **{
+                outcome: str((group["refined, reference 1"] == outcome).sum())
+                for outcome in ("better", "undecided", "worse")
+            },
+        }
+        for (verdict, half), group in advised.groupby(["check now", "half"], sort=False)
+    ]
+    return markdown_table(pd.DataFrame(rows).sort_values(["verdict", "half"], ascending=False))
 
 
 def rule_table(scores: pd.DataFrame) -> str:
@@ -297,10 +316,14 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
             else []
         ),
         "## The verdict",
-        f"Of {len(advised)} baselines of {len(everything)} problems and studies:",
+        f"What `check` said and advised by the thresholds that it had before the suite, for {len(advised)} baselines of "
+        f"{len(everything)} problems and studies:",
         hits(advised),
         hits_by_verdict(advised),
         new_threshold(everything, folders),
+        "The verdicts of today: a low promise of the bound is no verdict any more. How refined, by the rule of the paper, compared with "
+        "linear decay without warm-up (reference 1):",
+        outcomes_by_verdict(advised),
         promise_and_gain(advised),
         render_provenance(merged_provenance([read_json(folder / name / PROVENANCE_FILE) for name in studies])),
     ]
