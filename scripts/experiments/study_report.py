@@ -120,6 +120,7 @@ def write_study_report(
     output: Path,
     *,
     pictures: Sequence[str] = ("differences", "loss_by_peak", "schedules"),
+    protocol: str = "protocol.md",
 ) -> str:
     """Write the report of a study, its pictures, and tables.csv.
 
@@ -128,6 +129,7 @@ def write_study_report(
         folder: the folder of the study.
         output: the Markdown file; pictures go into the folder that has its name without the suffix.
         pictures: which pictures to draw.
+        protocol: the path of the protocol as seen from the report.
 
     Returns:
         The main table, as Markdown.
@@ -153,7 +155,7 @@ def write_study_report(
     seeds = len(study.losses)
     parts = [
         f"# {study.label}",
-        "By [the protocol](protocol.md): peaks and the warm-up of reference 2 are chosen on selection seeds that are not compared, "
+        f"By [the protocol]({protocol}): peaks and the warm-up of reference 2 are chosen on selection seeds that are not compared, "
         f"and the refined schedules of a test seed come from one of {NUM_BASELINES} baselines. Test seeds: {seeds}. "
         "Differences are paired by seed; a negative one is better.",
         table,
@@ -179,7 +181,7 @@ def notes(study: StudyResults) -> str:
     """The paragraph below the main table."""
     edges = [name for name in study.losses.columns if study.choices.tuned[name].on_edge]
     diverged = int(np.isinf(study.losses).to_numpy().sum())
-    missing = [name for name in OTHER_SCHEDULES if name not in study.losses.columns]
+    missing = [name for name in OTHER_SCHEDULES if name in study.choices.tuned and name not in study.losses.columns]
     sentences = [
         f'"No worse" means that the interval ends below {100 * MARGIN:g} % of the loss of reference 2.',
         f"The best peak is on the edge of the grid for {', '.join(edges)}." if edges else "",

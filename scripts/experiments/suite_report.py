@@ -22,6 +22,9 @@ from .study_report import summary_table, write_study_report
 from .study_results import StudyResults, read_study, with_divergence_as_worst
 from .thresholds import choose_threshold, figures_of
 
+TICKS = (-30, -10, -3, -1, 0, 1, 3, 10, 30)
+"""Per cent."""
+
 LINEAR_DECAY = "linear decay"
 """The advice of `check` not to refine."""
 
@@ -249,6 +252,8 @@ def draw_suite(figure: Figure, studies: Mapping[str, StudyResults], rule: str) -
             axes.plot(*zip(*points, strict=True), "o", markersize=5, label=name, color=style_of(name)["color"])
     axes.axvline(0, color="black", linewidth=1)
     axes.set_xscale("symlog", linthresh=1)
+    axes.set_xticks(TICKS, [f"{tick:+g}" if tick else "0" for tick in TICKS])
+    axes.set_title(f"{len(names)} problems, each schedule at its best peak")
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
@@ -273,7 +278,9 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
     if not studies:
         raise ValueError(f"No problem in {folder} is finished yet; run the suite again to continue it.")
     for name, study in studies.items():
-        write_study_report(study, folder / name, folder / f"{name}.md", pictures=("differences",))
+        write_study_report(
+            study, folder / name, folder / f"{name}.md", pictures=("differences",), protocol="../protocol.md"
+        )
     choosing = {name: study for name, study in studies.items() if name in CHOOSING}
     testing = {name: study for name, study in studies.items() if name not in CHOOSING}
     candidates = [RISING_IGNORED, *RULES]
