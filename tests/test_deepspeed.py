@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hf_refined_schedule.recording.gradient_access import DeepSpeedEngine, OpenUpdate
+from hf_refined_schedule.recording.engine_gradients import DeepSpeedEngine
+from hf_refined_schedule.recording.gradient_access import OpenUpdate
 
 from .tiny import BIN, REPOSITORY, run_command
 from .tolerances import FLOAT32_GRADIENTS

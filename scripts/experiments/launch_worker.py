@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DataLoaderConfiguration, DeepSpeedPlugin, DistributedType
+from torch.distributed.fsdp import FlatParameter
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import (
     Seq2SeqTrainer,
@@ -216,6 +217,8 @@ def run_trainer(
         setup.append("gradient checkpointing")
     if any("OptimizedModule" in type(module).__name__ for module in (trainer.model, trainer.model_wrapped)):
         setup.append("compiled")
+    if any(isinstance(parameter, FlatParameter) for parameter in trainer.model.parameters()):
+        setup.append("flat parameters")
     if has_tied_weights(model):
         setup.append("tied weights")
     if trainer.optimizer is not None and any(group.get("fused") for group in trainer.optimizer.param_groups):
