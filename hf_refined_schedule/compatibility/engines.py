@@ -69,10 +69,10 @@ def _before_fsdp1_clip(clip: Callable[..., Any], module: Any, max_norm: float, *
     return clip(max_norm, *args, **kwargs)
 
 
-def _before_deepspeed_clip(clip: Callable[[], Any], engine: Any) -> Any:
+def _before_deepspeed_clip(clip: Callable[..., Any], engine: Any, *args: Any, **kwargs: Any) -> Any:
     for watcher in list(_watchers):
         watcher.before_engine_clip(engine.module, engine.gradient_clipping())
-    return clip()
+    return clip(*args, **kwargs)
 
 
 _fsdp1_clip = MethodWrap("clip_grad_norm_", _before_fsdp1_clip)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from accelerate.optimizer import AcceleratedOptimizer
 
 from ..compatibility.engines import engine_clip_limit, engine_norm, sharded_parameters
+from .failures import in_one_line
 from .gradient_access import Norms, NormSource, OpenUpdate
 from .measuring import clip_factor, measure_gradient_norms, widest_dtype
 from .optimizers import is_main_process, parameters_of
@@ -60,11 +61,14 @@ class FSDP1Gradients(NormSource):
         """Measure before the first clip of an update."""
         if self._norm_type is None or update.norms is not None:
             return None
-        sharded = sharded_parameters(module)
+        try:
+            sharded, device, group = sharded_parameters(module), module.compute_device, module.process_group
+        except AttributeError as error:  # of another version of torch, so on every rank
+            update.failure = f"this version of FSDP1 is not known ({in_one_line(error)})"
+            return None
         own = parameters_of(self._optimizer)
-        device = module.compute_device
         sums = _sums_of((parameter for parameter in own if id(parameter) in sharded), device)
-        dist.all_reduce(sums, group=module.process_group)
+        dist.all_reduce(sums, group=group)
         sums += _sums_of((parameter for parameter in own if id(parameter) not in sharded), device)
         l1, squares, num_gradients = sums
         if self._is_checked or num_gradients > 0:
