@@ -1,10 +1,11 @@
 """The norms of torch's FSDP1, from the shards of two gloo processes."""
 
 import json
+import math
 
 import pytest
 
-from .tiny import SCRIPTS, torchrun
+from .tiny import SCRIPTS, read_rows, torchrun
 from .tolerances import FLOAT32_GRADIENTS
 
 ELEMENTS = 7 * 5 + 5 + 5 * 3 + 3 + 3 * 1 + 1
@@ -37,18 +38,27 @@ class TestSettings:
 
     def test_norms_are_those_of_one_process(self, ranks, setting, held):
         found = ranks[0][setting]
-        *rows, overflow = found["rows"]
+        header, (*rows, overflow) = read_rows(found["file"])
         assert [row["l1"] for row in rows] == pytest.approx([l1 for l1, _ in found["expected"]], rel=FLOAT32_GRADIENTS)
         assert [row["l2"] for row in rows] == pytest.approx([l2 for _, l2 in found["expected"]], rel=FLOAT32_GRADIENTS)
         factors = [min(1, 0.1 / (l2 + 1e-6)) for _, l2 in found["expected"]]
         assert max(factors) < 0.5
         assert [row["clip_factor"] for row in rows] == pytest.approx(factors, rel=FLOAT32_GRADIENTS)
         assert (overflow["l1"], overflow["l2"]) == (None, None)
-        assert found["max_grad_norm"] == 0.1
+        assert header["max_grad_norm"] == 0.1
 
     def test_recording_changes_no_bit_of_a_gradient(self, ranks, setting, held):
-        """Nor of an infinite one, which FSDP1's clip_grad_norm_(inf, norm_type=1) would make NaN everywhere."""
+        """Nor of one with an infinite element."""
         assert [rank[setting]["same gradients"] for rank in ranks] == [True, True]
+
+
+def test_why_the_norm_is_not_that_of_a_clip_to_infinity(ranks):
+    """It would be L1, but one infinite element makes all others NaN, which the loop's own clip makes 0."""
+    for rank in ranks:
+        finite, infinite = rank["clip to infinity"]
+        assert finite["l1"] == pytest.approx(rank["shards of the parameters"]["expected"][0][0], rel=FLOAT32_GRADIENTS)
+        assert (finite["same"], finite["nan"]) == (True, False)
+        assert (infinite["l1"], infinite["nan"]) == (math.inf, True)
 
 
 @pytest.mark.parametrize("loop", ["no clip", "a clip of some parameters"])

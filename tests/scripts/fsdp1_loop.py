@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
-from experiments.launch_worker import sharded_on_cpu
+from experiments.sharding import sharded_on_cpu
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 
 from hf_refined_schedule import GradientNormRecorder
 from hf_refined_schedule.recording.failures import RecordingError
-from tests.tiny import read_rows
 
 UPDATES = 3
 LIMIT = 0.1
@@ -61,13 +60,18 @@ class Loop:
         self.model = accelerator.prepare(network)
         self.optimizer = accelerator.prepare(torch.optim.SGD(self.model.parameters(), lr=0.0))
 
-    def update(self, step, limit=LIMIT, first=0, poison=None):
-        """One update, clipped to a limit if there is one, over the parameters from `first` on; the bits of the gradient at its end."""
+    def backward(self, step, poison=None):
+        """The gradients that this rank holds; an element of rank 0's is replaced by `poison`."""
         rank, size = self.accelerator.process_index, 8 // self.accelerator.num_processes
         self.accelerator.backward(self.model(batch(step)[rank * size : (rank + 1) * size]).square().mean())
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         if poison is not None and rank == 0:
             gradients[0].view(-1)[0] = poison
+        return gradients
+
+    def update(self, step, limit=LIMIT, first=0, poison=None):
+        """One update, clipped to a limit if there is one, over the parameters from `first` on; the bits of the gradient at its end."""
+        gradients = self.backward(step, poison)
         if limit is not None:
             self.accelerator.clip_grad_norm_(list(self.model.parameters())[first:], limit)
         self.optimizer.step()
@@ -84,15 +88,31 @@ def record(accelerator, path, **options):
     loop = Loop(accelerator, **options)
     with GradientNormRecorder(loop.optimizer, path=path):
         gradients = [loop.update(**step) for step in steps]
-    accelerator.wait_for_everyone()
-    header, rows = read_rows(path)
     return {
-        "rows": rows,
-        "max_grad_norm": header["max_grad_norm"],
+        "file": str(path),
         "expected": [expected_norms(tiny_network(), step) for step in range(UPDATES)],
         "same gradients": gradients == without,
         "elements": sum(map(len, gradients[0])),
     }
+
+
+def clip_to_infinity(loop, element):
+    """The L1 norm that FSDP1's own clip returns, whether each bit of the gradient stays, and whether all of it is NaN.
+
+    Args:
+        loop: the loop.
+        element: a value for an element of rank 0's gradient; None to leave it.
+    """
+    gradients = loop.backward(0, element)
+    before = [gradient.clone() for gradient in gradients]
+    l1 = loop.model.clip_grad_norm_(math.inf, norm_type=1)
+    found = {
+        "l1": l1.item(),
+        "same": all(map(torch.equal, gradients, before)),
+        "nan": all(bool(gradient.isnan().all()) for gradient in gradients),
+    }
+    loop.optimizer.zero_grad()
+    return found
 
 
 def refusal(loop, path, **options):
@@ -115,6 +135,7 @@ def main():
     for number, (name, options) in enumerate(SETTINGS.items()):
         found[name] = record(accelerator, folder / f"{number}.jsonl", **options)
     loop = Loop(accelerator, use_orig_params=True)
+    found["clip to infinity"] = [clip_to_infinity(loop, element) for element in (None, math.inf)]
     found["no clip"] = refusal(loop, folder / "none.jsonl", limit=None)
     found["a clip of some parameters"] = refusal(loop, folder / "none.jsonl", first=1)
     (folder / f"rank{accelerator.process_index}.json").write_text(json.dumps(found))
