@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from hf_refined_schedule.compatibility.engines import reports_scaled_norm
 from hf_refined_schedule.recording.engine_gradients import DeepSpeedEngine
 from hf_refined_schedule.recording.gradient_access import OpenUpdate
 
@@ -31,6 +32,20 @@ def results(tmp_path_factory):
 @pytest.mark.parametrize("cell", CELLS)
 def test_two_processes_record_the_norms_of_one(results, cell):
     assert results[cell] == "recorded"
+
+
+@pytest.mark.parametrize(("dtype", "scaled"), [(torch.float16, True), (torch.bfloat16, False)])
+def test_norms_with_a_loss_scale_are_recognized(dtype, scaled):
+    unfused = pytest.importorskip("deepspeed.runtime.fp16.unfused_optimizer", reason="DeepSpeed is not installed")
+    engine = unfused.FP16_UnfusedOptimizer.__new__(unfused.FP16_UnfusedOptimizer)  # its __init__ needs two processes
+    engine.loss_scale_config = unfused.LossScaleConfig(
+        low_precision_dtype=dtype,
+        dynamic_loss_scale=dtype == torch.float16,
+        static_loss_scale=1.0,
+        dynamic_loss_args=None,
+        profile=unfused.LossScaleProfile.UNFUSED,
+    )
+    assert reports_scaled_norm(SimpleNamespace(optimizer=engine)) == scaled
 
 
 # The shards of one rank, hand-made: two groups with the gradients (3, -4) and (0, 12), whose L1 norm is 19 and L2 norm is 13.

@@ -128,3 +128,22 @@ def engine_norm(optimizer: AcceleratedOptimizer) -> float | torch.Tensor | None:
         The norm, or None if the config says that it is not computed.
     """
     return getattr(optimizer.optimizer, "_global_grad_norm", None)
+
+
+def reports_scaled_norm(optimizer: AcceleratedOptimizer) -> bool:
+    """Recognize an engine that reports the norm of gradients with fp16's loss scale in it.
+
+    `FP16_UnfusedOptimizer` (deepspeed 0.19), which DeepSpeed without ZeRO puts around optimizers other than its own fused Adam.
+    The scale may have changed by the time the norm can be read. It can go when DeepSpeed divides the scale out, as
+    `FP16_Optimizer` does.
+
+    Args:
+        optimizer: the prepared optimizer.
+
+    Returns:
+        True if the norm cannot be used.
+    """
+    from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+
+    engine = optimizer.optimizer
+    return isinstance(engine, FP16_UnfusedOptimizer) and engine.loss_scale_config.use_grad_scaling

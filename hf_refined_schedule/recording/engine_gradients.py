@@ -87,7 +87,7 @@ class FSDP1Gradients(NormSource):
         if not self._is_checked and norm_type == 2 and math.isfinite(total_norm):
             self._is_checked = True
             l2 = update.norms.l2.to(total_norm.device, torch.float32)
-            if not torch.isclose(l2, total_norm.to(torch.float32), rtol=SHARDS_AGREE):
+            if not _is_close(l2, total_norm.to(torch.float32)):
                 update.failure = "the shards of FSDP1 do not add up to the gradient that it clips"
                 return None
         update.note_clip(max_norm, total_norm)
@@ -118,8 +118,10 @@ class DeepSpeedEngine(NormSource):
 
         L1 = sum over ranks and groups of |g|, divided by the clip factor
 
-    Where shards overlap or do not reach the optimizer, as with tensor parallelism, their L2 norm is not the engine's at the first
-    update. Then L1 is not recorded.
+    Without ZeRO and in bf16, each rank's optimizer uses the whole gradient. Then the squares add up to as many times the square
+    of the engine's L2 norm as there are ranks, at the first update, and the sum is divided by that number.
+
+    Where shards overlap or do not reach the optimizer, as with tensor parallelism, they add up to neither. Then L1 is not recorded.
 
     Args:
         optimizer: the prepared optimizer, which wraps ZeRO's.
@@ -131,8 +133,8 @@ class DeepSpeedEngine(NormSource):
 
     def __init__(self, optimizer: AcceleratedOptimizer) -> None:
         self._optimizer = optimizer
-        self._shards_agree: bool | None = None
-        """The same on all ranks. None before the first update."""
+        self._copies: int | None = None
+        """How many ranks hold each element of the gradient, 0 if shards do not add up to it; None before the first update."""
 
     def before_clip(self, update: OpenUpdate, parameters: list[torch.nn.Parameter], norm_type: float) -> bool:
         """Accept every clip: the engine has one optimizer, and this is it."""
@@ -149,7 +151,7 @@ class DeepSpeedEngine(NormSource):
 
     def before_taken_step(self, update: OpenUpdate, optimizer: torch.optim.Optimizer) -> None:
         """Add up the shards that this step uses. Called once for each parameter group."""
-        if self._shards_agree is False:
+        if self._copies == 0:
             return
         try:
             norms = measure_gradient_norms(parameters_of(optimizer))
@@ -170,21 +172,27 @@ class DeepSpeedEngine(NormSource):
         return None if norm is None else self.after_clip(update, math.inf, torch.as_tensor(norm))
 
     def _l1_of_shards(self, update: OpenUpdate, limit: float, total_norm: torch.Tensor) -> torch.Tensor | None:
-        if self._shards_agree is False:
+        if self._copies == 0:
             return None
         sums = torch.zeros(2) if update.shards is None else update.shards
         sums = sums.to(self._optimizer.accelerator_state.device, torch.float32)
+        num_ranks = 1
         if dist.is_initialized():
             dist.all_reduce(sums)
+            num_ranks = dist.get_world_size()
         l1, squares = sums
         factor = clip_factor(limit, total_norm).to(sums.device)
-        if self._shards_agree is None and math.isfinite(total_norm):
+        if self._copies is None and math.isfinite(total_norm):
             expected = total_norm.to(sums.device, torch.float32) * factor
-            self._shards_agree = bool(torch.isclose(squares.sqrt(), expected, rtol=SHARDS_AGREE))
-            if not self._shards_agree:
+            self._copies = next((n for n in (1, num_ranks) if _is_close((squares / n).sqrt(), expected)), 0)
+            if self._copies == 0:
                 _say_that_only_l2_is_known(self._optimizer)
                 return None
-        return l1 / factor
+        return l1 / factor / (self._copies or 1)
+
+
+def _is_close(norm: torch.Tensor, expected: torch.Tensor) -> bool:
+    return bool(torch.isclose(norm, expected, rtol=SHARDS_AGREE))
 
 
 def _say_that_only_l2_is_known(optimizer: AcceleratedOptimizer) -> None:

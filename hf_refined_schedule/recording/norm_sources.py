@@ -6,6 +6,7 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
 
+from ..compatibility.engines import reports_scaled_norm
 from .engine_gradients import DeepSpeedEngine, FSDP1Gradients
 from .failures import RecordingError
 from .gradient_access import NormSource, TorchGradients
@@ -24,7 +25,7 @@ def choose_norm_source(optimizer: Any, *, loop_clips: bool) -> NormSource:
         The source.
 
     Raises:
-        RecordingError: if the optimizer was not prepared, or is Megatron-LM's.
+        RecordingError: if the optimizer was not prepared, or is one of Megatron-LM or of DeepSpeed with fp16 and without ZeRO.
     """
     if not isinstance(optimizer, AcceleratedOptimizer):
         raise RecordingError(
@@ -39,4 +40,9 @@ def choose_norm_source(optimizer: Any, *, loop_clips: bool) -> NormSource:
         return TorchGradients(optimizer, loop_clips=loop_clips, steps_in_backward=False)
     if isinstance(optimizer.optimizer, torch.optim.Optimizer):  # without ZeRO
         return TorchGradients(optimizer, loop_clips=loop_clips, steps_in_backward=True)
+    if reports_scaled_norm(optimizer):
+        raise RecordingError(
+            "DeepSpeed without ZeRO reports the norm of fp16 gradients with their loss scale in it; use ZeRO stage 1 or more, or "
+            "bf16"
+        )
     return DeepSpeedEngine(optimizer)

@@ -71,8 +71,8 @@ class GradientNormRecorder:
             `num_training_steps=None`.
 
     Raises:
-        RecordingError: on entering, if the optimizer was not prepared or has no hooks, or is Megatron-LM's; at an update, if
-            there is no gradient or it cannot be measured, as with FSDP1 in a loop that does not clip, or the file cannot be
+        RecordingError: on entering, if the optimizer was not prepared or has no hooks, or is one of Megatron-LM or of
+            DeepSpeed with fp16 and without ZeRO; at an update, if there is no gradient or it cannot be measured, as with FSDP1 in a loop that does not clip, or the file cannot be
             written.
         ValueError: unless exactly one of `output_dir` and `path` is given.
 
