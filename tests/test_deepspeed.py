@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hf_refined_schedule.compatibility.engines import reports_scaled_norm
+from hf_refined_schedule.recording import engine_gradients
 from hf_refined_schedule.recording.engine_gradients import DeepSpeedEngine
 from hf_refined_schedule.recording.gradient_access import OpenUpdate
 
@@ -88,6 +89,20 @@ def test_what_the_engine_has_clipped_is_divided_out():
 def test_an_engine_that_does_not_clip():
     _, update = step_and_clip(engine_of(0.0), [[3.0, -4.0], [0.0, 12.0]], 13.0)
     assert update.norms.l1.item() == pytest.approx(19, rel=FLOAT32_GRADIENTS)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_gradients_that_each_rank_holds_whole_count_once(monkeypatch, world_size):
+    """As without ZeRO and in bf16. The sum over ranks that hold the same is their number times what one holds."""
+    ranks = SimpleNamespace(
+        is_initialized=lambda: True, get_world_size=lambda: world_size, all_reduce=lambda sums: sums.mul_(world_size)
+    )
+    monkeypatch.setattr(engine_gradients, "dist", ranks)
+    engine = engine_of(LIMIT)
+    for _ in range(2):
+        _, update = step_and_clip(engine, CLIPPED, 13.0)
+        assert update.norms.l1.item() == pytest.approx(19, rel=FLOAT32_GRADIENTS)
+        assert update.norms.l2.item() == 13
 
 
 @pytest.mark.parametrize(
