@@ -13,7 +13,6 @@ scripts/run_clm.py select other models and data. Each result is appended to resu
 runs in that file, so a killed study continues where it stopped.
 """
 
-import logging
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,8 +30,10 @@ from experiments.fine_tuning import (
 )
 from experiments.json_file import write_json
 from experiments.language_modeling import DataArguments, ModelArguments
-from experiments.protocol import SCHEDULES, baseline_file
+from experiments.protocol import OTHER_SCHEDULES, SCHEDULES, source_file
 from experiments.provenance import ProvenanceFile
+from experiments.quiet_trainer import print_errors_only
+from experiments.rules import RULES
 from experiments.study import Study, StudyOptions
 from experiments.study_folder import SETTING_FILE
 from transformers import HfArgumentParser
@@ -50,6 +51,9 @@ class ProtocolArguments:
     )
     num_selection_seeds: int = field(default=1, metadata={"help": "Seeds that choose peaks and warm-ups."})
     num_test_seeds: int = field(default=3, metadata={"help": "Seeds that are compared."})
+    rules: list[str] = field(
+        default_factory=list, metadata={"help": f"Rules that are compared, too: any of {', '.join(RULES)}."}
+    )
     label: str | None = field(
         default=None, metadata={"help": "The name of the setting in the report (default: the regime)."}
     )
@@ -59,22 +63,20 @@ class ProtocolArguments:
             check_positive(self, name)
         if self.start_peak <= 0:
             raise ValueError(f"--start_peak is {self.start_peak}, but must be a positive learning rate.")
+        for name in self.rules:
+            if name not in RULES:
+                raise ValueError(f"--rules has {name!r}, but must be of {', '.join(RULES)}.")
 
 
 def train(setting: Setting, cell: Cell) -> Result:
     """Train a cell of the study."""
-    log_errors_only()
-    source = baseline_file(Path(setting.folder), cell.seed)
+    print_errors_only()
+    source = source_file(Path(setting.folder), cell.schedule, cell.seed)
     return train_cell(setting, cell, SCHEDULES[cell.schedule], source, record_norms=cell.role == BASELINE)
 
 
-def log_errors_only() -> None:
-    """Leave out what the package warns of for every schedule: the forecasts have it."""
-    logging.getLogger("hf_refined_schedule").setLevel(logging.ERROR)
-
-
 def run_study() -> None:
-    log_errors_only()
+    print_errors_only()
     classes: Any = (ModelArguments, TrainingOptions, ProtocolArguments)
     text_class: Any = DataArguments
     parser = HfArgumentParser(classes)
@@ -86,7 +88,12 @@ def run_study() -> None:
         setting = prepare_setting(model, data, training)
         write_json(folder / SETTING_FILE, describe_setting(setting, size.max_steps), indent=1)
         options = StudyOptions(
-            size.max_steps, size.start_peak, size.num_selection_seeds, size.num_test_seeds, training.num_workers
+            size.max_steps,
+            size.start_peak,
+            size.num_selection_seeds,
+            size.num_test_seeds,
+            training.num_workers,
+            others=(*OTHER_SCHEDULES, *size.rules),
         )
         label = size.label or f"{training.regime}, {size.max_steps} updates"
         Study(folder, label, options, partial(train, setting), setting.norms_file).run()

@@ -121,6 +121,10 @@ def make_parser() -> OneLineParser:
     actions.add_argument("--trial", action="store_true", help="only train each problem at three peaks")
     actions.add_argument("--prepare", action="store_true", help="only make data and start weights")
     actions.add_argument("--report_only", action="store_true", help="only write the report")
+    parser.add_argument(
+        "--studies", type=Path, nargs="*", default=[], metavar="FOLDER",
+        help="studies by the protocol on which the report tests the rule and the verdict, too",
+    )  # fmt: skip
     parser.add_argument("--num_seeds", type=positive_integer, default=1, help="the seeds of the trial: 1, 2, ...")
     return parser
 
@@ -153,7 +157,7 @@ def main() -> None:
                     for problem in problems
                 ]
                 run_suite(studies, options.num_workers)
-            print(write_suite_report(options.output_dir))
+            print(write_suite_report(options.output_dir, options.studies))
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

@@ -10,7 +10,13 @@ report finetune Fine-tuning
 report scratch "From scratch"
 report lora LoRA
 report logistic_regression "Logistic regression"
-.venv/bin/python scripts/report_studies.py $(dirname results/*/forecasts.json | sort -r) --summary results/studies.md > /dev/null
+studies=(trained_start_{300,1200,lora} smollm2 smollm2_lora from_scratch_{300,1200} size_{0.1M,0.3M,1M,3M}) # as in the summary
+folders=()
+for study in "${studies[@]}"; do
+    if [ -e "results/$study/forecasts.json" ]; then folders+=("results/$study"); fi
+done
+.venv/bin/python scripts/report_studies.py "${folders[@]}" --summary results/studies.md > /dev/null
+.venv/bin/python scripts/problem_suite.py --report_only --output_dir results/problem_suite --studies "${folders[@]}" > /dev/null
 .venv/bin/python scripts/pilot.py --report_only > /dev/null
 .venv/bin/python scripts/figures.py > /dev/null
 git --no-pager diff --stat -- results

@@ -2,8 +2,8 @@
 
     python scripts/verdict_survey.py FOLDER
 
-FOLDER holds records of runs, each a file that `load_norms` reads. The report, results/verdicts.md, has the verdicts, the advice
-and the reasons, but nothing of the logs themselves.
+FOLDER holds records of runs, each a file that `load_norms` reads. The report, results/verdicts.md, has the verdicts and
+the reasons, but nothing of the logs themselves.
 """
 
 import argparse
@@ -17,7 +17,6 @@ from experiments.markdown_tables import NOT_AVAILABLE, markdown_table
 from experiments.provenance import collect_provenance, render_provenance
 from tqdm import tqdm
 
-from hf_refined_schedule.schedules.advice import advise
 from hf_refined_schedule.schedules.refinement_options import RefinementOptions
 from hf_refined_schedule.schedules.refining import refine_sources
 
@@ -41,19 +40,14 @@ def survey(path: Path) -> dict[str, str]:
                 "log": path.name,
                 "norms": NOT_AVAILABLE,
                 "verdict": "refused",
-                "advice": NOT_AVAILABLE,
                 "because": reason,
             }
     health = refinement.health
     assert health is not None
-    flags = advise(refinement, [path.name], options)
-    refined = "refined" in flags.split()[1]
-    ignored = '"rising_norms": "ignore"' in flags
     return {
         "log": path.name,
         "norms": str(sum(len(run.steps) for run in refinement.runs)),
         "verdict": health.verdict,
-        "advice": "linear decay" if not refined else "rising norms ignored" if ignored else "refined",
         "because": "; ".join(health.reasons) or NOT_AVAILABLE,
     }
 
@@ -73,9 +67,7 @@ def main() -> None:
             SCRIPT, ValueError(f"{options.folder} holds no log; give a folder of trainer_state.json or other logs.")
         )
     rows = pd.DataFrame([survey(path) for path in tqdm(paths, unit="log")])
-    counts = (
-        rows.groupby(["verdict", "advice"]).size().rename("logs").reset_index().sort_values("logs", ascending=False)
-    )
+    counts = rows.groupby("verdict").size().rename("logs").reset_index().sort_values("logs", ascending=False)
     parts = [
         "# Verdicts on logs of real runs",
         f"What `hf-refined-schedule check` says about {len(rows)} logs. Their source: {options.source} A log of an unfinished run "

@@ -12,29 +12,32 @@ BLOCK = re.compile(r"(<!-- not run by the tests: [^>]+ -->\n)?```(\w+)\n(.*?)```
 FILE_NAME = re.compile(r"# (\S+\.(?:yaml|yml|json|py))\n")
 
 
-def blocks(page: str) -> list[tuple[str, str]]:
-    """Language and code of each block of a page that is not marked as not run."""
-    found = BLOCK.findall((PAGES / f"{page}.md").read_text())
-    return [(language, code) for mark, language, code in found if not mark]
+def blocks(page: str, section: str = "") -> list[tuple[str, str]]:
+    """Language and code of each block of a page, or of its section with this heading, that is not marked as not run."""
+    text = (PAGES / f"{page}.md").read_text()
+    if section:
+        (text,) = (part for part in text.split("\n## ") if part.partition("\n")[0] == section)
+    return [(language, code) for mark, language, code in BLOCK.findall(text) if not mark]
 
 
 def run_page(
     page: str,
     folder: Path,
     *,
+    section: str = "",
     languages: tuple[str, ...] = ("python", "bash"),
     before: str = "",
     more: dict[str, str] | None = None,
     **environment,
 ) -> str:
-    """Run the blocks of a page in a folder, or those in some languages, and return what they have printed.
+    """Run the blocks of a page or of one section in a folder, or those in some languages, and return what they have printed.
 
     A block that begins with a comment that is a file's name becomes that file. Python blocks that follow each other are one
     program. `before` is Python code that runs before each program. `more` is added to
     the files, by their language.
     """
     programs = []
-    for language, code in blocks(page):
+    for language, code in blocks(page, section):
         name = FILE_NAME.match(code)
         if name:
             (folder / name[1]).write_text(code + (more or {}).get(language, ""))

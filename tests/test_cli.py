@@ -11,6 +11,7 @@ import torch
 from transformers import get_scheduler
 
 import hf_refined_schedule
+from hf_refined_schedule import get_refined_schedule
 from hf_refined_schedule.cli import main
 
 from .records import entry, write_norms, write_state
@@ -65,14 +66,19 @@ def test_rank(run, tmp_path, capsys):
 
 def test_check(run, tmp_path, capsys):
     assert main(["check", str(run)]) == 0
-    source, verdict, *figures, next_run = capsys.readouterr().out.splitlines()
+    source, verdict, *figures, of_verdict, of_advice, next_run = capsys.readouterr().out.splitlines()
     assert source.startswith(f"{run}/gradient_norms.jsonl (a recorded file): 100 L1 and L2 norms")
-    assert verdict == "verdict: worth a refined run"
+    assert verdict == "verdict: sound"
     assert len(figures) == 15
     assert not any(line.startswith(" ! ") for line in figures)
     words = shlex.split(next_run)
     assert words[:5] == ["next", "run:", "--lr_scheduler_type", "refined", "--lr_scheduler_kwargs"]
-    assert json.loads(words[5].removesuffix(",")) == {"refined_from": str(run)}
+    assert json.loads(words[5].removesuffix(",")) == {"refined_from": str(run), "bounded_warmup": True}
+    assert of_verdict.startswith("measured: of ")
+    assert of_advice.startswith(
+        "measured: bounded_warmup was worse than linear decay with the best of five warm-ups in "
+    )
+    assert "(not a forecast; rank correlation with the measured gain: " in figures[-1]
     write_norms(tmp_path / "rising" / "gradient_norms.jsonl", list(np.linspace(1, 3, 100)))
     assert main(["check", str(tmp_path / "rising"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -116,21 +122,33 @@ def test_a_downloaded_checkpoint_needs_no_option(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("norms", "planned", "expected"),
+    ("norms", "planned", "options", "expected"),
     [
-        pytest.param(np.ones(100), 100, "--lr_scheduler_type linear, without warm-up", id="flat"),
-        pytest.param(1 + 5 * np.exp(-50 * np.arange(1000) / 1000), 1000, "--lr_scheduler_type linear --warmup_steps 0.1", id="a spike"),
-        pytest.param(1 - 0.95 * np.arange(1000) / 1000, 1000, "--lr_scheduler_type linear --warmup_steps 0.05, a warm-up of 5%", id="a late peak"),
-        pytest.param(0.5 + np.arange(100) / 100, 100, '"rising_norms": "ignore"}', id="rising: they are ignored"),
-        pytest.param(np.linspace(3, 1, 40), 100, '"pilot": true}', id="unfinished: a pilot"),
+        pytest.param(np.ones(100), 100, [], '"bounded_warmup": true}', id="flat"),
+        pytest.param(0.5 + np.arange(100) / 100, 100, [], '"bounded_warmup": true}', id="rising"),
+        pytest.param(np.exp(-np.arange(100) / 8), 100, [], '"bounded_warmup": true}', id="degenerate by the rule of the paper"),
+        pytest.param(np.linspace(3, 1, 40), 100, [], '"bounded_warmup": true, "pilot": true}', id="unfinished: a pilot"),
+        pytest.param(np.linspace(3, 1, 100), 100, ["--rising-norms", "keep"], '"rising_norms": "keep"}', id="the rule that was asked for"),
+        pytest.param(0.5 + np.arange(100) / 100, 100, ["--rising-norms", "keep"], '"bounded_warmup": true}', id="unless it is doubtful"),
     ],
 )  # fmt: skip
-def test_the_verdict_ends_with_the_flags_of_the_next_run(tmp_path, capsys, norms, planned, expected):
+def test_the_verdict_ends_with_the_flags_of_the_next_run(tmp_path, capsys, norms, planned, options, expected):
     write_norms(tmp_path / "gradient_norms.jsonl", list(norms), planned=planned)
+    assert main(["check", str(tmp_path), *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("next run: --lr_scheduler_type refined --lr_scheduler_kwargs ")
+    assert expected in lines[-1]
+    assert any(line.startswith("measured: bounded_warmup was worse") for line in lines) == ("bounded" in expected)
+
+
+def test_the_advised_flags_are_those_of_a_schedule_that_can_be_trained_with(tmp_path, capsys):
+    write_norms(tmp_path / "gradient_norms.jsonl", list(np.exp(-np.arange(100) / 8)))
     assert main(["check", str(tmp_path)]) == 0
-    next_run = capsys.readouterr().out.splitlines()[-1]
-    assert next_run.startswith("next run: ")
-    assert expected in next_run
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1].partition(": ")[2].partition(", with a peak")[0])
+    keywords = json.loads(words[words.index("--lr_scheduler_kwargs") + 1])
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    scheduler = get_refined_schedule(optimizer, 0, 100, **keywords)
+    assert scheduler.get_last_lr() == [0.0]
 
 
 def test_check_and_plot_answer_for_an_unfinished_run(tmp_path, capsys):
@@ -138,7 +156,7 @@ def test_check_and_plot_answer_for_an_unfinished_run(tmp_path, capsys):
     assert main(["check", str(tmp_path)]) == 0
     assert "note: A pilot: norms cover 40% of the run" in capsys.readouterr().out
     assert main(["plot", str(tmp_path), "--text"]) == 0
-    assert "worth a refined run" in capsys.readouterr().out
+    assert "sound" in capsys.readouterr().out
     assert "--pilot" in refused(capsys, "refine", tmp_path, "-o", tmp_path / "schedule.json")
 
 

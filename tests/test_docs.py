@@ -1,11 +1,13 @@
 """The documentation: its blocks run, its table of mistakes is what the package says, its links and names are there."""
 
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import pytest
 import hf_refined_schedule
 from hf_refined_schedule import RefinedScheduleTrainer, refine_schedule
 from hf_refined_schedule.cli import main
+from hf_refined_schedule.schedules.refinement_options import RefinementOptions, keyword_of
 
 from .records import entries, write_norms, write_state
 from .refusals import refuses
@@ -129,6 +132,20 @@ def test_every_public_name_is_in_the_api():
     assert sorted(documented) == hf_refined_schedule.__all__
     homes = re.findall(r"^::: hf_refined_schedule\.(.*)\.(\w+)$", (DOCS / "api.md").read_text(), re.M)
     assert {name: home for home, name in homes} == hf_refined_schedule._HOMES
+
+
+def test_every_option_is_in_the_table():
+    keywords = {keyword_of(option) for option in fields(RefinementOptions)}
+    table = "".join(re.findall(r"^\|.*", (DOCS / "options.md").read_text(), re.M))
+    assert [keyword for keyword in keywords if f"`{keyword}`" not in table] == []
+
+
+def test_every_field_of_the_files_is_described(folder):
+    page = (DOCS / "file-formats.md").read_text()
+    norms = (folder / "runs" / "baseline" / "gradient_norms.jsonl").read_text().splitlines()
+    names = {name for text in (*norms[:2], (folder / "schedule.json").read_text()) for name in json.loads(text)}
+    assert len(names) > 20
+    assert [name for name in names if f"`{name}`" not in page and f'"{name}"' not in page] == []
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

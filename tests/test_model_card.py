@@ -10,6 +10,7 @@ import pytest
 from transformers import Trainer
 
 from hf_refined_schedule import RefinedScheduleMixin, RefinedScheduleTrainer
+from hf_refined_schedule.training import model_card
 
 from .records import write_norms
 from .tiny import tiny_arguments, tiny_data, tiny_model
@@ -49,7 +50,7 @@ def test_it_names_schedule_run_and_verdict(tmp_path, source):
     assert f"- Fingerprint: `{trainer.lr_scheduler.fingerprint}`\n" in text
     assert re.search(r"- Peak at 0% of 4 updates, mean multiplier 0\.\d\d \(linear decay: 0\.50\)\n", text)
     assert "- Capped by a linear warm-up of 2 updates\n" in text
-    assert "- Verdict on that run: linear will do: gain promised by the bound over linear decay" in text
+    assert "- Verdict on that run: sound\n" in text
     assert "- Weights: L1 ** -1, smoothing 0.12\n" in text
     assert "](learning_rate_schedule.png)\n" in text
     assert (tmp_path / "out" / "learning_rate_schedule.png").read_bytes().startswith(b"\x89PNG")
@@ -71,11 +72,50 @@ def test_a_source_that_is_gone_or_has_changed(tmp_path, source):
     assert "](learning_rate_schedule.png)" in text  # of the schedule alone
 
 
+class CardAtEveryCheckpoint(RefinedScheduleTrainer):
+    """Writes its card when TRL's trainers do."""
+
+    def _save_checkpoint(self, *args, **kwargs):
+        self.create_model_card(model_name="tiny")
+        super()._save_checkpoint(*args, **kwargs)
+
+
+def test_a_run_refines_and_draws_once_for_all_its_cards(tmp_path, source, monkeypatch):
+    calls = []
+
+    def counted(function):
+        def call(*args, **kwargs):
+            calls.append(function.__name__)
+            return function(*args, **kwargs)
+
+        return call
+
+    for name in ("refine_sources", "norms_and_schedule_figure"):
+        monkeypatch.setattr(model_card, name, counted(getattr(model_card, name)))
+    once = ["refine_sources", "norms_and_schedule_figure"]
+    trainer = trained(tmp_path, CardAtEveryCheckpoint, **refined(source), save_strategy="steps", save_steps=1)
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == [
+        "checkpoint-1", "checkpoint-2", "checkpoint-3", "checkpoint-4"
+    ]  # fmt: skip
+    assert calls == once
+    text = card(trainer)
+    assert "- Verdict on that run: sound" in text
+    (tmp_path / "out" / "learning_rate_schedule.png").unlink()
+    assert card(trainer) == text
+    assert calls == [*once, "norms_and_schedule_figure"]  # a picture that is gone is drawn again
+
+    trainer.train()  # another run of the same Trainer
+    assert calls == [*once, "norms_and_schedule_figure", *once]
+    shutil.rmtree(source)
+    assert card(trainer) == text
+    assert calls == [*once, "norms_and_schedule_figure", *once]
+
+
 def test_without_matplotlib(tmp_path, source, monkeypatch):
     for module in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, module, None)
     text = card(trained(tmp_path, **refined(source)))
-    assert "- Verdict on that run: linear will do" in text
+    assert "- Verdict on that run: sound" in text
     assert ".png" not in text
     assert not (tmp_path / "out" / "learning_rate_schedule.png").exists()
 
@@ -115,4 +155,4 @@ def test_a_source_from_the_environment(tmp_path, source, monkeypatch):
     monkeypatch.setenv("HF_REFINED_SCHEDULE_FOLDER", str(source.parent))
     text = card(trained(tmp_path, lr_scheduler_type="refined"))
     assert "of `baseline`, by" in text
-    assert "- Verdict on that run: linear will do" in text
+    assert "- Verdict on that run: sound" in text

@@ -51,10 +51,10 @@ def test_constant_norms_give_linear_decay(name):
 
 
 def test_the_warm_up_is_kept_between_two():
-    slow = rules.between_warmups(evidence(np.linspace(9, 1, STEPS)))
+    slow = ALL_RULES["between two warm-ups"](evidence(np.linspace(9, 1, STEPS)))
     assert slow.grid == pytest.approx(with_warmup(0.2), abs=0.15)
     assert slow.grid[2] == pytest.approx(with_warmup(0.2)[2], abs=EXACT_ROUNDING) or slow.grid[2] > with_warmup(0.2)[2]
-    sudden = rules.between_warmups(evidence(np.r_[100.0, np.ones(STEPS - 1)]))
+    sudden = ALL_RULES["between two warm-ups"](evidence(np.r_[100.0, np.ones(STEPS - 1)]))
     assert sudden.grid == pytest.approx(with_warmup(0.05), abs=EXACT_ROUNDING)
 
 
@@ -76,15 +76,6 @@ def test_norms_of_pure_noise_give_linear_decay():
     assert rules.split_half_reliability(signal, 0.1) > 0.95
     assert rules.split_half_reliability(noise, 0.1) < 0.7
     assert rules.split_half_reliability(np.tile([1.0, 2.0], STEPS), 0.1) == 0
-
-
-def test_undoing_the_clipping_gives_the_steps_of_the_rule():
-    norms = np.linspace(8, 0.5, STEPS)
-    seen = evidence(norms, "sgd")
-    rate = rules.clip_undone(seen, seen.keeping()).grid
-    smoothed = np.append(seen.keeping().effective_norms, seen.keeping().effective_norms[-1])
-    steps = rate * np.minimum(1, 1 / smoothed)
-    assert steps / steps.max() == pytest.approx(seen.keeping().grid / seen.keeping().grid.max(), abs=EXACT_ROUNDING)
 
 
 def study_of(losses):

@@ -27,6 +27,8 @@ VALUES = {
     "power": -1.5,
     "smoothing": 0.2,
     "rising_norms": "ignore",
+    "bounded_warmup": True,
+    "max_grad_norm": 0.0,
     "pilot": True,
     "num_training_steps": 200,
     "allow_degenerate": True,
@@ -174,12 +176,11 @@ def test_options_from_the_environment_belong_to_its_source(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("norms", "sentence"),
     [
-        pytest.param(SCATTERED, "Linear decay will do: the gain promised by the bound", id="flat"),
+        pytest.param(SCATTERED, None, id="flat"),
         pytest.param(0.5 + np.arange(100) / 100, "It is doubtful: late norm over the smallest norm", id="rising"),
-        pytest.param(np.linspace(3, 1, 100), None, id="worth a refined run"),
+        pytest.param(np.linspace(3, 1, 100), None, id="falling"),
     ],
 )
 def test_a_schedule_for_training_carries_the_verdict_in_its_notes(tmp_path, norms, sentence):
     notes = load_schedule(write_norms(tmp_path / "gradient_norms.jsonl", list(norms))).notes
     assert [note.startswith(sentence or "") for note in notes] == ([True] if sentence else [])
-    assert not any("doubtful" in note and "promised" in note for note in notes)

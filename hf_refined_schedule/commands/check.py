@@ -4,6 +4,7 @@ import argparse
 import json
 
 from ..schedules.advice import advise
+from ..schedules.track_record import record_of_advice, record_of_promise, record_of_verdict
 from .source_options import refine_or_pilot, schedule_options
 
 
@@ -13,8 +14,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "check",
         parents=[schedule_options()],
         help="say whether a refined schedule can be trusted",
-        description="Say whether the schedule that a run's norms ask for can be trusted: worth a refined run, linear will do, "
-        "doubtful, or degenerate; and why, each reason with its figure.",
+        description="Say whether the schedule that a run's norms ask for can be trusted: sound, doubtful, or "
+        "degenerate; and why, each reason with its figure.",
     )
     parser.add_argument("--json", action="store_true", help="print the verdict and its figures as JSON")
     parser.set_defaults(run=run)
@@ -29,14 +30,19 @@ def run(options: argparse.Namespace) -> None:
     advice = advise(refinement, options.sources, refinement_options)
     if options.json:
         findings = [finding._asdict() for finding in health.findings]
-        report = {"source": schedule.source, "verdict": health.verdict, "next_run": advice}
+        report = {"source": schedule.source, "verdict": health.verdict, "next_run": advice.flags}
         print(json.dumps({**report, "notes": schedule.notes, "findings": findings}, indent=1))
         return
     for run in runs:
         print(run.description)
     print(f"verdict: {health.verdict}")
     for finding in health.findings:
-        print(f"{'   ' if finding.ok else ' ! '}{finding.name}: {finding.value:.3g} ({finding.limit})")
+        worth = f"; {record_of_promise()}" if finding is health.findings[-1] else ""
+        print(f"{'   ' if finding.ok else ' ! '}{finding.name}: {finding.value:.3g} ({finding.limit}{worth})")
     for note in schedule.notes:
         print(f"note: {note}")
-    print(f"next run: {advice}")
+    if not refinement_options.bounded_warmup:
+        print(f"measured: {record_of_verdict(health.verdict)}")
+    if advice.bounded_warmup:
+        print(f"measured: {record_of_advice()}")
+    print(f"next run: {advice.flags}")

@@ -102,7 +102,7 @@ def _explained(comparison: Comparison, planned: int) -> Observation:
     mistakes = []
     if comparison.times > 1:
         mistakes.append(
-            f"{comparison.times} times too fast, as a scheduler that is stepped once a process, or in every micro-batch; its "
+            f"{comparison.times} times too fast, as a scheduler that is stepped once for each process or micro-batch; its "
             f"num_training_steps must count those steps, {comparison.times * planned}"
         )
     if comparison.horizon != planned:

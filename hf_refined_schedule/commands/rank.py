@@ -46,7 +46,13 @@ def run(options: argparse.Namespace) -> None:
     num_steps = min(total, MAX_RANKED_POINTS)
     progress = np.arange(num_steps) / num_steps
     multipliers = np.interp(progress, np.arange(total + 1) / total, schedule.grid)
-    squared_norms = np.interp(progress, np.arange(total) / total, schedule.squared_norms)
+    squared_norms, factors = (
+        np.interp(progress, np.arange(total) / total, values)
+        for values in (
+            schedule.squared_norms,
+            np.ones(total) if schedule.clip_factors is None else schedule.clip_factors,
+        )
+    )
     schedules = {"refined": multipliers, **classical_schedules(num_steps)}
     schedules["refined, warm-up"] = np.minimum(multipliers, warmup_ramp(num_steps))
     for other in options.others:
@@ -62,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
         f"The last-iterate bound over linear decay's, and the best peak learning rate over linear decay's; {shown(schedule.source)}"
     )
     print(f"{'':{width}}  with these norms  with constant norms  best peak" + ("  predicted loss" if losses else ""))
-    for name, relative_bound, best_peak_ratio in rank_by_squared_norms(schedules, squared_norms):
+    for name, relative_bound, best_peak_ratio in rank_by_squared_norms(schedules, squared_norms, factors):
         print(
             f"{name:{width}}  {relative_bound:16.3f}  {constant[name]:19.3f}  {best_peak_ratio:9.2f}"
             + (f"  {losses[name]:14.4f}" if losses else "")

@@ -43,6 +43,7 @@ class GradientNorms:
         finished: False for a run that did not end and whose planned length is not known; None if the source does not say.
         remarks: what a reader noticed about the log, a clause each.
         logged_by_trainer: whether a Hugging Face Trainer logged the norms; its default optimizer is AdamW.
+        max_grad_norm: the L2 norm to which the run clipped its gradients; 0 for no clipping, None if the source does not say.
 
     Raises:
         UnfinishedRunError: if the planned run is too long for the number of norms.
@@ -63,6 +64,7 @@ class GradientNorms:
     finished: bool | None = None
     remarks: tuple[str, ...] = ()
     logged_by_trainer: bool = False
+    max_grad_norm: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", np.asarray(self.steps, dtype=np.int64))

@@ -163,7 +163,21 @@ def read_norms_file(path: str | os.PathLike[str]) -> GradientNorms:
         origin="a recorded file",
         clipped_share=num_clipped / num_clip_factors if num_clip_factors else None,
         finished=False if planned is None else None,
+        max_grad_norm=clipping_limit(header),
     )
+
+
+def clipping_limit(header: Mapping[str, Any]) -> float | None:
+    """The L2 norm to which the run of a norms file clipped its gradients.
+
+    Args:
+        header: of `parse_header`.
+
+    Returns:
+        `max_grad_norm`, or None if it is not a number of at least 0.
+    """
+    limit = header.get("max_grad_norm")
+    return limit if _is_norm(limit) else None
 
 
 def read_learning_rates(path: str | os.PathLike[str]) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from .columns import NORM_NAME, NoColumnError, Wanted, epoch_column, norm_column
 from .log_rows import Columns, RunLog, collect, names_of_log, step_column
 from .loss_columns import RATE_NAME, rate_column
 from .message_text import shown
-from .norms_file import parse_header
+from .norms_file import clipping_limit, parse_header
 from .size_limits import is_step_number
 from .sources import SourceFile, find_source, open_log
 from .text_encoding import read_lines
@@ -84,14 +84,13 @@ def _recorded(path: Path) -> RateLog:
         raise _no_log(path)
     steps = sorted(by_step)
     ordered = [by_step[step] for step in steps]
-    threshold = header.get("max_grad_norm")
     return RateLog(
         steps=np.array(steps, dtype=np.int64),
         rates=_column(ordered, "learning_rate"),
         norms=_column(ordered, "l2"),
         clip_factors=_column(ordered, "clip_factor"),
         num_training_steps=header.get("num_training_steps"),
-        max_grad_norm=threshold if type(threshold) in (int, float) else None,
+        max_grad_norm=clipping_limit(header),
         checkpoints=_checkpoints(path),
         source=str(path),
         recorded=True,

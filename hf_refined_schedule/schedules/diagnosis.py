@@ -125,8 +125,8 @@ def _horizon(schedule: AppliedSchedule, planned: int | None, last: int) -> Obser
     times = round(ratio)
     if times > 1 and abs(ratio - times) < 0.02 * times:
         return Observation(
-            f"{text}: {times} times too fast, as a scheduler that is stepped once a process; multiply its num_training_steps by "
-            f"{times}",
+            f"{text}: {times} times too fast, as a scheduler that is stepped once for each process; multiply its "
+            f"num_training_steps by {times}",
             ok=False,
         )
     if ratio > 1:

@@ -8,35 +8,30 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..norms.gradient_norms import GradientNorms, OptimizerFamily, UnfinishedRunError
-from ..norms.message_text import shown
-from ..theory.bounds import bound_from_squared_norms, optimize_for_squared_norms, squared_norms
+from ..norms.gradient_norms import GradientNorms, OptimizerFamily
+from ..norms.message_text import listed, shown
+from ..theory.bounded_warmup import bound_warmup
+from ..theory.bounds import LastIterateBound, bound_from_squared_norms, optimize_for_squared_norms, squared_norms
 from ..theory.refinement import (
     DEFAULT_POWER,
     DEFAULT_SMOOTHING,
     NormKind,
     RisingNorms,
     average_norms,
+    clip_factors,
     linear_decay,
     refine_schedule,
+    undo_clipping,
     weight_power,
 )
 from .refinement_options import RefinementOptions
+from .source_notes import CLIPPING_NOTE, refinement_notes, smallest_smoothing
 
 FAMILY_POWER: dict[str, float] = {"adam": DEFAULT_POWER["l1"], "sgd": DEFAULT_POWER["l2"]}
 """The exponent follows the optimizer: Adam already divides by sqrt(v), which grows with the gradients."""
 
-MIN_COVERAGE = 0.95
-"""The fraction of the planned updates that a source must cover to count as a finished run."""
-
 MAX_OPTIMIZED_STEPS = 2_000
 """Minimising the bound for this many steps takes half a second, and ten times longer for three times as many."""
-
-SMALLEST_WINDOW = 5
-"""Norms in a smoothing window; a median of three still follows single noisy norms."""
-
-COVERED_BY_WARMUP = 0.02
-"""If the first norms are missing for less than this fraction of the run, an explicit warm-up of 5 % covers that part."""
 
 
 class Weights(NamedTuple):
@@ -54,6 +49,10 @@ class Weights(NamedTuple):
     """The best peak learning rate of the schedule over that of linear decay, by the last-iterate bound."""
     rising_norms: RisingNorms = "keep"
     """Whether rising norms were kept or ignored, as in `refine_schedule`."""
+    max_grad_norm: float | None = None
+    """The L2 norm to which SGD's gradients are clipped, where the rates are divided by the clip factors; None where they are not."""
+    bounded_warmup: bool = False
+    """Whether the warm-up is kept between two lengths, as `bound_warmup` does it."""
 
 
 class Extension(NamedTuple):
@@ -78,6 +77,7 @@ class RefinedSchedule:
         notes: what a user should know about the source or the method, a sentence each.
         effective_norms: the norms that the weights are computed from, shape (T,). A schedule file does not hold them.
         extension: the run that it extends, None for the schedule of a run from its beginning.
+        clip_factors: what clipping multiplies the gradients of SGD by, shape (T,); None where that does not matter.
     """
 
     grid: NDArray[np.float64]
@@ -86,6 +86,7 @@ class RefinedSchedule:
     notes: tuple[str, ...] = ()
     effective_norms: NDArray[np.float64] | None = None
     extension: Extension | None = None
+    clip_factors: NDArray[np.float64] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -148,6 +149,21 @@ class RefinedSchedule:
             )
         return squared_norms(self.effective_norms, self.power)
 
+    def bound_of(self, multipliers: NDArray[np.float64]) -> LastIterateBound:
+        """The last-iterate bound of a schedule for the norms of this one, up to a factor.
+
+        Args:
+            multipliers: shape (T,).
+
+        Returns:
+            The bound of the steps that the optimizer takes: with clipping, factor * rate.
+
+        Raises:
+            ValueError: as `squared_norms`.
+        """
+        steps = multipliers if self.clip_factors is None else multipliers * self.clip_factors
+        return bound_from_squared_norms(steps, self.squared_norms)
+
     @classmethod
     def from_norms(
         cls,
@@ -181,26 +197,8 @@ class RefinedSchedule:
         norm = _choose_norm(runs, optimizer, options.norm)
         power = weight_power(norm, FAMILY_POWER[optimizer] if options.power is None else options.power)
         smoothing = max(DEFAULT_SMOOTHING, smallest_smoothing(runs)) if options.smoothing is None else options.smoothing
-        rising_norms = options.rising_norms or "keep"
-        notes = []
-        if norm == "l2" and optimizer == "adam" and options.norm is None:
-            notes.append("There are no L1 norms in the source, so L2 ** -1 stands in for L1 ** -1.")
-        if options.smoothing is None and smoothing > DEFAULT_SMOOTHING:
-            notes.append(
-                f"The smoothing is widened from {DEFAULT_SMOOTHING} to {smoothing:.3g}, because {min(len(run.steps) for run in runs)} "
-                f"norms are few: a window holds {SMALLEST_WINDOW} of them."
-            )
-        for run in runs:
-            prefix = f"{shown(run.source)}: " if len(runs) > 1 else ""
-            if not options.pilot:
-                _require_coverage(run)
-            notes += [f"{prefix}{note}" for note in (*_coverage_notes(run), *_quality_notes(run))]
-            if window_in_norms(run, smoothing) == 1:
-                notes.append(
-                    f"{prefix}A window of the smoothing holds one norm; the schedule follows single noisy norms."
-                )
-        if rising_norms == "ignore":
-            notes.append("Rising norms are ignored: weights come from the running minimum.")
+        rising_norms = "ignore" if options.bounded_warmup else options.rising_norms or "keep"
+        notes = refinement_notes(runs, optimizer, norm, smoothing, options)
         names = [run.source for run in runs]
         source = names[0] if len(runs) == 1 else f"{len(runs)} runs ({', '.join(names)})"
         totals = [run.total_steps for run in runs]
@@ -210,16 +208,21 @@ class RefinedSchedule:
                 recorded, smoothing=smoothing, rising_norms=rising_norms, num_training_steps=totals
             )
             grid = refine_schedule(np.append(effective, effective[-1]), norm=norm, power=power, smoothing=0)
-            best_peak_ratio = _best_peak_ratio(grid[:-1], squared_norms(effective, power))
+            limit, factors = _clipping_limit(runs, optimizer, norm, options), None
+            if options.bounded_warmup:
+                grid = bound_warmup(grid)
+            elif limit:
+                kept = average_norms(recorded, smoothing=smoothing, num_training_steps=totals)
+                factors = clip_factors(kept, limit)
+                grid = undo_clipping(grid, np.append(factors, factors[-1]))
+                notes += [CLIPPING_NOTE.format(limit=limit)] if (factors < 1).any() else []
+            weights = Weights(
+                optimizer, norm, power, float(smoothing), 1.0, rising_norms, limit, options.bounded_warmup
+            )
+            schedule = cls(grid, source, weights, tuple(notes), effective, clip_factors=factors)
+            return replace(schedule, weights=weights._replace(best_peak_ratio=_best_peak_ratio(schedule)))
         except ValueError as error:
             raise ValueError(f"{shown(source)}: {error}") from error
-        return cls(
-            grid=grid,
-            source=source,
-            weights=Weights(optimizer, norm, power, float(smoothing), best_peak_ratio, rising_norms),
-            notes=tuple(notes),
-            effective_norms=effective,
-        )
 
 
 def minimize_bound(schedule: RefinedSchedule) -> RefinedSchedule:
@@ -233,26 +236,48 @@ def minimize_bound(schedule: RefinedSchedule) -> RefinedSchedule:
         The schedule, with the method in its notes.
 
     Raises:
-        ValueError: if the norms of the schedule are not known.
+        ValueError: if the norms of the schedule are not known, or its warm-up is bounded.
     """
+    if schedule.known_weights.bounded_warmup:
+        raise ValueError("bounded_warmup and a numerical minimum of the bound exclude each other; choose one.")
     total = len(schedule.grid) - 1
     points = min(total, MAX_OPTIMIZED_STEPS)
     squared = np.interp(np.arange(points) / points, np.arange(total) / total, schedule.squared_norms)
-    squared /= squared.max()
-    multipliers = optimize_for_squared_norms(squared)
-    grid = np.interp(np.arange(total + 1) / total, np.arange(points + 1) / points, np.append(multipliers, 0.0))
-    return replace(
+    steps = optimize_for_squared_norms(squared / squared.max())
+    grid = np.interp(np.arange(total + 1) / total, np.arange(points + 1) / points, np.append(steps, 0.0))
+    if schedule.clip_factors is not None:
+        grid = undo_clipping(grid, np.append(schedule.clip_factors, schedule.clip_factors[-1]))
+    minimized = replace(
         schedule,
         grid=grid / grid.max(),
-        weights=schedule.known_weights._replace(best_peak_ratio=_best_peak_ratio(multipliers, squared)),
         notes=(*schedule.notes, "The last-iterate bound was minimised numerically, starting from the closed form."),
     )
+    weights = schedule.known_weights._replace(best_peak_ratio=_best_peak_ratio(minimized))
+    return replace(minimized, weights=weights)
 
 
-def _best_peak_ratio(multipliers: NDArray[np.float64], squared: NDArray[np.float64]) -> float:
-    refined = bound_from_squared_norms(multipliers, squared)
-    linear = bound_from_squared_norms(linear_decay(len(squared)), squared)
-    return refined.best_peak / linear.best_peak
+def _best_peak_ratio(schedule: RefinedSchedule) -> float:
+    linear = schedule.bound_of(linear_decay(len(schedule.grid) - 1))
+    return schedule.bound_of(schedule.grid[:-1]).best_peak / linear.best_peak
+
+
+def _clipping_limit(
+    runs: Sequence[GradientNorms], optimizer: OptimizerFamily, norm: NormKind, options: RefinementOptions
+) -> float | None:
+    """The norm to which SGD's gradients are clipped, None where that does not change the schedule.
+
+    With Adam a factor that changes slowly cancels between the gradient and its second moment.
+    """
+    if optimizer != "sgd":
+        if options.max_grad_norm:
+            raise ValueError("max_grad_norm changes the schedule of SGD alone; leave it out for the adam family.")
+        return None
+    if norm != "l2" or options.bounded_warmup:
+        return None
+    limits = {run.max_grad_norm for run in runs} if options.max_grad_norm is None else {options.max_grad_norm}
+    if len(limits) > 1:
+        raise ValueError(f"The runs clip at {listed(map(str, limits))}; pass max_grad_norm, that of the run to come.")
+    return limits.pop() or None
 
 
 def _choose_norm(runs: Sequence[GradientNorms], optimizer: OptimizerFamily, norm: NormKind | None) -> NormKind:
@@ -273,84 +298,3 @@ def _choose_norm(runs: Sequence[GradientNorms], optimizer: OptimizerFamily, norm
                 f'{shown(run.source)} has no {norm.upper()} norms; leave out norm="{norm}" or record a run.'
             )
     return norm
-
-
-def window_in_norms(run: GradientNorms, smoothing: float) -> int:
-    """The number of recorded norms in a smoothing window.
-
-    Args:
-        run: the norms of a run, of every update or fewer.
-        smoothing: tau.
-
-    Returns:
-        An odd number.
-    """
-    return 2 * (int(smoothing * len(run.steps)) // 2) + 1
-
-
-def smallest_smoothing(runs: Sequence[GradientNorms]) -> float:
-    """The smallest smoothing with which a window holds `SMALLEST_WINDOW` recorded norms of every run.
-
-    Args:
-        runs: the norms of each run.
-
-    Returns:
-        tau, at most 1.
-    """
-    return min(1.0, (SMALLEST_WINDOW - 1) / min(len(run.steps) for run in runs))
-
-
-def _require_coverage(run: GradientNorms) -> None:
-    """Refuse a run that covers too little of its planned updates to be a finished run."""
-    last, total = run.last_step, run.total_steps
-    if run.length_is_unknown:
-        raise UnfinishedRunError(
-            f"{shown(run.source)} is of a run that stopped at update {last} and does not say how many were planned; pass "
-            "--num-training-steps (pilot_num_training_steps in lr_scheduler_kwargs), or --pilot (pilot) if that was all."
-        )
-    if last < MIN_COVERAGE * total:
-        raise UnfinishedRunError(
-            f"{shown(run.source)} covers {last} of {total} planned updates ({last / total:.0%}); finish that run, or pass "
-            f"--num-training-steps {last} (pilot_num_training_steps in lr_scheduler_kwargs) if it ended there, or --pilot "
-            "(pilot) to repeat its last norm."
-        )
-
-
-def _coverage_notes(run: GradientNorms) -> list[str]:
-    """What a user should know about the part of the run that the norms cover."""
-    last, total, planned = run.last_step, run.total_steps, run.num_training_steps
-    notes = []
-    if run.length_is_unknown:
-        notes.append(
-            f"A pilot: the planned updates are not known, so the {last} that were made count as the whole run."
-        )
-    elif planned is not None and planned < last:
-        notes.append(f"Norms go up to update {last}, beyond the {planned} planned; all of them count.")
-    elif last < MIN_COVERAGE * total:
-        notes.append(f"A pilot: norms cover {last / total:.0%} of the run, and the last smoothed norm is repeated.")
-    missing = int(run.steps[0]) - 1
-    unknown = "missing or 0" if run.num_zero and run.zero_steps[0] < run.steps[0] else "missing"
-    if missing and missing < COVERED_BY_WARMUP * total:
-        notes.append(
-            f"The norms of the first {missing} updates are {unknown}; that is {missing / total:.1%} of the run, which an "
-            "explicit warm-up of 5 % covers (logging_first_step=True logs the first)."
-        )
-    elif missing:
-        notes.append(
-            f"The norms of the first {missing} updates are {unknown}, and the first norm shapes the start; "
-            "log it with logging_first_step=True, or record gradient_norms.jsonl."
-        )
-    return notes
-
-
-def _quality_notes(run: GradientNorms) -> list[str]:
-    """What a user should know about the norms that were left out or adjusted."""
-    notes = [f"Of the log: {remark}." for remark in run.remarks]
-    if run.num_zero:
-        notes.append(
-            f"{run.num_zero} logged norms are 0, the first at update {run.zero_steps[0]}: no gradient, or an update that a "
-            "loss scaler skipped. They carry no information and were interpolated over."
-        )
-    if run.num_not_finite:
-        notes.append(f"{run.num_not_finite} logged norms are not finite and were interpolated over.")
-    return notes

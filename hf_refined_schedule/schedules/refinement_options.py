@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from ..norms.message_text import quoted
 from ..norms.size_limits import MAX_STEPS, is_step_number
-from ..theory.refinement import DEFAULT_SMOOTHING, NormKind, RisingNorms, checked_smoothing, weight_power
+from ..theory.refinement import DEFAULT_SMOOTHING, NormKind, RisingNorms, checked_limit, checked_smoothing, weight_power
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,20 @@ class RefinementOptions:
             "early (default: keep)"
         },
     )
+    bounded_warmup: bool = field(
+        default=False,
+        metadata={
+            "help": "linear decay after the warm-up that the norms ask for, kept between a twentieth and a fifth of the run; rising norms are "
+            "ignored"
+        },
+    )
+    max_grad_norm: float | None = field(
+        default=None,
+        metadata={
+            "help": "for SGD: the L2 norm to which the run to come clips its gradients; its rates are divided by the clip "
+            "factors. 0: no clipping (default: that of the source)"
+        },
+    )
     pilot: bool = field(
         default=False,
         metadata={"help": "accept an unfinished run; its last smoothed norm is repeated to the end"},
@@ -69,9 +83,15 @@ class RefinementOptions:
             checked_smoothing(self.smoothing)
         if self.rising_norms not in ("keep", "ignore", None):
             raise ValueError(f'rising_norms is {quoted(self.rising_norms)}, but must be "keep" or "ignore".')
+        if self.bounded_warmup and (self.rising_norms == "keep" or self.max_grad_norm):
+            raise ValueError(
+                "bounded_warmup ignores rising norms and clipping; leave out rising_norms='keep' and max_grad_norm beside it."
+            )
+        if self.max_grad_norm is not None:
+            checked_limit(self.max_grad_norm)
         if not isinstance(self.column, str | None):
             raise ValueError(f"column is {quoted(self.column)}, but must be the name of a column of the log.")
-        for name in ("pilot", "allow_degenerate"):
+        for name in ("bounded_warmup", "pilot", "allow_degenerate"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {quoted(getattr(self, name))}, but must be true or false.")
         if self.num_training_steps is not None and not is_step_number(self.num_training_steps):

@@ -56,8 +56,6 @@ class Refinement(NamedTuple):
         doubts = [*degenerate, *(self.health.doubts if self.health else ())]
         if doubts:
             notes.append(f"It is doubtful: {'; '.join(doubts)}.")
-        elif self.health is not None and self.health.verdict == "linear will do":
-            notes.append(f"Linear decay will do: the {'; '.join(self.health.reasons)}.")
         return replace(schedule, notes=tuple(notes))
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..norms.message_text import shown
 from ..norms.sources import SCHEDULE_FORMAT
 from ..norms.text_encoding import replace_file
+from ..theory.refinement import checked_limit
 from .refined_schedule import Extension, RefinedSchedule, Weights
 
 VERSION = 1
@@ -99,6 +100,8 @@ def _weights(fields: dict[str, Any]) -> Weights:
         smoothing=float(fields["smoothing"]),
         best_peak_ratio=float(fields["best_peak_ratio"]),
         rising_norms=fields.get("rising_norms", "keep"),
+        max_grad_norm=fields.get("max_grad_norm"),
+        bounded_warmup=fields.get("bounded_warmup", False),
     )
 
 
@@ -124,6 +127,8 @@ def _are_valid(weights: Weights) -> bool:
         and weights.optimizer in ("adam", "sgd")
         and weights.norm in ("l1", "l2")
         and weights.rising_norms in ("keep", "ignore")
+        and isinstance(weights.bounded_warmup, bool)
+        and (weights.max_grad_norm is None or checked_limit(weights.max_grad_norm) > 0)
     )
 
 

@@ -160,13 +160,16 @@ def rank_schedules(
 
 
 def rank_by_squared_norms(
-    schedules: Mapping[str, NDArray[np.float64]], squared_norms: NDArray[np.float64]
+    schedules: Mapping[str, NDArray[np.float64]],
+    squared_norms: NDArray[np.float64],
+    clip_factors: NDArray[np.float64] | None = None,
 ) -> list[RankedSchedule]:
     """`rank_schedules` on G_t^2 itself.
 
     Args:
         schedules: multipliers by name, shape (T,).
         squared_norms: G_t^2, shape (T,).
+        clip_factors: what clipping multiplies the gradients of SGD by, shape (T,).
 
     Returns:
         Rows, best first.
@@ -174,10 +177,11 @@ def rank_by_squared_norms(
     Raises:
         ValueError: as `bound_from_squared_norms`.
     """
-    linear = bound_from_squared_norms(linear_decay(len(squared_norms)), squared_norms)
+    factors = np.ones_like(squared_norms) if clip_factors is None else clip_factors
+    linear = bound_from_squared_norms(factors * linear_decay(len(squared_norms)), squared_norms)
     rows = []
     for name, multipliers in schedules.items():
-        bound = bound_from_squared_norms(multipliers, squared_norms)
+        bound = bound_from_squared_norms(factors * multipliers, squared_norms)
         rows.append(RankedSchedule(name, bound.value / linear.value, bound.best_peak / linear.best_peak))
     return sorted(rows, key=lambda row: row.relative_bound)
 

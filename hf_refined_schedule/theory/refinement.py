@@ -3,6 +3,7 @@
 Defazio, Cutkosky, Mehta, Mishchenko, arXiv 2310.07831. The paper counts steps t = 1 .. T; arrays here start at 0.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Literal
@@ -169,6 +170,7 @@ def refine_schedule(
     smoothing: float = DEFAULT_SMOOTHING,
     power: float | None = None,
     rising_norms: RisingNorms = "keep",
+    max_grad_norm: float | None = None,
 ) -> NDArray[np.float64]:
     """The schedule that the gradient norms of a finished run ask for.
 
@@ -186,22 +188,28 @@ def refine_schedule(
         power: the exponent itself, negative. L2 norms as a stand-in for L1 under Adam: `norm="l2", power=-1`.
         rising_norms: `"keep"`: the rule of the paper. `"ignore"`: weights come from the running minimum of the smoothed
             norms. Norms that rise over the run, as those of language models from scratch do, make the rate fall too early.
+        max_grad_norm: the L2 norm to which SGD's gradients are clipped, with `norm="l2"`; None or 0 for no clipping. The
+            formula gives the steps, and a step is clip factor * rate, so the rate is divided by the smoothed `clip_factors`.
 
     Returns:
         Multipliers of the peak learning rate, shape (T,), float64, at least 0, with maximum 1.
 
     Raises:
-        ValueError: as `effective_norms`; if a *smoothed* norm is zero; for another `norm` or `power`.
+        ValueError: as `effective_norms`; if a *smoothed* norm is zero; for another `norm`, `power` or `max_grad_norm`.
 
     Example:
         >>> refine_schedule([1.0, 1.0, 1.0, 1.0, 1.0])
         array([1.  , 0.75, 0.5 , 0.25, 0.  ])
         >>> refine_schedule([4.0, 2.0, 1.0, 1.0, 1.0], smoothing=0)
         array([0.4375, 0.75  , 1.    , 0.5   , 0.    ])
+        >>> refine_schedule([4.0, 2.0, 1.0, 1.0, 1.0], norm="l2", power=-1, smoothing=0, max_grad_norm=1).round(4)
+        array([1.    , 0.8571, 0.5714, 0.2857, 0.    ])
 
     Reference: arXiv 2310.07831, Algorithm 1 and Theorem 3.
     """
     power = weight_power(norm, power)
+    if max_grad_norm and norm != "l2":
+        raise ValueError('max_grad_norm is a limit of L2 norms; pass norm="l2", or leave it out for Adam.')
     smoothed = effective_norms(norms, smoothing=smoothing, rising_norms=rising_norms)
     zeros = np.flatnonzero(smoothed == 0)
     if len(zeros):
@@ -219,7 +227,53 @@ def refine_schedule(
             "a schedule. Leave out the part of the run where they vanish or explode."
         )
     multipliers /= multipliers.max()
+    if max_grad_norm is not None:
+        kept = effective_norms(norms, smoothing=smoothing)
+        multipliers = undo_clipping(multipliers, clip_factors(kept, max_grad_norm))
     return multipliers
+
+
+def clip_factors(smoothed: NDArray[np.float64], max_grad_norm: float) -> NDArray[np.float64]:
+    """What clipping multiplies the gradients by: min(1, max_grad_norm / norm).
+
+    The factor falls as the norm rises, so the median of the factors in a window is the factor of the median norm.
+
+    Args:
+        smoothed: smoothed L2 norms before clipping, positive, shape (T,).
+        max_grad_norm: the largest L2 norm after clipping; 0 for no clipping.
+
+    Returns:
+        Factors, shape (T,), from 0 to 1.
+
+    Raises:
+        ValueError: if `max_grad_norm` is not a number of at least 0.
+
+    Example:
+        >>> clip_factors(np.array([4.0, 1.0, 0.5]), 1.0)
+        array([0.25, 1.  , 1.  ])
+    """
+    limit = checked_limit(max_grad_norm)
+    factors: NDArray[np.float64] = np.minimum(1.0, limit / smoothed) if limit else np.ones_like(smoothed)
+    return factors
+
+
+def undo_clipping(steps: NDArray[np.float64], factors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The multipliers that give these steps to SGD with clipped gradients: a step is factor * rate * gradient.
+
+    Args:
+        steps: multipliers for gradients that are not clipped, at least 0, shape (T,).
+        factors: what clipping multiplies the gradients by, shape (T,), as `clip_factors` gives them.
+
+    Returns:
+        Multipliers, shape (T,), with maximum 1.
+
+    Example:
+        >>> undo_clipping(np.array([0.5, 1.0, 0.5]), np.array([0.25, 1.0, 1.0]))
+        array([1.  , 0.5 , 0.25])
+    """
+    rates: NDArray[np.float64] = steps / factors
+    rates /= rates.max()
+    return rates
 
 
 def multiplier_at(grid: NDArray[np.float64], progress: float) -> float:
@@ -275,6 +329,26 @@ def checked_smoothing(smoothing: float) -> float:
             f"smoothing is {smoothing!r:.40}, but must be a fraction of the run between 0 and 1 (default 0.1), not steps."
         )
     return smoothing
+
+
+def checked_limit(max_grad_norm: float) -> float:
+    """The norm to which gradients are clipped, if it is valid.
+
+    Args:
+        max_grad_norm: an L2 norm, 0 for no clipping.
+
+    Returns:
+        The same.
+
+    Raises:
+        ValueError: if it is not a number of at least 0.
+    """
+    is_number = isinstance(max_grad_norm, (int, float, np.number)) and not isinstance(max_grad_norm, bool)
+    if not is_number or not 0 <= max_grad_norm < math.inf:
+        raise ValueError(
+            f"max_grad_norm is {max_grad_norm!r:.40}, but must be a number of at least 0; 0 clips nothing."
+        )
+    return max_grad_norm
 
 
 def _checked_norms(norms: ArrayLike) -> NDArray[np.float64]:

@@ -3,8 +3,10 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from transformers import Trainer
@@ -36,6 +38,23 @@ class _Request(NamedTuple):
     folder: str
 
 
+@dataclass
+class _Known:
+    """What a card needs of the run that the schedule was refined from.
+
+    Args:
+        refinement: the schedule with its verdict; None if the source no longer gives it.
+        picture: the file that was drawn, if any.
+    """
+
+    refinement: Refinement | None
+    picture: Path | None = None
+
+
+_KNOWN: WeakKeyDictionary[RefinedLR, _Known] = WeakKeyDictionary()
+"""Of each training run, which has a scheduler to itself: TRL writes the card at every checkpoint, and drawing takes a second."""
+
+
 def add_schedule_section(trainer: Trainer) -> None:
     """Add a section about the refined schedule to the model card that a Trainer has written.
 
@@ -50,11 +69,14 @@ def add_schedule_section(trainer: Trainer) -> None:
     if scheduler is None or not trainer.is_world_process_zero() or not card.is_file():
         return
     request = _request(trainer)
-    refinement = None if request is None else _refinement(request, trainer, scheduler)
-    section = _section(scheduler, request, refinement)
-    picture = _picture(card.parent, scheduler, refinement)
-    if picture is not None:
-        section += f"\n![Recorded gradient norms and the learning-rate schedule refined from them]({picture.name})\n"
+    known = _known(request, trainer, scheduler)
+    section = _section(scheduler, request, known.refinement)
+    if known.picture is None or not known.picture.is_file():
+        known.picture = _picture(card.parent, scheduler, known.refinement)
+    if known.picture is not None:
+        section += (
+            f"\n![Recorded gradient norms and the learning-rate schedule refined from them]({known.picture.name})\n"
+        )
     text = card.read_text(encoding="utf-8")
     before, marker, after = text.partition("\n### Framework versions")
     card.write_text(f"{before.rstrip()}\n\n{section}{marker}{after}", encoding="utf-8")
@@ -79,6 +101,16 @@ def _request(trainer: Trainer) -> _Request | None:
     return (
         None if source is None else _Request(listed_sources(source), RefinementOptions.from_keywords(keywords), folder)
     )
+
+
+def _known(request: _Request | None, trainer: Trainer, scheduler: RefinedLR) -> _Known:
+    """Refine once for each run. A source that cannot be used is tried again at the next card."""
+    known = _KNOWN.get(scheduler, _Known(None))
+    # The fingerprint differs if the state of another schedule was loaded since.
+    if known.refinement is None or known.refinement.schedule.fingerprint != scheduler.fingerprint:
+        known = _Known(None if request is None else _refinement(request, trainer, scheduler))
+        _KNOWN[scheduler] = known
+    return known
 
 
 def _refinement(request: _Request, trainer: Trainer, scheduler: RefinedLR) -> Refinement | None:

@@ -71,7 +71,7 @@ def get_refined_schedule(
             HF_REFINED_SCHEDULE_FROM names it.
         min_lr_ratio: r, the floor of the learning rate as a fraction of its peak, from 0 to 1.
         last_epoch: The index of the last epoch when resuming training.
-        **options: The fields of `RefinementOptions`: `column`, `norm`, `power`, `smoothing`, `rising_norms`, `pilot`,
+        **options: The fields of `RefinementOptions`: `column`, `norm`, `power`, `smoothing`, `rising_norms`, `bounded_warmup`, `max_grad_norm`, `pilot`,
             `pilot_num_training_steps` (its `num_training_steps`) and `allow_degenerate`.
 
     Returns:

@@ -45,8 +45,8 @@ class RefinedScheduleArguments(_OptionFields, TrainingArguments):  # type: ignor
         --lr_scheduler_type refined --refined_from runs/baseline
 
     There is an argument for each field of `RefinementOptions`: `refined_column`, `refined_norm`, `refined_power`,
-    `refined_smoothing`, `refined_rising_norms`, `refined_pilot`, `refined_pilot_num_training_steps` and
-    `refined_allow_degenerate`. They are written into `lr_scheduler_kwargs`, so that a stock `Trainer` obeys them, also when
+    `refined_smoothing`, `refined_rising_norms`, `refined_bounded_warmup`, `refined_max_grad_norm`, `refined_pilot`,
+    `refined_pilot_num_training_steps` and `refined_allow_degenerate`. They are written into `lr_scheduler_kwargs`, so that a stock `Trainer` obeys them, also when
     they are set later, as a hyperparameter search does.
 
     Args:

@@ -13,7 +13,7 @@ from hf_refined_schedule.norms.norms_file import NORMS_FILE_NAME
 from .cells import BASELINE, Cell, Result
 from .json_file import write_json
 from .problems import PROBLEMS, Problem
-from .protocol import SCHEDULES, WITHOUT_CAP, source_file
+from .protocol import CONTROLS, SCHEDULES, WITHOUT_CAP, source_file
 from .provenance import ProvenanceFile
 from .quiet_trainer import print_errors_only
 from .rules import CLIPPED_RULES
@@ -62,7 +62,7 @@ class ProblemStudy:
             self.num_selection_seeds,
             self.num_test_seeds,
             optimizer="sgd" if problem.optimizer == "sgd" else "adam",
-            others=[*WITHOUT_CAP, *self.rules, *(CLIPPED_RULES if clips else ())],
+            others=[*WITHOUT_CAP, *CONTROLS, *self.rules, *(CLIPPED_RULES if clips else ())],
             max_grad_norm=problem.max_grad_norm,
         )
         with ProvenanceFile(self.folder, SCRIPT):

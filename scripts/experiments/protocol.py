@@ -42,17 +42,23 @@ def linear_with_warmup(warmup: float) -> str:
 
 LINEAR_SCHEDULES = {linear_with_warmup(warmup): ComparedSchedule("linear", warmup) for warmup in (0.0, *WARMUPS)}
 
+CLIPPING_KEPT = {"max_grad_norm": 0.0}
+"""The rules themselves: with SGD, clipping is left out of account. `CLIPPED_RULES` take it into account."""
+
 OTHER_SCHEDULES = {
-    REFINED: COMPARED["refined"],
+    REFINED: ComparedSchedule("refined", refinement=CLIPPING_KEPT),
     f"{REFINED}, warm-up": COMPARED["refined+warmup"],
-    RISING_IGNORED: COMPARED["refined_ignore_rising"],
+    RISING_IGNORED: ComparedSchedule("refined", refinement={"rising_norms": "ignore", **CLIPPING_KEPT}),
     f"{RISING_IGNORED}, warm-up": COMPARED["refined_ignore_rising+warmup"],
     "cosine": COMPARED["cosine+warmup"],
     "WSD": COMPARED["wsd"],
 }
 
+CONTROLS = [linear_with_warmup(warmup) for warmup in (0.05, 0.1)]
+"""Rules that need no norms: linear decay with one warm-up for all problems."""
+
 WITHOUT_CAP = [REFINED, RISING_IGNORED, "cosine", "WSD"]
-"""The schedules that the problem suite compares with linear decay, beside the rules."""
+"""The schedules that the problem suite compares with linear decay, beside the rules and the controls."""
 
 SCHEDULES = {**LINEAR_SCHEDULES, **OTHER_SCHEDULES, **{name: ComparedSchedule("refined") for name in ALL_RULES}}
 """Every schedule of the protocol, by the name that results and reports use."""
@@ -143,7 +149,7 @@ class Choices:
     @property
     def compared(self) -> list[str]:
         """The names of the compared schedules that have a peak: both references first."""
-        names = dict.fromkeys([LINEAR, self.reference, *OTHER_SCHEDULES, *ALL_RULES])
+        names = dict.fromkeys([LINEAR, self.reference, *OTHER_SCHEDULES, *ALL_RULES, *CONTROLS])
         return [name for name in names if name in self.tuned and not self.tuned[name].problem]
 
 

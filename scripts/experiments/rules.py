@@ -16,11 +16,8 @@ from hf_refined_schedule.theory.refinement import refine_schedule, smooth_norms
 
 Array = NDArray[np.float64]
 
-SHORT_WARMUP, LONG_WARMUP = 0.05, 0.2
-"""The warm-ups, as fractions of the run, between which one rule keeps the schedule."""
 
-
-SECOND_REFINEMENT = "second refinement"
+BETWEEN_WARMUPS, SECOND_REFINEMENT = "between two warm-ups", "second refinement"
 
 
 @dataclass(frozen=True)
@@ -40,13 +37,14 @@ class Evidence:
     max_grad_norm: float
 
     def ignoring(self, runs: Sequence[GradientNorms] | None = None) -> RefinedSchedule:
-        """The schedule with rising norms ignored, by default of the first baseline."""
-        options = RefinementOptions(rising_norms="ignore")
-        return RefinedSchedule.from_norms(self.baselines[:1] if runs is None else runs, self.optimizer, options)
+        """The schedule with rising norms ignored and clipping left out of account, by default of the first baseline."""
+        return self.refined(RefinementOptions(rising_norms="ignore"), runs)
 
-    def keeping(self) -> RefinedSchedule:
-        """The paper's schedule of the first baseline."""
-        return RefinedSchedule.from_norms(self.baselines[0], self.optimizer, RefinementOptions())
+    def refined(self, options: RefinementOptions, runs: Sequence[GradientNorms] | None = None) -> RefinedSchedule:
+        """The schedule of runs, by default the first baseline."""
+        if self.optimizer == "sgd" and options.max_grad_norm is None:
+            options = replace(options, max_grad_norm=0.0)
+        return RefinedSchedule.from_norms(self.baselines[:1] if runs is None else runs, self.optimizer, options)
 
 
 def from_effective(schedule: RefinedSchedule, effective: Array, power: float | None = None) -> RefinedSchedule:
@@ -58,7 +56,7 @@ def from_effective(schedule: RefinedSchedule, effective: Array, power: float | N
 
 def floored(evidence: Evidence, quantile: float) -> RefinedSchedule:
     """The running minimum of the norms, but not below a quantile of the smoothed norms."""
-    ignoring, kept = evidence.ignoring(), evidence.keeping().effective_norms
+    ignoring, kept = evidence.ignoring(), evidence.refined(RefinementOptions()).effective_norms
     assert kept is not None and ignoring.effective_norms is not None
     return from_effective(ignoring, np.maximum(ignoring.effective_norms, np.quantile(kept, quantile)))
 
@@ -91,46 +89,29 @@ def split_half_reliability(norms: Array, smoothing: float) -> float:
     return float(max(0.0, 1 - np.var(odd - even) / 4 / variance)) if variance > 0 else 0.0
 
 
-def between_warmups(evidence: Evidence) -> RefinedSchedule:
-    """Rising norms ignored, with its warm-up kept between a short and a long ramp."""
-    ignoring = evidence.ignoring()
-    progress = np.arange(len(ignoring.grid)) / (len(ignoring.grid) - 1)
-    decay = 1 - progress
-    factor = np.append(ignoring.grid[:-1] / decay[:-1], 1.0)
-    factor[:-1] /= factor[-2]
-    upper, lower = (np.minimum(1, progress / warmup) for warmup in (SHORT_WARMUP, LONG_WARMUP))
-    grid = decay * np.clip(factor, lower, upper)
-    return replace(ignoring, grid=grid / grid.max())
-
-
 def second_refinement(evidence: Evidence) -> RefinedSchedule:
     """Rising norms ignored, from a run that had this schedule already."""
     assert evidence.second is not None
     return evidence.ignoring([evidence.second])
 
 
-def clip_undone(evidence: Evidence, schedule: RefinedSchedule) -> RefinedSchedule:
-    """The schedule divided by the smoothed clip factor: the step of SGD is factor * rate * gradient."""
-    assert evidence.max_grad_norm
-    smoothed = smooth_norms(evidence.baselines[0].at_every_step("l2"), schedule.smoothing)
-    factors = np.minimum(1, evidence.max_grad_norm / smoothed)
-    grid = schedule.grid / np.append(factors, factors[-1])
-    return replace(schedule, grid=grid / grid.max())
-
-
 RULES: dict[str, Callable[[Evidence], RefinedSchedule]] = {
     "floor at the median": lambda evidence: floored(evidence, 0.5),
     "floor at the upper quartile": lambda evidence: floored(evidence, 0.75),
     "shrunk power": shrunk_power,
-    "between two warm-ups": between_warmups,
+    BETWEEN_WARMUPS: lambda evidence: evidence.refined(RefinementOptions(bounded_warmup=True)),
     "mean of three baselines": lambda evidence: evidence.ignoring(evidence.baselines),
     SECOND_REFINEMENT: second_refinement,
 }
 """The candidates, by the names of results/protocol.md."""
 
 CLIPPED_RULES: dict[str, Callable[[Evidence], RefinedSchedule]] = {
-    "refined, clipping undone": lambda evidence: clip_undone(evidence, evidence.keeping()),
-    "rising norms ignored, clipping undone": lambda evidence: clip_undone(evidence, evidence.ignoring()),
+    "refined, clipping undone": lambda evidence: evidence.refined(
+        RefinementOptions(max_grad_norm=evidence.max_grad_norm)
+    ),
+    "rising norms ignored, clipping undone": lambda evidence: evidence.refined(
+        RefinementOptions(rising_norms="ignore", max_grad_norm=evidence.max_grad_norm)
+    ),
 }
 """For SGD whose updates are clipped."""
 

@@ -105,7 +105,7 @@ class Study:
         self._record_baselines(LINEAR, baseline_peak, baseline_file)
         write_forecasts(self.folder, self.options.optimizer)
         self._make_rules(baseline_peak)
-        self._select([*LINEAR_SCHEDULES, *self.options.others], baseline_peak)
+        self._select(list(dict.fromkeys([*LINEAR_SCHEDULES, *self.options.others])), baseline_peak)
         choices = self.choices()
         self._compare(choices)
         self._sample_schedules(choices)
@@ -159,7 +159,7 @@ class Study:
             self._cell(name, choices.tuned[name].peak, seed)
             for seed in range(self.options.num_test_seeds)
             for name in choices.compared
-            if name in LINEAR_SCHEDULES or name in self.options.others
+            if name in (LINEAR, choices.reference, *self.options.others)
         ]
         self._run(cells, "test seeds")
 
@@ -200,7 +200,7 @@ def write_forecasts(folder: Path, optimizer: OptimizerFamily) -> None:
         ):
             refinement = refine_sources(baseline_file(folder, index), optimizer, options)
             schedule, _, health = refinement
-            (rank,) = rank_by_squared_norms({name: schedule.grid[:-1]}, schedule.squared_norms)
+            (rank,) = rank_by_squared_norms({name: schedule.grid[:-1]}, schedule.squared_norms, schedule.clip_factors)
             forecasts.append(
                 {
                     "baseline": index,

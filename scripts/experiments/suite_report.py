@@ -8,10 +8,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
+from hf_refined_schedule.schedules.refining import refine_sources
+
 from .json_file import read_json
 from .markdown_tables import markdown_table
 from .problems import CHOOSING, PROBLEMS
-from .protocol import LINEAR, REFINED, RISING_IGNORED, WITHOUT_CAP
+from .protocol import CONTROLS, LINEAR, REFINED, RISING_IGNORED, WITHOUT_CAP, baseline_file
 from .provenance import render_provenance
 from .rules import CLIPPED_RULES, RULES
 from .study_folder import FORECASTS_FILE, PROVENANCE_FILE, RESULTS_FILE
@@ -43,7 +45,9 @@ def relative_difference(study: StudyResults, name: str, reference: str) -> float
 
 
 def descriptive_verdict(study: StudyResults, name: str, reference: str) -> str:
-    """The verdict on a schedule by its own interval, without correction for several contrasts."""
+    """The verdict on a schedule by its own interval, without correction for several contrasts. The reference is undecided."""
+    if name == reference:
+        return "undecided"
     row = study.contrasts[reference].set_index("schedule").loc[name]
     return "better" if row["high"] < 0 else "worse" if row["low"] > 0 else "undecided"
 
@@ -61,7 +65,7 @@ def score_rules(studies: Mapping[str, StudyResults], names: Sequence[str]) -> pd
     """
     rows = {}
     for name in names:
-        compared = [study for study in studies.values() if name in study.losses and name != study.reference]
+        compared = [study for study in studies.values() if name in study.losses]
         verdicts = [descriptive_verdict(study, name, study.reference) for study in compared]
         differences = [relative_difference(study, name, study.reference) for study in compared]
         if compared:
@@ -93,24 +97,36 @@ def is_right(study: StudyResults, advice: str, reference: str) -> bool:
     return descriptive_verdict(study, advice, reference) == "better"
 
 
-def advice_table(studies: Mapping[str, StudyResults], folder: Path) -> pd.DataFrame:
-    """The advice of `check` on each baseline of each problem, and whether it was right.
+def advice_table(studies: Mapping[str, StudyResults], folders: Mapping[str, Path]) -> pd.DataFrame:
+    """The advice of `check` on each baseline of each study, and whether it was right.
+
+    Args:
+        studies: the studies, by name.
+        folders: the folder of each study.
 
     Returns:
-        Columns `problem`, `verdict` (by the rule of the paper), `advice`, `promise`, `gain` (of rising norms ignored over reference
-        1), and whether `check`, `always` (rising norms ignored) and `never` were right against each reference.
+        Columns `problem`, `half`, `check now` (the verdict of today's thresholds), `verdict` (as recorded beforehand), `advice`, how refined compared with each reference, `promise` and
+        `gain` (of refined over reference 1), and whether `check`, `always` (rising norms ignored) and `never` were right against
+        each reference.
     """
     rows = []
     for name, study in studies.items():
-        forecasts = read_json(folder / name / FORECASTS_FILE)["forecasts"]
+        forecasts = read_json(folders[name] / FORECASTS_FILE)["forecasts"]
         for baseline in sorted({row["baseline"] for row in forecasts}):
             kept = next(row for row in forecasts if row["baseline"] == baseline and row["schedule"] == REFINED)
             advice = advice_of(forecasts, baseline)
+            health = refine_sources(baseline_file(folders[name], baseline)).health
             rows.append(
                 {
                     "problem": name,
+                    "half": "chooses" if name in CHOOSING else "tests",
+                    "check now": None if health is None else health.verdict,
                     "verdict": kept["verdict"],
                     "advice": advice,
+                    **{
+                        f"refined, reference {number}": descriptive_verdict(study, REFINED, reference)
+                        for number, reference in (("1", LINEAR), ("2", study.reference))
+                    },
                     "promise": kept["promise"],
                     "gain": -relative_difference(study, REFINED, LINEAR),
                     **{
@@ -152,13 +168,13 @@ def hits_by_verdict(advised: pd.DataFrame) -> str:
     return markdown_table(pd.DataFrame(rows))
 
 
-def new_threshold(studies: Mapping[str, StudyResults], folder: Path) -> str:
+def new_threshold(studies: Mapping[str, StudyResults], folders: Mapping[str, Path]) -> str:
     """A threshold set on the half that chooses and scored on the half that tests, in a sentence for each reference."""
     halves = [[name for name in studies if (name in CHOOSING) == chooses] for chooses in (True, False)]
     if not all(halves):
         return "A new threshold needs problems of both halves."
     figures = [
-        pd.concat({name: figures_of(folder / name) for name in half}, names=["problem"]).reset_index("problem")
+        pd.concat({name: figures_of(folders[name]) for name in half}, names=["problem"]).reset_index("problem")
         for half in halves
     ]
     sentences = []
@@ -193,6 +209,23 @@ def promise_and_gain(advised: pd.DataFrame) -> str:
     )
 
 
+def outcomes_by_verdict(advised: pd.DataFrame) -> str:
+    """How refined compared with reference 1 for each verdict of today's thresholds and each half, as Markdown."""
+    rows = [
+        {
+            "verdict": verdict,
+            "half": half,
+            "baselines": str(len(group)),
+            **{
+                outcome: str((group["refined, reference 1"] == outcome).sum())
+                for outcome in ("better", "undecided", "worse")
+            },
+        }
+        for (verdict, half), group in advised.groupby(["check now", "half"], sort=False)
+    ]
+    return markdown_table(pd.DataFrame(rows).sort_values(["verdict", "half"], ascending=False))
+
+
 def rule_table(scores: pd.DataFrame) -> str:
     """The scores of rules as Markdown."""
     table = scores.rename_axis("rule").reset_index()
@@ -223,11 +256,12 @@ def draw_suite(figure: Figure, studies: Mapping[str, StudyResults], rule: str) -
     add_legend(axes)
 
 
-def write_suite_report(folder: Path) -> str:
+def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
     """Write the report of the suite beside its folder, and that of each finished problem into it.
 
     Args:
         folder: the folder of the results.
+        others: folders of other studies by the protocol, on which the rule and the verdict are tested, too.
 
     Returns:
         The summary table, as Markdown.
@@ -249,8 +283,13 @@ def write_suite_report(folder: Path) -> str:
     draw_suite(figure, studies, rule)
     figure.savefig(folder / "differences.png", dpi=130)
     summary = summary_table({folder / name: study for name, study in studies.items()})
-    advised = advice_table(studies, folder)
+    tested = {study.label: study for study in map(read_study, others)}
+    everything = {**studies, **tested}
+    folders = {**{name: folder / name for name in studies}, **dict(zip(tested, others, strict=True))}
+    advised = advice_table(everything, folders)
     advised.to_csv(folder / "advice.csv", index=False, float_format="%.6g")
+    chosen_rule = score_rules(everything, [rule])
+    chosen_rule.to_csv(folder / "rule.csv", index_label="rule", float_format="%.6g")
     missing = [name for name in PROBLEMS if name not in studies]
     parts = [
         "# The problem suite",
@@ -264,13 +303,27 @@ def write_suite_report(folder: Path) -> str:
         "## The rule",
         f"On the half of the problems that chooses ({', '.join(choosing) or 'none is finished'}), against reference 2:",
         rule_table(chosen_scores),
+        "The controls need no norms: linear decay with one warm-up for all problems. On the same half:",
+        rule_table(score_rules(choosing, CONTROLS)),
         f"The choice is *{rule}*. On the half that tests ({', '.join(testing) or 'none is finished'}), once:",
-        rule_table(score_rules(testing, [*candidates, *CLIPPED_RULES])),
+        rule_table(score_rules(testing, [*candidates, *CONTROLS, *CLIPPED_RULES])),
+        *(
+            [
+                f"On other studies ({', '.join(tested)}):",
+                rule_table(score_rules(tested, [RISING_IGNORED, rule, *CONTROLS])),
+            ]
+            if tested
+            else []
+        ),
         "## The verdict",
-        f"Of {len(advised)} baselines:",
+        f"What `check` said and advised by the thresholds that it had before the suite, for {len(advised)} baselines of "
+        f"{len(everything)} problems and studies:",
         hits(advised),
         hits_by_verdict(advised),
-        new_threshold(studies, folder),
+        new_threshold(everything, folders),
+        "The verdicts of today: a low promise of the bound is no verdict any more. How refined, by the rule of the paper, compared with "
+        "linear decay without warm-up (reference 1):",
+        outcomes_by_verdict(advised),
         promise_and_gain(advised),
         render_provenance(merged_provenance([read_json(folder / name / PROVENANCE_FILE) for name in studies])),
     ]

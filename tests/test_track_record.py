@@ -1,0 +1,30 @@
+"""The track record that `check` prints is that of the committed results."""
+
+import pandas as pd
+
+from hf_refined_schedule.schedules.track_record import BOUNDED_WARMUP, PROMISE_AND_GAIN, REFINED, REPORT, Outcomes
+
+from .tiny import REPOSITORY
+
+FOLDER = REPOSITORY / "results" / "problem_suite"
+
+
+def test_the_record_of_bounded_warmup():
+    (row,) = pd.read_csv(FOLDER / "rule.csv").to_dict("records")
+    assert row["rule"] == "between two warm-ups"
+    assert Outcomes(row["better"], row["undecided"], row["worse"]) == BOUNDED_WARMUP
+    assert BOUNDED_WARMUP.total == row["problems"]
+
+
+def test_the_record_of_each_verdict():
+    advised = pd.read_csv(FOLDER / "advice.csv")
+    counted = {
+        verdict: Outcomes(*((group["refined, reference 1"] == outcome).sum() for outcome in Outcomes._fields))
+        for verdict, group in advised.groupby("check now")
+    }
+    assert counted == REFINED
+
+
+def test_the_promise_and_the_gain():
+    report = (REPOSITORY / REPORT).read_text()
+    assert f"rank correlation of {PROMISE_AND_GAIN:+.2f} " in " ".join(report.split())
