@@ -10,7 +10,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import GradientState
+from accelerate.utils import DistributedType
+from torch.distributed.fsdp import FullyShardedDataParallel
 
+from hf_refined_schedule.compatibility.engines import unwatch_engine_clips, watch_engine_clips
 from hf_refined_schedule.compatibility.libraries import change_count, unwatch_clipping, watch_clipping
 from hf_refined_schedule.compatibility.method_wrap import MethodWrap
 from hf_refined_schedule.compatibility.unmodified_scripts import prepared_optimizers, widened_choices
@@ -280,6 +283,18 @@ def test_watchers_that_die_do_not_outlive_their_training():
     watch_clipping(other)
     unwatch_clipping(other)
     assert Accelerator.clip_grad_norm_ is clip
+
+
+def test_the_clip_of_an_engine_is_put_back_after_its_last_watcher():
+    clip, first, second = FullyShardedDataParallel.clip_grad_norm_, Watcher(), Watcher()
+    for watcher in (first, second):
+        watch_engine_clips(watcher, DistributedType.FSDP)
+    wrapped = FullyShardedDataParallel.clip_grad_norm_
+    assert wrapped is not clip
+    unwatch_engine_clips(first)
+    assert FullyShardedDataParallel.clip_grad_norm_ is wrapped
+    unwatch_engine_clips(second)
+    assert FullyShardedDataParallel.clip_grad_norm_ is clip
 
 
 class NewerAccelerator(Accelerator):

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 from experiments.launch_cells import CELLS, LEARNING_RATE, SCRIPTS, UPDATES, known_rates
-from experiments.launch_outcomes import judge
+from experiments.launch_outcomes import Outcome, judge
 from experiments.launches import LIBRARY, run_launch
 from experiments.rank_reports import RankReport
+from launch_matrix import Report, render_report
 
 from .tiny import BIN, REPOSITORY, run_command
 from .tiny import SCRIPTS as TEST_SCRIPTS
@@ -60,6 +61,66 @@ def test_an_unknown_cell_is_refused(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "launch_matrix.py: error: No cell is named 'nothing'; --list prints the names.\n"
     assert not (tmp_path / "out").exists()
+
+
+def old_report(path, **changes):
+    """A report with the rows of two cells and of one that there is no more; `changes` replace text in it."""
+    cells = [next(cell for cell in CELLS if cell.name == name) for name in ("one process", "DDP, torchrun")]
+    cells.append(replace(cells[0], name="gone"))
+    outcomes = [
+        Outcome("NO, 1", "6e-08, 9e-08", "4e-08, 4e-08", "recorded", failed=False),
+        Outcome("MULTI_CPU, 2", "", "", "FAILED: it hangs", failed=True),
+        Outcome("", "", "", "not run: needs a CUDA device", failed=False),
+    ]
+    text = render_report(cells, outcomes, [50.4, 36.0, 1.0], ["python scripts/launch_matrix.py"])
+    path.write_text(text.replace("- versions: torch", changes.get("versions", "- versions: torch")))
+    return outcomes
+
+
+def test_a_report_is_read_back(tmp_path):
+    outcomes = old_report(tmp_path / "launch_matrix.md")
+    report = Report.read(tmp_path / "launch_matrix.md")
+    assert list(report.rows.items()) == [
+        ("one process", (outcomes[0], 50)),
+        ("DDP, torchrun", (outcomes[1], 36)),
+        ("gone", (outcomes[2], 1)),
+    ]
+    assert report.commands[0] == "python scripts/launch_matrix.py"
+    assert set(report.provenance) == {"machine", "python", "system", "versions"}
+
+
+def test_rows_of_other_cells_are_kept(tmp_path):
+    old_report(tmp_path / "launch_matrix.md")
+    words = (SCRIPT, "--output_dir", tmp_path, "--cells", "fp16*adamw_torch, on CUDA", "--keep")
+    done = run_command(BIN / "python", *words, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "launch_matrix.md").read_text()
+    rows = rows_of(tmp_path / "launch_matrix.md")
+    new = "fp16 with overflow, adamw_torch, on CUDA"
+    assert list(rows) == ["one process", "DDP, torchrun", new]
+    assert [row["result"] for row in rows.values()] == [
+        "recorded",
+        "FAILED: it hangs",
+        "not run: needs a CUDA device",
+    ]
+    assert (rows["one process"]["L1"], rows["one process"]["seconds"]) == ("6e-08, 9e-08", "50")
+    assert "2 of 3 cells ran on this machine, and 1 failed" in text
+    assert "```bash\npython scripts/launch_matrix.py\n" in text
+    assert f"--cells '{words[4]}' --keep\n```" in text
+
+
+@pytest.mark.parametrize(
+    ("versions", "message"),
+    [(None, "does not exist; --keep needs a report"), ("- versions: flame", "run all cells, without --keep")],
+)
+def test_rows_that_cannot_be_kept_are_refused(tmp_path, versions, message):
+    if versions:
+        old_report(tmp_path / "launch_matrix.md", versions=versions)
+    done = run_command(BIN / "python", SCRIPT, "--output_dir", tmp_path, "--cells", "one process", "--keep")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"launch_matrix.py: error: {tmp_path / 'launch_matrix.md'} ")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def good_run(cell):
@@ -160,12 +221,14 @@ def test_mistakes_fail(tmp_path, spoil, message):
 
 
 def test_a_refused_cell_leaves_no_file(tmp_path):
-    cell = next(cell for cell in CELLS if cell.name == "FSDP1")
-    reports = [RankReport(2, "FSDP", known_rates(), [], list(cell.warnings[:1]), [*cell.setup])]
-    reports.append(replace(reports[0], warnings=[]))
+    cell = next(cell for cell in CELLS if cell.name == "optimizer that steps in the backward pass")
+    reports = [RankReport(1, "NO", known_rates(), [], list(cell.warnings), [*cell.setup])]
     reference = RankReport(1, "NO", known_rates())
     outcome = judge(cell, reports, reference, tmp_path)
-    assert (outcome.failed, outcome.result) == (False, "refused: FSDP1 keeps the gradients to itself")
+    assert (outcome.failed, outcome.result) == (
+        False,
+        "refused: no parameter of the optimizer had a gradient at its step",
+    )
     (tmp_path / "gradient_norms.jsonl").touch()
     outcome = judge(cell, reports, reference, tmp_path)
     assert outcome.failed

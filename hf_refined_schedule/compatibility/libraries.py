@@ -3,7 +3,6 @@
 transformers is imported inside the functions, so that a plain Accelerate loop never loads it.
 """
 
-import math
 import os
 import sys
 import weakref
@@ -96,7 +95,7 @@ def process_group_store() -> dist.Store:
     return dist.distributed_c10d._get_default_store()
 
 
-# --- accelerate and DeepSpeed ---
+# --- accelerate ---
 
 
 class ClippingWatcher(Protocol):
@@ -156,21 +155,6 @@ def _watched_clip(
 
 
 _clipping = MethodWrap("clip_grad_norm_", _watched_clip)
-
-
-def engine_clip_limit(optimizer: AcceleratedOptimizer) -> float:
-    """Get the limit that DeepSpeed's ZeRO clips to. It comes from its config; `Accelerator.clip_grad_norm_` ignores its own.
-
-    `clip_grad` of ZeRO's optimizers (deepspeed 0.19), which is 0 where they do not clip. It can go when accelerate passes
-    the limit on.
-
-    Args:
-        optimizer: the prepared optimizer.
-
-    Returns:
-        The limit; infinity where nothing is clipped.
-    """
-    return optimizer.optimizer.clip_grad or math.inf
 
 
 # --- transformers ---

@@ -1,9 +1,9 @@
-"""Where the norms of an update come from: the gradients that torch holds, or DeepSpeed's engine, which hides them.
+"""What is known about an update, where its norms come from, and the usual source: the gradients that torch holds.
 
-`choose_norm_source` decides once, when recording starts. The recorder then calls the same methods either way.
+`engine_gradients` has the sources for engines that hide gradients, and `norm_sources` chooses. The recorder calls the same
+methods either way.
 """
 
-import logging
 import math
 import weakref
 from collections.abc import Callable
@@ -11,23 +11,18 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.distributed as dist
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedType
 
-from ..compatibility.libraries import change_count, engine_clip_limit, loss_scale, loss_scale_of_step
-from .failures import RecordingError, in_one_line
+from ..compatibility.libraries import change_count, loss_scale, loss_scale_of_step
+from .failures import in_one_line
 from .measuring import (
     clip_factor,
     clip_returns_l2,
-    is_dtensor,
     measure_gradient_norms,
     measure_l1_norm,
     squares_stay_in_range,
 )
-from .optimizers import is_main_process, parameters_of
-
-logger = logging.getLogger(__name__)
+from .optimizers import parameters_of
 
 LOOK_EVERY = 50
 """Updates from one look at the size of the gradient to the next. Each makes the host wait for the device."""
@@ -103,10 +98,12 @@ class NormSource(Protocol):
 
     Attributes:
         cleared_by_zero_grad: whether `zero_grad` takes away what was measured.
+        clips_in_engine: whether `before_engine_clip` is to be called.
         reason_without_norms: why an update has none at its end, for the message.
     """
 
     cleared_by_zero_grad: bool
+    clips_in_engine: bool
     reason_without_norms: str
 
     def before_clip(self, update: OpenUpdate, parameters: list[torch.nn.Parameter], norm_type: float) -> bool:
@@ -115,11 +112,19 @@ class NormSource(Protocol):
     def after_clip(self, update: OpenUpdate, max_norm: float, total_norm: torch.Tensor | None) -> float | None:
         """See the result of a clip of ours; the limit that it went by, or None if the clip has not returned a norm."""
 
+    def before_engine_clip(self, update: OpenUpdate, module: torch.nn.Module, max_norm: float) -> float | None:
+        """See the module whose gradients FSDP1 or DeepSpeed is about to clip; the limit, or None if it is not known."""
+        return None
+
     def before_taken_step(self, update: OpenUpdate, optimizer: torch.optim.Optimizer) -> None:
         """See the gradients that the innermost optimizer is about to use."""
 
+    def after_step(self, update: OpenUpdate) -> float | None:
+        """See that the loop has stepped, its last call in an update; the limit of a clip that is known only now."""
+        return None
 
-class TorchGradients:
+
+class TorchGradients(NormSource):
     """Norms of the gradients that the optimizer's parameters hold.
 
     Args:
@@ -136,6 +141,7 @@ class TorchGradients:
 
     def __init__(self, optimizer: AcceleratedOptimizer, *, loop_clips: bool, steps_in_backward: bool) -> None:
         self.cleared_by_zero_grad = not steps_in_backward
+        self.clips_in_engine = steps_in_backward
         self._optimizer = optimizer
         self._loop_clips = loop_clips
         self._steps_in_backward = steps_in_backward
@@ -175,6 +181,15 @@ class TorchGradients:
         if l1 is not None:
             update.norms = Norms(l1, total_norm)
         update.note_clip(max_norm, total_norm)
+        return max_norm
+
+    def before_engine_clip(self, update: OpenUpdate, module: torch.nn.Module, max_norm: float) -> float | None:
+        """Measure before DeepSpeed clips, in its own step."""
+        if {id(parameter) for parameter in module.parameters()}.isdisjoint(map(id, parameters_of(self._optimizer))):
+            return None
+        self._measure_both(update, None)  # the engine has divided a loss scale out
+        if update.norms is not None:
+            update.note_clip(max_norm, update.norms.l2)
         return max_norm
 
     def before_taken_step(self, update: OpenUpdate, optimizer: torch.optim.Optimizer) -> None:
@@ -220,122 +235,3 @@ class TorchGradients:
     def _first_gradient(self) -> torch.Tensor | None:
         parameters = parameters_of(self._optimizer)
         return next((parameter.grad for parameter in parameters if parameter.grad is not None), None)
-
-
-SHARDS_AGREE = 0.02
-"""Relative difference of DeepSpeed's own L2 norm, which may be summed in bfloat16, from that of all shards."""
-
-
-class DeepSpeedEngine:
-    """The L2 norm that DeepSpeed's ZeRO reports where the loop clips, and the L1 norm of the shards that its optimizers use.
-
-    The engine has clipped and made its step before the loop clips. During the step, the innermost optimizer has seen the shards
-    of this rank, clipped and without a loss scale, one parameter group after another:
-
-        L1 = sum over ranks and groups of |g|, divided by the clip factor
-
-    Where shards overlap or do not reach the optimizer, as with tensor parallelism, their L2 norm is not the engine's at the first
-    update. Then L1 is not recorded.
-
-    Args:
-        optimizer: the prepared optimizer, which wraps ZeRO's.
-    """
-
-    cleared_by_zero_grad = False
-    reason_without_norms = (
-        "DeepSpeed reports its norm only through accelerator.clip_grad_norm_, and this loop does not call it"
-    )
-
-    def __init__(self, optimizer: AcceleratedOptimizer) -> None:
-        self._optimizer = optimizer
-        self._shards_agree: bool | None = None
-        """The same on all ranks. None before the first update."""
-
-    def before_clip(self, update: OpenUpdate, parameters: list[torch.nn.Parameter], norm_type: float) -> bool:
-        """Accept every clip: the engine has one optimizer, and this is it."""
-        return True
-
-    def after_clip(self, update: OpenUpdate, max_norm: float, total_norm: torch.Tensor | None) -> float | None:
-        """Take the L2 norm. The engine has clipped to the limit of its config, whatever limit the loop passes."""
-        if total_norm is None:  # of an update that was not taken
-            return None
-        limit = engine_clip_limit(self._optimizer)
-        update.norms = Norms(self._l1_of_shards(update, limit, total_norm), total_norm)
-        update.note_clip(limit, total_norm)
-        return limit
-
-    def before_taken_step(self, update: OpenUpdate, optimizer: torch.optim.Optimizer) -> None:
-        """Add up the shards that this step uses. Called once for each parameter group."""
-        if self._shards_agree is False:
-            return
-        try:
-            norms = measure_gradient_norms(parameters_of(optimizer))
-        except (
-            Exception
-        ):  # the other ranks wait for this one at the sum, so that it takes part with a norm that is none
-            norms = (torch.tensor(math.nan), torch.tensor(math.nan))
-        if norms is not None:
-            l1, l2 = norms
-            sums = torch.stack([l1, l2.square()])
-            update.shards = sums if update.shards is None else update.shards + sums
-
-    def _l1_of_shards(self, update: OpenUpdate, limit: float, total_norm: torch.Tensor) -> torch.Tensor | None:
-        if self._shards_agree is False:
-            return None
-        sums = torch.zeros(2) if update.shards is None else update.shards
-        sums = sums.to(self._optimizer.accelerator_state.device, torch.float32)
-        if dist.is_initialized():
-            dist.all_reduce(sums)
-        l1, squares = sums
-        factor = clip_factor(limit, total_norm).to(sums.device)
-        if self._shards_agree is None and math.isfinite(total_norm):
-            expected = total_norm.to(sums.device, torch.float32) * factor
-            self._shards_agree = bool(torch.isclose(squares.sqrt(), expected, rtol=SHARDS_AGREE))
-            if not self._shards_agree:
-                _say_that_only_l2_is_known(self._optimizer)
-                return None
-        return l1 / factor
-
-
-def _say_that_only_l2_is_known(optimizer: AcceleratedOptimizer) -> None:
-    if is_main_process(optimizer):
-        logger.warning(
-            "The shards of DeepSpeed's optimizers do not add up to the gradient, so L1 norms are not recorded; a refined schedule "
-            "for Adam will use L2 ** -1 instead of L1 ** -1."
-        )
-
-
-def choose_norm_source(optimizer: Any, *, loop_clips: bool) -> NormSource:
-    """Choose where the norms come from, by what Accelerate has prepared the optimizer for.
-
-    Args:
-        optimizer: the optimizer.
-        loop_clips: whether the loop clips at every update.
-
-    Returns:
-        The source.
-
-    Raises:
-        RecordingError: if the optimizer was not prepared, or an engine hides its gradients or keeps them in pieces.
-    """
-    if not isinstance(optimizer, AcceleratedOptimizer):
-        raise RecordingError(
-            f"the optimizer is a {type(optimizer).__name__}, but must be one that Accelerator.prepare returned"
-        )
-    distributed_type = optimizer.accelerator_state.distributed_type
-    is_fsdp1 = distributed_type == DistributedType.FSDP and not any(
-        is_dtensor(parameter) for parameter in parameters_of(optimizer)
-    )
-    if is_fsdp1 or distributed_type == DistributedType.MEGATRON_LM:
-        engine = "FSDP1" if is_fsdp1 else distributed_type.value
-        raise RecordingError(f"{engine} keeps the gradients to itself or in pieces; use DDP or FSDP2 to record them")
-    if distributed_type != DistributedType.DEEPSPEED:
-        return TorchGradients(optimizer, loop_clips=loop_clips, steps_in_backward=False)
-    if isinstance(optimizer.optimizer, torch.optim.Optimizer):  # without ZeRO
-        if loop_clips:
-            raise RecordingError(
-                "DeepSpeed without ZeRO clips inside its own step, before gradients can be seen; use ZeRO stage 1 or more, "
-                "DDP, or max_grad_norm=0"
-            )
-        return TorchGradients(optimizer, loop_clips=False, steps_in_backward=True)
-    return DeepSpeedEngine(optimizer)

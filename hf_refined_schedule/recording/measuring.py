@@ -191,7 +191,7 @@ def sums_on_accelerator(
     Returns:
         (sum |x|) or (sum |x|, sum (x / unit)^2), shape (1,) or (2,), in float64, or in float32 on a device without it.
     """
-    wide = _widest_dtype(tensors[0].device)
+    wide = widest_dtype(tensors[0].device)
     sums = [norm_of_each(tensors, 1, _summing_dtype(tensors)).sum(dtype=wide)]
     if with_squares and unit is not None and wide == torch.float32:
         scaled = (torch.cat(pieces).float().div_(unit) for pieces, _ in _chunks(tensors, SCALED_CHUNK))
@@ -202,12 +202,20 @@ def sums_on_accelerator(
     return torch.stack(sums)
 
 
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """Find the type in which sums lose the least.
+
+    Args:
+        device: where the sum is computed.
+
+    Returns:
+        float64, or float32 on a device without it.
+    """
+    return torch.float64 if _has_float64(device) else torch.float32
+
+
 def _has_float64(device: torch.device) -> bool:
     return device.type in DEVICES_WITH_FLOAT64
-
-
-def _widest_dtype(device: torch.device) -> torch.dtype:
-    return torch.float64 if _has_float64(device) else torch.float32
 
 
 def _summing_dtype(tensors: Iterable[torch.Tensor]) -> torch.dtype:
@@ -266,7 +274,7 @@ def _sum_groups(groups: Sequence[_Group], with_squares: bool, unit: torch.Tensor
         sums = sum_on_device(group.tensors, with_squares, own_unit)
         if group.sharding is not None:
             sums = group.sharding.reduce(sums, "sum")
-        parts.append(sums.to(_widest_dtype(device)).to(device))
+        parts.append(sums.to(widest_dtype(device)).to(device))
     return functools.reduce(torch.add, parts)
 
 

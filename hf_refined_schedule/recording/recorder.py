@@ -7,10 +7,11 @@ of the optimizer that have a gradient, and before clipping.
 - A loop that clips with `Accelerator.clip_grad_norm_` is measured when it calls that method. The clip computes the L2 norm
   anyway, so where its value is exact enough it is taken from there (see `measuring.clip_returns_l2`).
 - A loop that does not clip is measured just before the optimizer's step.
-- DeepSpeed's ZeRO steps inside `Accelerator.backward` and hides its gradients. What `Accelerator.clip_grad_norm_` returns
-  is its L2 norm of the whole gradient before clipping; L1 is that of the shards that its optimizers have used.
+- FSDP1 is measured where `Accelerator.clip_grad_norm_` calls its own clip, because only its module knows what is sharded.
+- DeepSpeed steps inside `Accelerator.backward`. Without ZeRO, it is measured before its own clip. ZeRO hides its gradients:
+  L2 is the norm before clipping that it reports, and L1 is that of the shards that its optimizers have used.
 
-This module decides when an update begins and ends. `gradient_access` measures, `norms_log` writes.
+This module decides when an update begins and ends. `gradient_access` and `engine_gradients` measure, `norms_log` writes.
 """
 
 import math
@@ -24,12 +25,14 @@ from typing import Any, Self
 
 import torch
 
+from ..compatibility.engines import unwatch_engine_clips, watch_engine_clips
 from ..compatibility.libraries import unwatch_clipping, watch_clipping
 from ..compatibility.method_wrap import MethodWrap
 from ..norms.norms_file import NORMS_FILE_NAME
 from .failures import RecordingError, in_one_line, report_failure
-from .gradient_access import NormSource, OpenUpdate, choose_norm_source
+from .gradient_access import NormSource, OpenUpdate
 from .measuring import plain_scalar
+from .norm_sources import choose_norm_source
 from .norms_log import NormsLog, RecordedUpdate, norms_path
 from .optimizers import is_main_process, unwrap_optimizer
 
@@ -68,9 +71,9 @@ class GradientNormRecorder:
             `num_training_steps=None`.
 
     Raises:
-        RecordingError: on entering, if the optimizer was not prepared or has no hooks, or an engine hides the gradients or
-            keeps them in pieces (FSDP1, Megatron, DeepSpeed without ZeRO if it clips); at an update, if there is no gradient
-            or it cannot be measured, or the file cannot be written.
+        RecordingError: on entering, if the optimizer was not prepared or has no hooks, or is one of Megatron-LM or of
+            DeepSpeed with fp16 and without ZeRO; at an update, if there is no gradient or it cannot be measured, as with FSDP1 in a loop that does not clip, or the file cannot be
+            written.
         ValueError: unless exactly one of `output_dir` and `path` is given.
 
     Reference: arXiv 2310.07831, section 3, on norms of the gradients before clipping.
@@ -209,9 +212,17 @@ class GradientNormRecorder:
             total_norm: the norm before clipping, as the clip returned it; None if it returned none.
         """
         norm = None if total_norm is None else plain_scalar(total_norm)
-        limit = self._source.after_clip(self._update, max_norm, norm)
-        if limit is not None and math.isfinite(limit):
-            self._log.max_grad_norm = float(limit)
+        self._note_limit(self._source.after_clip(self._update, max_norm, norm))
+        self._fail_if_not_measured()
+
+    def before_engine_clip(self, module: torch.nn.Module, max_norm: float) -> None:
+        """Measure where only the engine that clips can show the gradients. Called before every clip of FSDP1 or DeepSpeed.
+
+        Args:
+            module: the module whose gradients are about to be clipped.
+            max_norm: the limit.
+        """
+        self._note_limit(self._source.before_engine_clip(self._update, module, max_norm))
         self._fail_if_not_measured()
 
     def _start(self) -> None:
@@ -225,6 +236,8 @@ class GradientNormRecorder:
         self.recording = True
         self._update = OpenUpdate()
         watch_clipping(self)
+        if self._source.clips_in_engine:
+            watch_engine_clips(self, self._optimizer.accelerator_state.distributed_type)
         self._step_wrap.install(self._optimizer)
         self._zero_grad_wrap.install(self._optimizer)
         self._hook = unwrap_optimizer(self._optimizer).register_step_pre_hook(self._before_taken_step)
@@ -234,6 +247,7 @@ class GradientNormRecorder:
         self._log.discard()
         _recording.discard(self)
         unwatch_clipping(self)
+        unwatch_engine_clips(self)
         self._step_wrap.remove()
         self._zero_grad_wrap.remove()
         if self._hook is not None:
@@ -251,6 +265,10 @@ class GradientNormRecorder:
         """Stop if a measurement has failed. Not called in the optimizer's hook, which torch cannot remove while it runs."""
         if self._update.failure is not None:
             self._fail(self._update.failure)
+
+    def _note_limit(self, limit: float | None) -> None:
+        if limit is not None and math.isfinite(limit):
+            self._log.max_grad_norm = float(limit)
 
     def _note_learning_rate(self) -> None:
         if self._update.learning_rate is None:
@@ -279,6 +297,8 @@ class GradientNormRecorder:
             return step(*args, **kwargs)
         self._note_learning_rate()
         result = step(*args, **kwargs)
+        if self.recording:
+            self._note_limit(self._source.after_step(self._update))
         self._fail_if_not_measured()
         if self.recording:
             self._end_update()

@@ -112,6 +112,7 @@ SCRIPTS: dict[str, dict[str, Any]] = {"run_clm_style": {"loop": "Trainer"}, "no_
 DDP = ("DistributedDataParallel",)
 FSDP = {"fsdp": "full_shard auto_wrap"}
 BLOCKS = {"transformer_layer_cls_to_wrap": "GPT2Block"}
+FSDP1 = {"version": 1, "sync_module_states": False, **BLOCKS}
 REFUSED = "Gradient norms are not recorded from update 1 on: "
 
 
@@ -190,18 +191,17 @@ CELLS = [
     ),
     Cell(
         "FSDP1",
-        training={**FSDP, "fsdp_config": {"version": 1, "sync_module_states": False, **BLOCKS}},
+        training={**FSDP, "fsdp_config": FSDP1},
         distributed_type="FSDP",
         setup=("FullyShardedDataParallel",),
-        warnings=(REFUSED + "FSDP1 keeps the gradients to itself",),
-        refused=True,
     ),
-    zero_cell(
-        "ZeRO 0",
-        0,
-        warnings=(REFUSED + "DeepSpeed without ZeRO clips inside its own step",),
-        refused=True,
+    Cell(
+        "FSDP1, use_orig_params false, max_grad_norm 0",
+        training={**FSDP, "fsdp_config": {**FSDP1, "use_orig_params": False}, "max_grad_norm": 0.0},
+        distributed_type="FSDP",
+        setup=("FullyShardedDataParallel", "flat parameters"),
     ),
+    zero_cell("ZeRO 0", 0),
     zero_cell("ZeRO 0, max_grad_norm 0", 0, training={"max_grad_norm": 0.0}),
     zero_cell("ZeRO 1", 1),
     zero_cell("ZeRO 2", 2),
@@ -238,9 +238,7 @@ CELLS = [
         1,
         launch="accelerate",
         options=RAW,
-        training={"max_grad_norm": 0},
-        warnings=(REFUSED + "DeepSpeed reports its norm only through accelerator.clip_grad_norm_",),
-        refused=True,
+        training={"max_grad_norm": 0, "deepspeed": zero_config(1, gradient_clipping=0.0)},
     ),
     Cell("DDP, bf16 autocast", training={"bf16": True}, setup=(*DDP, "bf16 autocast"), tolerance=BFLOAT16),
     Cell(

@@ -11,15 +11,16 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import PartialState
 from accelerate.utils import DataLoaderConfiguration, DeepSpeedPlugin, DistributedType
+from torch.distributed.fsdp import FlatParameter
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import (
     Seq2SeqTrainer,
@@ -32,6 +33,7 @@ from transformers import (
 
 from experiments.launch_cells import LEARNING_RATE, UPDATES, TrainingRun
 from experiments.rank_reports import Rate, end_run
+from experiments.sharding import sharded_on_cpu
 from experiments.tiny_models import SparseModel, tiny_data, tiny_model, tiny_options, tiny_t5
 from hf_refined_schedule import GradientNormCallback, GradientNormRecorder
 
@@ -146,19 +148,6 @@ def build_optimizer(name: str, model: torch.nn.Module) -> torch.optim.Optimizer:
     return getattr(torch.optim, name)(parameters, lr=LEARNING_RATE)
 
 
-@contextmanager
-def sharded_on_cpu() -> Iterator[None]:
-    """Let an Accelerator that is built in this block shard over gloo processes.
-
-    On a CPU, Accelerate replaces FSDP by DDP without a warning. So the processes pass for GPUs until the Accelerator is
-    built, and return to the CPU before it gets a model.
-    """
-    PartialState().distributed_type = DistributedType.MULTI_GPU
-    yield
-    for state in (PartialState(), AcceleratorState()):
-        state.device = torch.device("cpu")
-
-
 def use_fp16_on_cpu(accelerator: Accelerator) -> None:
     """Autocast to fp16 with a loss scale. torch does that on a CPU, too, but Accelerate refuses it there."""
     accelerator.state._mixed_precision = "fp16"  # a property without a setter is its public face
@@ -216,6 +205,8 @@ def run_trainer(
         setup.append("gradient checkpointing")
     if any("OptimizedModule" in type(module).__name__ for module in (trainer.model, trainer.model_wrapped)):
         setup.append("compiled")
+    if any(isinstance(parameter, FlatParameter) for parameter in trainer.model.parameters()):
+        setup.append("flat parameters")
     if has_tied_weights(model):
         setup.append("tied weights")
     if trainer.optimizer is not None and any(group.get("fused") for group in trainer.optimizer.param_groups):
