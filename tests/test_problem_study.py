@@ -14,11 +14,12 @@ from experiments.cells import BASELINE, Cell, Result
 from experiments.problem_study import ProblemStudy
 from experiments.protocol import LINEAR, REFINED, RISING_IGNORED, SELECTION, Choices, baseline_file
 from experiments.results_table import results_table
+from experiments.rule_scores import score_rules
 from experiments.rules import ALL_RULES, Evidence
 from experiments.statistics import TunedSchedule
 from experiments.study_results import StudyResults
-from experiments.suite_report import LINEAR_DECAY, advice_of, is_right, score_rules
 from experiments.thresholds import choose_threshold
+from experiments.verdict_scores import LINEAR_DECAY, advice_of, is_right
 
 from hf_refined_schedule.norms.gradient_norms import GradientNorms
 

@@ -57,6 +57,13 @@ def test_its_comparisons_are_those_of_the_studies():
     assert 4 <= len(table.splitlines()) <= 14
 
 
+def test_its_lines_about_the_suite_are_those_of_the_report():
+    report = (REPOSITORY / "results" / "problem_suite.md").read_text()
+    lines = [line for line in report[: report.index("| problem ")].splitlines() if line.startswith("- ")]
+    assert len(lines) == 4
+    assert "\n".join(lines) in README
+
+
 def test_its_launches_are_those_that_ran():
     def rows(text, *columns):
         lines = [

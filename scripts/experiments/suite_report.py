@@ -3,30 +3,31 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import spearmanr
-
-from hf_refined_schedule.schedules.refining import refine_sources
 
 from .json_file import read_json
 from .markdown_tables import markdown_table
 from .problems import CHOOSING, PROBLEMS
-from .protocol import CONTROLS, LINEAR, REFINED, RISING_IGNORED, WITHOUT_CAP, baseline_file
+from .protocol import CONTROLS, LINEAR, REFINED, RISING_IGNORED, WITHOUT_CAP
 from .provenance import render_provenance
+from .rule_scores import relative_difference, rule_table, score_rules
 from .rules import CLIPPED_RULES, RULES
-from .study_folder import FORECASTS_FILE, PROVENANCE_FILE, RESULTS_FILE
+from .study_folder import PROVENANCE_FILE, RESULTS_FILE
 from .study_pictures import add_legend, style_of
 from .study_report import summary_table, write_study_report
 from .study_results import StudyResults, read_study, with_divergence_as_worst
-from .thresholds import choose_threshold, figures_of
+from .verdict_scores import (
+    advice_table,
+    hits,
+    hits_by_verdict,
+    new_threshold,
+    outcomes_by_verdict,
+    promise_and_gain,
+)
 
 TICKS = (-30, -10, -3, -1, 0, 1, 3, 10, 30)
 """Per cent."""
-
-LINEAR_DECAY = "linear decay"
-"""The advice of `check` not to refine."""
 
 
 def finished_studies(folder: Path) -> dict[str, StudyResults]:
@@ -41,200 +42,26 @@ def finished_studies(folder: Path) -> dict[str, StudyResults]:
     return studies
 
 
-def relative_difference(study: StudyResults, name: str, reference: str) -> float:
-    """The mean difference of a schedule from a reference, as a fraction of the reference's loss."""
-    losses = with_divergence_as_worst(study.losses)
-    return float((losses[name] - losses[reference]).mean() / losses[reference].mean())
-
-
-def descriptive_verdict(study: StudyResults, name: str, reference: str) -> str:
-    """The verdict on a schedule by its own interval, without correction for several contrasts. The reference is undecided."""
-    if name == reference:
-        return "undecided"
-    row = study.contrasts[reference].set_index("schedule").loc[name]
-    return "better" if row["high"] < 0 else "worse" if row["low"] > 0 else "undecided"
-
-
-def score_rules(studies: Mapping[str, StudyResults], names: Sequence[str]) -> pd.DataFrame:
-    """Count how often each rule is better and worse than reference 2.
-
-    Args:
-        studies: the studies, by problem.
-        names: the rules; one that a study lacks is scored on the others.
-
-    Returns:
-        Columns `problems`, `better`, `undecided`, `worse`, `mean` and `largest` (relative differences), indexed by rule. The
-        first row is the choice of the protocol.
-    """
-    rows = {}
-    for name in names:
-        compared = [study for study in studies.values() if name in study.losses]
-        verdicts = [descriptive_verdict(study, name, study.reference) for study in compared]
-        differences = [relative_difference(study, name, study.reference) for study in compared]
-        if compared:
-            rows[name] = {
-                "problems": len(compared),
-                **{verdict: verdicts.count(verdict) for verdict in ("better", "undecided", "worse")},
-                "mean": float(np.mean(differences)),
-                "largest": max(differences),
-            }
-    columns = ["problems", "better", "undecided", "worse", "mean", "largest"]
-    scores = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
-    return scores.sort_values(["worse", "better", "mean"], ascending=[True, False, True])
-
-
-def advice_of(forecasts: Sequence[Mapping[str, object]], baseline: int) -> str:
-    """What `check` advises for a baseline: refined, rising norms ignored, or linear decay."""
-    verdicts = {row["schedule"]: row["verdict"] for row in forecasts if row["baseline"] == baseline}
-    if verdicts[REFINED] == "worth a refined run":
-        return REFINED
-    if verdicts[REFINED] == "doubtful" and verdicts[RISING_IGNORED] not in ("doubtful", "degenerate"):
-        return RISING_IGNORED
-    return LINEAR_DECAY
-
-
-def is_right(study: StudyResults, advice: str, reference: str) -> bool:
-    """Whether the advice was right, as the protocol defines it."""
-    if advice == LINEAR_DECAY:
-        return all(descriptive_verdict(study, name, reference) != "better" for name in (REFINED, RISING_IGNORED))
-    return descriptive_verdict(study, advice, reference) == "better"
-
-
-def advice_table(studies: Mapping[str, StudyResults], folders: Mapping[str, Path]) -> pd.DataFrame:
-    """The advice of `check` on each baseline of each study, and whether it was right.
-
-    Args:
-        studies: the studies, by name.
-        folders: the folder of each study.
-
-    Returns:
-        Columns `problem`, `half`, `check now` (the verdict of today's thresholds), `verdict` (as recorded beforehand), `advice`, how refined compared with each reference, `promise` and
-        `gain` (of refined over reference 1), and whether `check`, `always` (rising norms ignored) and `never` were right against
-        each reference.
-    """
-    rows = []
-    for name, study in studies.items():
-        forecasts = read_json(folders[name] / FORECASTS_FILE)["forecasts"]
-        for baseline in sorted({row["baseline"] for row in forecasts}):
-            kept = next(row for row in forecasts if row["baseline"] == baseline and row["schedule"] == REFINED)
-            advice = advice_of(forecasts, baseline)
-            health = refine_sources(baseline_file(folders[name], baseline)).health
-            rows.append(
-                {
-                    "problem": name,
-                    "half": "chooses" if name in CHOOSING else "tests",
-                    "check now": None if health is None else health.verdict,
-                    "verdict": kept["verdict"],
-                    "advice": advice,
-                    **{
-                        f"refined, reference {number}": descriptive_verdict(study, REFINED, reference)
-                        for number, reference in (("1", LINEAR), ("2", study.reference))
-                    },
-                    "promise": kept["promise"],
-                    "gain": -relative_difference(study, REFINED, LINEAR),
-                    **{
-                        f"{who}, reference {number}": is_right(study, given, reference)
-                        for number, reference in (("1", LINEAR), ("2", study.reference))
-                        for who, given in (("check", advice), ("always", RISING_IGNORED), ("never", LINEAR_DECAY))
-                    },
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def hits(advised: pd.DataFrame) -> str:
-    """How often each way to advise was right, over baselines, as Markdown."""
-    ways = {"check": "what check advises", "always": "always rising norms ignored", "never": "never refine"}
-    rows = []
-    for way, label in ways.items():
-        row = {"advice": label}
-        for number in ("1", "2"):
-            right = advised[f"{way}, reference {number}"]
-            row[f"right against reference {number}"] = f"{right.sum()} of {len(right)}"
-        rows.append(row)
-    return markdown_table(pd.DataFrame(rows))
-
-
-def hits_by_verdict(advised: pd.DataFrame) -> str:
-    """How often the advice of each verdict was right, as Markdown."""
-    rows = [
-        {
-            "verdict": verdict,
-            "advice": advice,
-            "baselines": str(len(group)),
-            "problems": ", ".join(group["problem"].unique()),
-            "right against reference 1": f"{group['check, reference 1'].sum()}",
-            "right against reference 2": f"{group['check, reference 2'].sum()}",
-        }
-        for (verdict, advice), group in advised.groupby(["verdict", "advice"])
-    ]
-    return markdown_table(pd.DataFrame(rows))
-
-
-def new_threshold(studies: Mapping[str, StudyResults], folders: Mapping[str, Path]) -> str:
-    """A threshold set on the half that chooses and scored on the half that tests, in a sentence for each reference."""
-    halves = [[name for name in studies if (name in CHOOSING) == chooses] for chooses in (True, False)]
-    if not all(halves):
-        return "A new threshold needs problems of both halves."
-    figures = [
-        pd.concat({name: figures_of(folders[name]) for name in half}, names=["problem"]).reset_index("problem")
-        for half in halves
-    ]
-    sentences = []
-    for number in ("1", "2"):
-        targets = []
-        for rows in figures:
-            better = {
-                name: not is_right(studies[name], LINEAR_DECAY, LINEAR if number == "1" else studies[name].reference)
-                for name in rows["problem"].unique()
-            }
-            targets.append(rows["problem"].map(better))
-        threshold = choose_threshold(figures[0].drop(columns="problem"), targets[0])
-        hits = [int((threshold.refines(rows) == target).sum()) for rows, target in zip(figures, targets, strict=True)]
-        never = int((~targets[1]).sum())
-        sentences.append(
-            f"Against reference {number}, the threshold that is right most often on the half that chooses is to refine where *{threshold}*: "
-            f"right for {hits[0]} of {len(targets[0])} baselines there, and for {hits[1]} of {len(targets[1])} on the half that "
-            f"tests, where never to refine is right for {never}."
-        )
-    return " ".join(sentences)
-
-
-def promise_and_gain(advised: pd.DataFrame) -> str:
-    """How the promise of the bound went with the measured gain, in a sentence."""
-    means = advised.groupby("problem")[["promise", "gain"]].mean()
-    if len(means) < 3:
-        return "Too few problems to compare the promise of the bound with the measured gain."
-    rank = spearmanr(means["promise"], means["gain"]).statistic
-    return (
-        "The gain that the bound promises for refined over linear decay and the measured gain over reference 1 have a rank "
-        f"correlation of {rank:+.2f} (Spearman, {len(means)} problems)."
+def in_short(
+    rule: str, choosing: Mapping[str, StudyResults], testing: Mapping[str, StudyResults], advised: pd.DataFrame
+) -> str:
+    """The results in four lines, as Markdown."""
+    halves = [score_rules(half, [rule, *CONTROLS]).to_dict("index") for half in (choosing, testing)]
+    lines = []
+    for name in (rule, *CONTROLS):
+        counts = [
+            f"{score['better']} better, {score['worse']} worse of {score['problems']}" if score else "not run"
+            for score in (half.get(name) for half in halves)
+        ]
+        lines.append(f"- *{name}*: {counts[0]} where the rule was chosen; {counts[1]} where it was tested.")
+    outcomes = []
+    for verdict, group in advised.groupby("check now", sort=False):
+        better, worse = ((group["refined, reference 1"] == outcome).sum() for outcome in ("better", "worse"))
+        outcomes.append(f"*{verdict}* {better} better, {worse} worse of {len(group)} baselines")
+    lines.append(
+        f"- The rule of the paper against plain linear decay, by the verdict of `check`: {'; '.join(sorted(outcomes, reverse=True))}."
     )
-
-
-def outcomes_by_verdict(advised: pd.DataFrame) -> str:
-    """How refined compared with reference 1 for each verdict of today's thresholds and each half, as Markdown."""
-    rows = [
-        {
-            "verdict": verdict,
-            "half": half,
-            "baselines": str(len(group)),
-            **{
-                outcome: str((group["refined, reference 1"] == outcome).sum())
-                for outcome in ("better", "undecided", "worse")
-            },
-        }
-        for (verdict, half), group in advised.groupby(["check now", "half"], sort=False)
-    ]
-    return markdown_table(pd.DataFrame(rows).sort_values(["verdict", "half"], ascending=False))
-
-
-def rule_table(scores: pd.DataFrame) -> str:
-    """The scores of rules as Markdown."""
-    table = scores.rename_axis("rule").reset_index()
-    for column in ("mean", "largest"):
-        table[f"{column} difference"] = table.pop(column).map(lambda value: f"{value:+.2%}")
-    return markdown_table(table.astype(str))
+    return "\n".join(lines)
 
 
 def draw_suite(figure: Figure, studies: Mapping[str, StudyResults], rule: str) -> None:
@@ -303,6 +130,8 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
         "Small problems of the kinds that arXiv 2310.07831 evaluates on, each studied by [the protocol](protocol.md). A negative difference is "
         "better. Each problem has a page with its setting and its peaks.",
         f"Not finished: {', '.join(missing)}." if missing else f"All {len(studies)} problems are finished.",
+        "Against linear decay after the best of five warm-ups, with 95 % intervals:",
+        in_short(rule, choosing, testing, advised),
         problem_table(studies, folder),
         summary,
         f"![Differences]({folder.name}/differences.png)\n\n*Differences from reference 2, per cent of its loss; linear between -1 and "

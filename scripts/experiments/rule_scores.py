@@ -1,0 +1,59 @@
+"""How often a schedule is better and worse than the references of its studies."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from .markdown_tables import markdown_table
+from .study_results import StudyResults, with_divergence_as_worst
+
+
+def relative_difference(study: StudyResults, name: str, reference: str) -> float:
+    """The mean difference of a schedule from a reference, as a fraction of the reference's loss."""
+    losses = with_divergence_as_worst(study.losses)
+    return float((losses[name] - losses[reference]).mean() / losses[reference].mean())
+
+
+def descriptive_verdict(study: StudyResults, name: str, reference: str) -> str:
+    """The verdict on a schedule by its own interval, without correction for several contrasts. The reference is undecided."""
+    if name == reference:
+        return "undecided"
+    row = study.contrasts[reference].set_index("schedule").loc[name]
+    return "better" if row["high"] < 0 else "worse" if row["low"] > 0 else "undecided"
+
+
+def score_rules(studies: Mapping[str, StudyResults], names: Sequence[str]) -> pd.DataFrame:
+    """Count how often each rule is better and worse than reference 2.
+
+    Args:
+        studies: the studies, by problem.
+        names: the rules; one that a study lacks is scored on the others.
+
+    Returns:
+        Columns `problems`, `better`, `undecided`, `worse`, `mean` and `largest` (relative differences), indexed by rule. The
+        first row is the choice of the protocol.
+    """
+    rows = {}
+    for name in names:
+        compared = [study for study in studies.values() if name in study.losses]
+        verdicts = [descriptive_verdict(study, name, study.reference) for study in compared]
+        differences = [relative_difference(study, name, study.reference) for study in compared]
+        if compared:
+            rows[name] = {
+                "problems": len(compared),
+                **{verdict: verdicts.count(verdict) for verdict in ("better", "undecided", "worse")},
+                "mean": float(np.mean(differences)),
+                "largest": max(differences),
+            }
+    columns = ["problems", "better", "undecided", "worse", "mean", "largest"]
+    scores = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    return scores.sort_values(["worse", "better", "mean"], ascending=[True, False, True])
+
+
+def rule_table(scores: pd.DataFrame) -> str:
+    """The scores of rules as Markdown."""
+    table = scores.rename_axis("rule").reset_index()
+    for column in ("mean", "largest"):
+        table[f"{column} difference"] = table.pop(column).map(lambda value: f"{value:+.2%}")
+    return markdown_table(table.astype(str))

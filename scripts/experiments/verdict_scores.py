@@ -1,0 +1,167 @@
+"""What the verdicts and the advice of `check` were worth in the studies that followed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from scipy.stats import spearmanr
+
+from hf_refined_schedule.schedules.refining import refine_sources
+
+from .json_file import read_json
+from .markdown_tables import markdown_table
+from .problems import CHOOSING
+from .protocol import LINEAR, REFINED, RISING_IGNORED, baseline_file
+from .rule_scores import descriptive_verdict, relative_difference
+from .study_folder import FORECASTS_FILE
+from .study_results import StudyResults
+from .thresholds import choose_threshold, figures_of
+
+LINEAR_DECAY = "linear decay"
+"""The advice of `check` not to refine."""
+
+
+def advice_of(forecasts: Sequence[Mapping[str, object]], baseline: int) -> str:
+    """What `check` advises for a baseline: refined, rising norms ignored, or linear decay."""
+    verdicts = {row["schedule"]: row["verdict"] for row in forecasts if row["baseline"] == baseline}
+    if verdicts[REFINED] == "worth a refined run":
+        return REFINED
+    if verdicts[REFINED] == "doubtful" and verdicts[RISING_IGNORED] not in ("doubtful", "degenerate"):
+        return RISING_IGNORED
+    return LINEAR_DECAY
+
+
+def is_right(study: StudyResults, advice: str, reference: str) -> bool:
+    """Whether the advice was right, as the protocol defines it."""
+    if advice == LINEAR_DECAY:
+        return all(descriptive_verdict(study, name, reference) != "better" for name in (REFINED, RISING_IGNORED))
+    return descriptive_verdict(study, advice, reference) == "better"
+
+
+def advice_table(studies: Mapping[str, StudyResults], folders: Mapping[str, Path]) -> pd.DataFrame:
+    """The advice of `check` on each baseline of each study, and whether it was right.
+
+    Args:
+        studies: the studies, by name.
+        folders: the folder of each study.
+
+    Returns:
+        Columns `problem`, `half`, `check now` (the verdict of today's thresholds), `verdict` (as recorded beforehand), `advice`, how refined compared with each reference, `promise` and
+        `gain` (of refined over reference 1), and whether `check`, `always` (rising norms ignored) and `never` were right against
+        each reference.
+    """
+    rows = []
+    for name, study in studies.items():
+        forecasts = read_json(folders[name] / FORECASTS_FILE)["forecasts"]
+        for baseline in sorted({row["baseline"] for row in forecasts}):
+            kept = next(row for row in forecasts if row["baseline"] == baseline and row["schedule"] == REFINED)
+            advice = advice_of(forecasts, baseline)
+            health = refine_sources(baseline_file(folders[name], baseline)).health
+            rows.append(
+                {
+                    "problem": name,
+                    "half": "chooses" if name in CHOOSING else "tests",
+                    "check now": None if health is None else health.verdict,
+                    "verdict": kept["verdict"],
+                    "advice": advice,
+                    **{
+                        f"refined, reference {number}": descriptive_verdict(study, REFINED, reference)
+                        for number, reference in (("1", LINEAR), ("2", study.reference))
+                    },
+                    "promise": kept["promise"],
+                    "gain": -relative_difference(study, REFINED, LINEAR),
+                    **{
+                        f"{who}, reference {number}": is_right(study, given, reference)
+                        for number, reference in (("1", LINEAR), ("2", study.reference))
+                        for who, given in (("check", advice), ("always", RISING_IGNORED), ("never", LINEAR_DECAY))
+                    },
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def hits(advised: pd.DataFrame) -> str:
+    """How often each way to advise was right, over baselines, as Markdown."""
+    ways = {"check": "what check advises", "always": "always rising norms ignored", "never": "never refine"}
+    rows = []
+    for way, label in ways.items():
+        row = {"advice": label}
+        for number in ("1", "2"):
+            right = advised[f"{way}, reference {number}"]
+            row[f"right against reference {number}"] = f"{right.sum()} of {len(right)}"
+        rows.append(row)
+    return markdown_table(pd.DataFrame(rows))
+
+
+def hits_by_verdict(advised: pd.DataFrame) -> str:
+    """How often the advice of each verdict was right, as Markdown."""
+    rows = [
+        {
+            "verdict": verdict,
+            "advice": advice,
+            "baselines": str(len(group)),
+            "problems": ", ".join(group["problem"].unique()),
+            "right against reference 1": f"{group['check, reference 1'].sum()}",
+            "right against reference 2": f"{group['check, reference 2'].sum()}",
+        }
+        for (verdict, advice), group in advised.groupby(["verdict", "advice"])
+    ]
+    return markdown_table(pd.DataFrame(rows))
+
+
+def new_threshold(studies: Mapping[str, StudyResults], folders: Mapping[str, Path]) -> str:
+    """A threshold set on the half that chooses and scored on the half that tests, in a sentence for each reference."""
+    halves = [[name for name in studies if (name in CHOOSING) == chooses] for chooses in (True, False)]
+    if not all(halves):
+        return "A new threshold needs problems of both halves."
+    figures = [
+        pd.concat({name: figures_of(folders[name]) for name in half}, names=["problem"]).reset_index("problem")
+        for half in halves
+    ]
+    sentences = []
+    for number in ("1", "2"):
+        targets = []
+        for rows in figures:
+            better = {
+                name: not is_right(studies[name], LINEAR_DECAY, LINEAR if number == "1" else studies[name].reference)
+                for name in rows["problem"].unique()
+            }
+            targets.append(rows["problem"].map(better))
+        threshold = choose_threshold(figures[0].drop(columns="problem"), targets[0])
+        hits = [int((threshold.refines(rows) == target).sum()) for rows, target in zip(figures, targets, strict=True)]
+        never = int((~targets[1]).sum())
+        sentences.append(
+            f"Against reference {number}, the threshold that is right most often on the half that chooses is to refine where *{threshold}*: "
+            f"right for {hits[0]} of {len(targets[0])} baselines there, and for {hits[1]} of {len(targets[1])} on the half that "
+            f"tests, where never to refine is right for {never}."
+        )
+    return " ".join(sentences)
+
+
+def promise_and_gain(advised: pd.DataFrame) -> str:
+    """How the promise of the bound went with the measured gain, in a sentence."""
+    means = advised.groupby("problem")[["promise", "gain"]].mean()
+    if len(means) < 3:
+        return "Too few problems to compare the promise of the bound with the measured gain."
+    rank = spearmanr(means["promise"], means["gain"]).statistic
+    return (
+        "The gain that the bound promises for refined over linear decay and the measured gain over reference 1 have a rank "
+        f"correlation of {rank:+.2f} (Spearman, {len(means)} problems)."
+    )
+
+
+def outcomes_by_verdict(advised: pd.DataFrame) -> str:
+    """How refined compared with reference 1 for each verdict of today's thresholds and each half, as Markdown."""
+    rows = [
+        {
+            "verdict": verdict,
+            "half": half,
+            "baselines": str(len(group)),
+            **{
+                outcome: str((group["refined, reference 1"] == outcome).sum())
+                for outcome in ("better", "undecided", "worse")
+            },
+        }
+        for (verdict, half), group in advised.groupby(["check now", "half"], sort=False)
+    ]
+    return markdown_table(pd.DataFrame(rows).sort_values(["verdict", "half"], ascending=False))
