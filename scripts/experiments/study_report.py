@@ -16,6 +16,7 @@ from .protocol import LINEAR, NUM_BASELINES, OTHER_SCHEDULES, REFINED, RISING_IG
 from .provenance import render_provenance
 from .report import read_schedules
 from .report_tables import format_p_value, num_decimals
+from .rules import BETWEEN_WARMUPS
 from .study_folder import FORECASTS_FILE, PROVENANCE_FILE, SCHEDULES_FILE, SETTING_FILE
 from .study_pictures import draw_differences, draw_loss_by_peak, draw_schedules, save_picture
 from .study_results import MARGIN, StudyResults, with_divergence_as_worst
@@ -194,7 +195,7 @@ def notes(study: StudyResults) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-SUMMARIZED = (RISING_IGNORED, REFINED, "cosine", "WSD")
+SUMMARIZED = (BETWEEN_WARMUPS, RISING_IGNORED, REFINED, "cosine", "WSD")
 
 
 def summary_table(studies: Mapping[Path, StudyResults]) -> str:
