@@ -2,7 +2,14 @@
 
 import pandas as pd
 
-from hf_refined_schedule.schedules.track_record import BOUNDED_WARMUP, PROMISE_AND_GAIN, REFINED, REPORT, Outcomes
+from hf_refined_schedule.schedules.track_record import (
+    BOUNDED_WARMUP,
+    BOUNDED_WARMUP_WORSE_IN,
+    PROMISE_AND_GAIN,
+    REFINED,
+    REPORT,
+    Outcomes,
+)
 
 from .tiny import REPOSITORY
 
@@ -14,6 +21,7 @@ def test_the_record_of_bounded_warmup():
     assert row["rule"] == "between two warm-ups"
     assert Outcomes(row["better"], row["undecided"], row["worse"]) == BOUNDED_WARMUP
     assert BOUNDED_WARMUP.total == row["problems"]
+    assert "; ".join(BOUNDED_WARMUP_WORSE_IN) == row["worse in"]
 
 
 def test_the_record_of_each_verdict():

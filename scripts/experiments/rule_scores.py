@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from .markdown_tables import markdown_table
+from .markdown_tables import NOT_AVAILABLE, markdown_table
 from .study_results import StudyResults, with_divergence_as_worst
 
 
@@ -31,7 +31,7 @@ def score_rules(studies: Mapping[str, StudyResults], names: Sequence[str]) -> pd
         names: the rules; one that a study lacks is scored on the others.
 
     Returns:
-        Columns `problems`, `better`, `undecided`, `worse`, `mean` and `largest` (relative differences), indexed by rule. The
+        Columns `problems`, `better`, `undecided`, `worse`, `mean` and `largest` (relative differences), `worse in`, indexed by rule. The
         first row is the choice of the protocol.
     """
     rows = {}
@@ -45,8 +45,11 @@ def score_rules(studies: Mapping[str, StudyResults], names: Sequence[str]) -> pd
                 **{verdict: verdicts.count(verdict) for verdict in ("better", "undecided", "worse")},
                 "mean": float(np.mean(differences)),
                 "largest": max(differences),
+                "worse in": "; ".join(
+                    study.label for study, verdict in zip(compared, verdicts, strict=True) if verdict == "worse"
+                ),
             }
-    columns = ["problems", "better", "undecided", "worse", "mean", "largest"]
+    columns = ["problems", "better", "undecided", "worse", "mean", "largest", "worse in"]
     scores = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
     return scores.sort_values(["worse", "better", "mean"], ascending=[True, False, True])
 
@@ -56,4 +59,5 @@ def rule_table(scores: pd.DataFrame) -> str:
     table = scores.rename_axis("rule").reset_index()
     for column in ("mean", "largest"):
         table[f"{column} difference"] = table.pop(column).map(lambda value: f"{value:+.2%}")
+    table["worse in"] = table.pop("worse in").replace("", NOT_AVAILABLE)
     return markdown_table(table.astype(str))
