@@ -36,7 +36,10 @@ def test_the_page(tmp_path):
     printed = run_code(BEFORE + stored, "python", tmp_path)
     study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path}/search.db")
     assert f"runs/search/run-{study.best_trial.number}" in printed
-    assert {trial.params["refined_rising_norms"] for trial in study.trials} <= {"keep", "ignore"}  # four draws may be equal
+    assert {trial.params["refined_rising_norms"] for trial in study.trials} <= {
+        "keep",
+        "ignore",
+    }  # four draws may be equal
     for trial in study.trials:
         _, rows = read_rows(tmp_path / "runs" / "search" / f"run-{trial.number}" / "gradient_norms.jsonl")
         assert [row["learning_rate"] for row in rows] == pytest.approx(expected_rates(**trial.params)), trial.params

@@ -20,7 +20,7 @@ class Outcomes(NamedTuple):
         return sum(self)
 
 
-BOUNDED_WARMUP = Outcomes(better=2, undecided=10, worse=1)
+BOUNDED_WARMUP = Outcomes(better=2, undecided=11, worse=1)
 """`bounded_warmup` against linear decay with the best of five warm-ups, over problems and studies."""
 
 BOUNDED_WARMUP_WORSE_IN = ("from scratch, 300 updates",)

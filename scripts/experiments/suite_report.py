@@ -93,7 +93,8 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
 
     Args:
         folder: the folder of the results.
-        others: folders of other studies by the protocol, on which the rule and the verdict are tested, too.
+        others: folders of other studies by the protocol, on which the rule and the verdict are tested, too, unless they are
+            under way.
 
     Returns:
         The summary table, as Markdown.
@@ -117,9 +118,10 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
     draw_suite(figure, studies, rule)
     figure.savefig(folder / "differences.png", dpi=130)
     summary = summary_table({folder / name: study for name, study in studies.items()})
-    tested = {study.label: study for study in map(read_study, others)}
+    read = {other: read_study(other) for other in others}
+    tested = {study.label: study for study in read.values() if not study.is_under_way}
     everything = {**studies, **tested}
-    folders = {**{name: folder / name for name in studies}, **dict(zip(tested, others, strict=True))}
+    folders = {name: folder / name for name in studies} | {study.label: other for other, study in read.items()}
     advised = advice_table(everything, folders)
     advised.to_csv(folder / "advice.csv", index=False, float_format="%.6g")
     chosen_rule = score_rules(everything, [rule])
