@@ -17,8 +17,7 @@ from experiments.markdown_tables import NOT_AVAILABLE, markdown_table
 from experiments.provenance import collect_provenance, render_provenance
 from tqdm import tqdm
 
-from hf_refined_schedule.schedules.refinement_options import RefinementOptions
-from hf_refined_schedule.schedules.refining import refine_sources
+from hf_refined_schedule.schedules.refining import refine_or_pilot
 
 SCRIPT = "verdict_survey.py"
 
@@ -28,20 +27,10 @@ RESULTS = Path(__file__).resolve().parent.parent / "results"
 def survey(path: Path) -> dict[str, str]:
     """A row of the table: the verdict on a log, or why it was refused."""
     try:
-        options = RefinementOptions()
-        refinement = refine_sources(path, None, options)
-    except ValueError:
-        try:
-            options = RefinementOptions(pilot=True)
-            refinement = refine_sources(path, None, options)
-        except ValueError as error:
-            reason = str(error).replace(str(path), path.name)
-            return {
-                "log": path.name,
-                "norms": NOT_AVAILABLE,
-                "verdict": "refused",
-                "because": reason,
-            }
+        refinement, _ = refine_or_pilot(path)
+    except ValueError as error:
+        reason = str(error).replace(str(path), path.name)
+        return {"log": path.name, "norms": NOT_AVAILABLE, "verdict": "refused", "because": reason}
     health = refinement.health
     assert health is not None
     return {

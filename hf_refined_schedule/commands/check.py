@@ -4,8 +4,9 @@ import argparse
 import json
 
 from ..schedules.advice import advise
+from ..schedules.refining import refine_or_pilot
 from ..schedules.track_record import record_of_advice, record_of_promise, record_of_verdict
-from .source_options import refine_or_pilot, schedule_options
+from .source_options import refinement_options, schedule_options
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -23,11 +24,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(options: argparse.Namespace) -> None:
     """Run the command; `options` are those of `add_parser`."""
-    refinement, refinement_options = refine_or_pilot(options.sources, options)
+    refinement, refined_with = refine_or_pilot(options.sources, options.optimizer, refinement_options(options))
     schedule, runs, health = refinement
     if health is None:
         raise ValueError(f"{options.sources[0]} is a schedule file; pass the run that it was made from.")
-    advice = advise(refinement, options.sources, refinement_options)
+    advice = advise(refinement, options.sources, refined_with)
     if options.json:
         findings = [finding._asdict() for finding in health.findings]
         report = {"source": schedule.source, "verdict": health.verdict, "next_run": advice.flags}
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"{'   ' if finding.ok else ' ! '}{finding.name}: {finding.value:.3g} ({finding.limit}{worth})")
     for note in schedule.notes:
         print(f"note: {note}")
-    if not refinement_options.bounded_warmup:
+    if not refined_with.bounded_warmup:
         print(f"measured: {record_of_verdict(health.verdict)}")
     if advice.bounded_warmup:
         print(f"measured: {record_of_advice()}")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..norms.message_text import shown
-from ..schedules.refining import Refinement, refine_sources
+from ..schedules.refining import Refinement, refine_or_pilot, refine_sources
 from ..theory.refinement import smooth_norms
-from .source_options import refine_or_pilot, refinement_options, schedule_options
+from .source_options import refinement_options, schedule_options
 
 if TYPE_CHECKING:
     from ..plots import DrawnRun
@@ -39,7 +39,9 @@ def run(options: argparse.Namespace) -> None:
     """Run the command; `options` are those of `add_parser`."""
     from ..plots import norms_and_schedule_figure, schedule_as_text
 
-    refinements = [refine_or_pilot([source], options)[0] for source in options.sources]
+    refinements = [
+        refine_or_pilot([source], options.optimizer, refinement_options(options))[0] for source in options.sources
+    ]
     titles = [_title(refinement, shown(refinement.schedule.source)) for refinement in refinements]
     grids = [refinement.schedule.grid for refinement in refinements]
     several = len(refinements) > 1

@@ -2,14 +2,14 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from ..norms.gradient_norms import GradientNorms, UnfinishedRunError
+from ..norms.gradient_norms import GradientNorms
 from ..schedules.health import Health
 from ..schedules.refined_schedule import RefinedSchedule
 from ..schedules.refinement_options import RefinementOptions
-from ..schedules.refining import Refinement, refine_sources
+from ..schedules.refining import refine_sources
 
 SOURCE_HELP = (
     "the run: its output_dir or gradient_norms.jsonl, a trainer_state.json or the checkpoint that holds one, TensorBoard "
@@ -66,13 +66,3 @@ def refine_runs(options: argparse.Namespace, remedy: str) -> tuple[RefinedSchedu
     if health is None:
         raise ValueError(f"{options.sources[0]} is a schedule file{remedy}")
     return schedule, runs, health
-
-
-def refine_or_pilot(sources: Sequence[str], options: argparse.Namespace) -> tuple[Refinement, RefinementOptions]:
-    """The refinement of a run, and its options: an unfinished run is taken as a pilot."""
-    given = refinement_options(options)
-    try:
-        return refine_sources(sources, options.optimizer, given), given
-    except UnfinishedRunError:
-        pilot = replace(given, pilot=True)
-        return refine_sources(sources, options.optimizer, pilot), pilot

@@ -30,7 +30,7 @@ class FSDP1Gradients(NormSource):
     them NaN if one is infinite. It serves as a check: if its L2 norm is not that of the shards at the first update, recording
     stops.
 
-    Every rank takes part in a sum, whatever it holds. So no decision depends on what one rank alone knows.
+    Every rank joins each sum, also one that holds nothing, so that all ranks decide alike.
 
     Args:
         optimizer: the prepared optimizer.
@@ -141,7 +141,7 @@ class DeepSpeedEngine(NormSource):
         return True
 
     def after_clip(self, update: OpenUpdate, max_norm: float, total_norm: torch.Tensor | None) -> float | None:
-        """Take the L2 norm. The engine has clipped to the limit of its config, whatever limit the loop passes."""
+        """Take the L2 norm. DeepSpeed clips to the limit in its config and ignores that of the loop."""
         if total_norm is None:  # of an update that was not taken
             return None
         limit = engine_clip_limit(self._optimizer)

@@ -14,7 +14,6 @@ from ..theory.classical import linear_with_warmup, rmse, warmup_ramp
 from ..theory.refinement import (
     DEFAULT_SMOOTHING,
     average_norms,
-    clip_factors,
     peak_position,
     refine_schedule,
     undo_clipping,
@@ -99,9 +98,8 @@ class Evidence:
         self.stride = stride
         self.effective = self.effective_norms(self.norms, schedule.smoothing)
         self.grid = self._refined(self.effective)
-        limit = schedule.known_weights.max_grad_norm or 0.0
-        kept = average_norms(self.norms, smoothing=schedule.smoothing, num_training_steps=self.totals)
-        self.clip_factors = clip_factors(kept, limit)
+        known = schedule.clip_factors
+        self.clip_factors = np.ones_like(self.effective) if known is None else known[::stride]
         covered = max(len(norms) / total for norms, total in zip(self.norms, self.totals, strict=True))
         self.recorded = self.effective[: round(len(self.effective) * covered)]
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..norms.gradient_norms import GradientNorms, OptimizerFamily
+from ..norms.gradient_norms import GradientNorms, OptimizerFamily, UnfinishedRunError
 from ..norms.message_text import quoted, shown
 from ..norms.sources import EXPECTED_SOURCE, find_source, read_norms
 from .health import DegenerateScheduleError, Health, check_health, check_shape
@@ -97,6 +97,31 @@ def refine_sources(
     if family is None:
         schedule = replace(schedule, notes=(ASSUMED_ADAM, *schedule.notes))
     return Refinement(schedule, runs, check_health(runs, schedule))
+
+
+def refine_or_pilot(
+    source: Source | Sequence[Source],
+    optimizer: OptimizerFamily | None = None,
+    options: RefinementOptions = RefinementOptions(),  # noqa: B008 - a frozen value
+) -> tuple[Refinement, RefinementOptions]:
+    """Refine the schedule of a run, and take an unfinished run as a pilot.
+
+    Args:
+        source: as in `refine_sources`.
+        optimizer: as in `refine_sources`.
+        options: as in `refine_sources`.
+
+    Returns:
+        What `refine_sources` returns, and the options with which it did.
+
+    Raises:
+        ValueError: as `refine_sources`.
+    """
+    try:
+        return refine_sources(source, optimizer, options), options
+    except UnfinishedRunError:
+        pilot = replace(options, pilot=True)
+        return refine_sources(source, optimizer, pilot), pilot
 
 
 def listed_sources(source: Source | Sequence[Source]) -> list[Source]:

@@ -42,7 +42,7 @@ def read_curves(folder: Path) -> dict[str, list[Curve]]:
         Curves by the name of their folder, in the order of their names.
 
     Raises:
-        ValueError: if there are no such files, or a file lacks a column.
+        ValueError: if the folder holds no CSV file, or a file lacks a column.
     """
     groups = {path.name: sorted(path.glob("*.csv")) for path in sorted([folder, *folder.glob("*/")])}
     curves = {name: [read_curve(path) for path in paths] for name, paths in groups.items() if paths}

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from .markdown_tables import NOT_AVAILABLE, markdown_table
+from .statistics import paired_difference
 from .study_results import StudyResults, with_divergence_as_worst
 
 
@@ -17,10 +18,8 @@ def relative_difference(study: StudyResults, name: str, reference: str) -> float
 
 def descriptive_verdict(study: StudyResults, name: str, reference: str) -> str:
     """The verdict on a schedule by its own interval, without correction for several contrasts. The reference is undecided."""
-    if name == reference:
-        return "undecided"
-    row = study.contrasts[reference].set_index("schedule").loc[name]
-    return "better" if row["high"] < 0 else "worse" if row["low"] > 0 else "undecided"
+    losses = with_divergence_as_worst(study.losses)
+    return str(paired_difference(losses[name], losses[reference])["verdict"])
 
 
 def score_rules(studies: Mapping[str, StudyResults], names: Sequence[str]) -> pd.DataFrame:
