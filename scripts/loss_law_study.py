@@ -41,13 +41,14 @@ not used. The gate looks at the log alone. `equal` runs have the same number of 
 `last_iterate_bound` with constant norms, every schedule at its best peak.
 
 Priors, the weight of a log against them, the part of a run that is left out, and the width of intervals were chosen on curves of
-25M parameters, published with arXiv 2503.12811. Other sizes played no part in the choice, but had been seen once before its last step."""
+25M parameters, published with arXiv 2503.12811. The exponential annealing, and its preference over the forms of both papers, came
+last: its prior was chosen on 25M, too, but the curves of 100M had been seen by then."""
 
 
 OPTIMA = (
-    "The schedule with the least predicted loss for the peak and the length of each log, by the decay per decrease: until where it "
+    "The schedule with the least predicted loss for the peak and the length of each log, by the form that the law chose: until where it "
     "stays above 98 % of the peak, its multipliers half-way through its decay and at its end, and its predicted loss less that of "
-    "the best of nine named schedules. The interval is of both forms, with the discrepancy of a law."
+    "the best of nine named schedules. The interval is of all forms, with the discrepancy of a law."
 )
 
 

@@ -88,6 +88,16 @@ def annealing_sum(rates, decay):
     return annealing
 
 
+def exponential_annealing(rates, speed):
+    """D(t) = -m_t, a mean m of the rates so far that forgets at the speed of the rates: m_t = m_{t-1} e^{-C eta_t} + ..."""
+    mean, annealing = 0.0, []
+    for rate in rates:
+        kept = math.exp(-speed * rate)
+        mean = kept * mean + (1 - kept) * rate
+        annealing.append(-mean)
+    return annealing
+
+
 def decay_per_decrease(rates, speed, beta, gamma):
     """LD(t) / B = sum_{k <= t} (eta_{k-1} - eta_k) (1 - (1 + C eta_k^-gamma S_k(t))^-beta), eta_0 = 0."""
     rates = [float(rate) for rate in rates]

@@ -1,6 +1,6 @@
-"""The two published forms of the loss as a function of the learning rates, and the sums that they are made of.
+"""Three forms of the loss as a function of the learning rates, two of them published, and the sums that they are made of.
 
-Both are L(t) = L_0 + A S_1(t)^-alpha - B D(t). S_1 is the sum of the rates so far. D, the annealing, is what the decreases of
+All are L(t) = L_0 + A S_1(t)^-alpha - B D(t). S_1 is the sum of the rates so far. D, the annealing, is what the decreases of
 the rate have brought so far: each decrease acts slowly, along a curve G that rises from 0 to 1.
 
     D(t) = sum_{k <= t} (eta_{k-1} - eta_k) G_k(t),  eta_0 = 0
@@ -22,7 +22,7 @@ NUM_DECREASES = 256
 """The decreases of a schedule are merged into this many at most, each with an equal share of the total variation."""
 
 NUM_KNOTS = 1500
-"""Where D is wanted at more updates than this, `decay_per_decrease` is interpolated between as many."""
+"""Where D is wanted at more updates than this, a sum over decreases is interpolated between as many."""
 
 SMALLEST_RATE = 1e-6
 """A rate of 0 stands for this fraction of the reference rate where the rate has a negative power."""
@@ -42,7 +42,7 @@ class Decreases(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """Learning rates and what both forms need of them."""
+    """Learning rates and what the forms need of them."""
 
     rates: Array
     """eta_t over a reference rate, shape (T,)."""
@@ -145,12 +145,35 @@ def decay_per_decrease(schedule: Schedule, updates: Updates, shape: Array) -> Ar
 
     Reference: arXiv 2503.12811, equation 2.
     """
+    speeds = np.exp(-shape[0]) * np.maximum(schedule.decreases.rates, SMALLEST_RATE) ** -shape[2]
+    return _sum_over_decreases(schedule, updates, lambda sums: -np.expm1(-shape[1] * np.log1p(speeds * sums)))
+
+
+def exponential_annealing(schedule: Schedule, updates: Updates, shape: Array) -> Array:
+    """D where what a rate has stirred up is forgotten at the speed at which the later rates move the weights.
+
+        G_k(t) = 1 - exp(-C S_k(t)),   S_k(t) = sum_{k <= i <= t} eta_i
+
+    It is the limit of `decay_per_decrease` for gamma = 0 and a large beta, and has the fewest parameters. The noise of SGD with
+    small rates in a quadratic valley is forgotten in this way.
+
+    Args:
+        schedule: of T updates.
+        updates: where D is wanted, 0-based, rising, shape (n,).
+        shape: log(1 / C), shape (1,).
+
+    Returns:
+        D, shape (n,).
+    """
+    speed = np.exp(-shape[0])
+    return _sum_over_decreases(schedule, updates, lambda sums: -np.expm1(-speed * sums))
+
+
+def _sum_over_decreases(schedule: Schedule, updates: Updates, curve: Callable[[Array], Array]) -> Array:
+    """D at some updates, where `curve` makes G from the sums of rates since each decrease, shape (n, K)."""
     knots = _knots(schedule, updates) if len(updates) > NUM_KNOTS else updates
-    decreases = schedule.decreases
-    speeds = np.exp(-shape[0]) * np.maximum(decreases.rates, SMALLEST_RATE) ** -shape[2]
-    since = np.maximum(schedule.sums[knots, None] - decreases.sums_before, 0.0)
-    shares = -np.expm1(-shape[1] * np.log1p(speeds * since))
-    annealing: Array = np.interp(updates, knots, shares @ decreases.sizes)
+    since = np.maximum(schedule.sums[knots, None] - schedule.decreases.sums_before, 0.0)
+    annealing: Array = np.interp(updates, knots, curve(since) @ schedule.decreases.sizes)
     return annealing
 
 
@@ -179,16 +202,15 @@ class LossForm:
     """A form of the annealing D, for rates relative to a reference rate; times are counted in updates."""
 
     name: str
-    reference: str
     shape_parameters: tuple[ShapeParameter, ...]
     annealing: Callable[[Schedule, Updates, Array], Array]
     """(schedule, 0-based updates (n,), shape parameters) -> D (n,)."""
     published: Callable[[float, float, Array], dict[str, float]]
-    """(B over the reference rate, the reference rate, shape parameters) -> the parameters of the paper, by name."""
+    """(B over the reference rate, the reference rate, shape parameters) -> the parameters of its formula, by name."""
 
 
-ALPHA = ShapeParameter("alpha", 0.5, 0.1, 0.05, 2.0, tuple(np.linspace(0.2, 1.0, 17).tolist()))
-"""The exponent of S_1 in both forms. The fits of both papers lie near 0.5."""
+ALPHA = ShapeParameter("alpha", 0.5, 0.05, 0.05, 2.0, tuple(np.linspace(0.2, 1.0, 17).tolist()))
+"""The exponent of S_1 in all forms. The fits of both papers lie near 0.5."""
 
 
 def _published_sum(annealing_term: float, reference_rate: float, shape: Array) -> dict[str, float]:
@@ -202,14 +224,24 @@ def _published_decay(annealing_term: float, reference_rate: float, shape: Array)
     return {"B": annealing_term, "C": speed, "beta": beta, "gamma": gamma}
 
 
+def _exponential(annealing_term: float, reference_rate: float, shape: Array) -> dict[str, float]:
+    return {"B": annealing_term, "C": float(np.exp(-shape[0])) / reference_rate}
+
+
 def _log_grid(low: float, high: float, count: int) -> tuple[float, ...]:
     return tuple(np.linspace(np.log(low), np.log(high), count).tolist())
 
 
 # The priors are weak: they decide only where a log cannot, such as between the time scale and the exponent of a cosine run.
+EXPONENTIAL_ANNEALING = LossForm(
+    "exponential annealing",
+    (ShapeParameter("time scale", np.log(250.0), 0.5, np.log(2.0), np.log(1e5), _log_grid(5, 2e4, 16)),),
+    exponential_annealing,
+    _exponential,
+)
+
 ANNEALING_SUM = LossForm(
     "annealing sum",
-    "Tissue et al., arXiv 2408.11029",
     (ShapeParameter("time scale", np.log(500.0), 0.7, np.log(2.0), np.log(1e5), _log_grid(5, 2e4, 16)),),
     annealing_sum,
     _published_sum,
@@ -217,7 +249,6 @@ ANNEALING_SUM = LossForm(
 
 DECAY_PER_DECREASE = LossForm(
     "decay per decrease",
-    "Luo et al., arXiv 2503.12811",
     (
         ShapeParameter("time scale", np.log(20.0), 0.7, np.log(0.2), np.log(1e4), _log_grid(1, 2e3, 12)),
         ShapeParameter("beta", 0.5, 0.2, 0.1, 2.0, (0.3, 0.5, 0.8)),
@@ -227,4 +258,5 @@ DECAY_PER_DECREASE = LossForm(
     _published_decay,
 )
 
-FORMS = (ANNEALING_SUM, DECAY_PER_DECREASE)
+FORMS = (EXPONENTIAL_ANNEALING, ANNEALING_SUM, DECAY_PER_DECREASE)
+"""From the fewest parameters to the most."""

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from hf_refined_schedule.norms.loss_log import LossLog
+
 from .cells import BASELINE
 from .json_file import read_json
 from .study_folder import RESULTS_FILE, SCHEDULES_FILE
@@ -86,6 +88,7 @@ class StudyRuns(NamedTuple):
 
     regime: str
     source: Curve
+    """Each of its losses is the mean over the updates since the last one, and stands at their middle."""
     schedules: dict[str, np.ndarray]
     """Learning rates of every update, by schedule."""
     training_losses: dict[str, float]
@@ -130,10 +133,11 @@ def _study_runs(regime: str, best: dict, peers: list[dict], sampled: dict[str, l
     }
     steps, losses = np.array(best["curve"], dtype=float).T
     linear = best["peak"] * (1 - progress)
+    log = LossLog(steps.astype(int), losses, linear, means_since_last=True)
     training, evaluation = {}, {}
     for name in sampled:
         runs = [row for row in peers if row["schedule"] == name]
         last = max(1, len(runs[0]["curve"]) // 10)
         training[name] = float(np.mean([loss for row in runs for _, loss in row["curve"][-last:]]))
         evaluation[name] = float(np.mean([row["eval_loss"] for row in runs]))
-    return StudyRuns(regime, Curve(regime, linear, steps.astype(int), losses), rates, training, evaluation)
+    return StudyRuns(regime, Curve(regime, linear, log.centres, losses), rates, training, evaluation)

@@ -15,8 +15,8 @@ from hf_refined_schedule.theory.loss_law import LossLaw, fit_loss_law, minimize_
 from .loss_curves import Curve, StudyRuns, equal_lengths
 from .markdown_tables import NOT_AVAILABLE
 
-OPTIMIZED_FORM = "decay per decrease"
-"""The form whose prediction `minimize_predicted_loss` minimises."""
+NEVER_OPTIMIZED = "annealing sum"
+"""The form whose prediction `minimize_predicted_loss` does not minimise."""
 
 COOLDOWNS = ("10%", "20%", "40%")
 
@@ -29,6 +29,7 @@ class Prediction(NamedTuple):
     predicted: np.ndarray
     """By the form that the law chose, shape (runs,)."""
     by_form: dict[str, np.ndarray]
+    """By each form, in the order of its preference."""
     intervals: np.ndarray
     """Shape (runs, 2)."""
 
@@ -58,6 +59,12 @@ def predict_all(curves: Sequence[Curve], sources: tuple[int, ...]) -> Prediction
 def _error(prediction: Prediction, finals: np.ndarray, predicted: np.ndarray) -> float:
     others = prediction.others()
     return float(np.abs(predicted - finals)[others].mean())
+
+
+def _least_held_out(prediction: Prediction) -> np.ndarray:
+    """What the form with the least held-out error predicts, shape (runs,)."""
+    held_out = prediction.law.held_out_errors
+    return prediction.by_form[min(held_out, key=lambda form: held_out[form])]
 
 
 def _coverage(prediction: Prediction, finals: np.ndarray) -> float:
@@ -140,11 +147,13 @@ def summary_row(label: str, curves: Sequence[Curve], predictions: Sequence[Predi
     if not opened:
         return row | dict.fromkeys(SUMMARY_COLUMNS, NOT_AVAILABLE)
     errors = [_error(prediction, finals, prediction.predicted) for prediction in opened]
+    by_held_out_error = [_error(prediction, finals, _least_held_out(prediction)) for prediction in opened]
     short = [_rank_correlation(prediction.predicted[equal], finals[equal]) for prediction in opened]
     long = [_rank_correlation(prediction.predicted, finals) for prediction in opened]
     covered = [_coverage(prediction, finals) for prediction in opened]
     values = (
         f"{np.mean(errors):.4f}, {np.median(errors):.4f}, {np.max(errors):.4f}",
+        f"{np.mean(by_held_out_error):.4f}",
         f"{np.mean(short):.2f}, {np.min(short):.2f}",
         f"{np.mean(long):.3f}, {np.min(long):.3f}",
         f"{np.mean(covered):.0%}, {np.min(covered):.0%}",
@@ -154,6 +163,7 @@ def summary_row(label: str, curves: Sequence[Curve], predictions: Sequence[Predi
 
 SUMMARY_COLUMNS = (
     "mean error: mean, median, worst",
+    "mean error by the form with the least held-out error",
     "Spearman, equal lengths: mean, worst",
     "Spearman, all: mean, worst",
     "in interval: mean, worst",
@@ -199,15 +209,13 @@ def optimum_row(label: str, law: LossLaw, peak: float, steps: int, warmup: int) 
         A row, formatted.
     """
     named = named_schedules(steps, warmup)
-    predicted = {
-        name: float(law.predict_by_form(peak * multipliers)[OPTIMIZED_FORM][-1]) for name, multipliers in named.items()
-    }
+    predicted = {name: _optimized_loss(law, peak * multipliers) for name, multipliers in named.items()}
     best = min(predicted, key=lambda name: predicted[name])
     multipliers = minimize_predicted_loss(law, peak, steps, warmup)
     decay = multipliers[warmup:]
     stable = int(np.count_nonzero(decay > 0.98))
     middle = decay[(stable + len(decay)) // 2] if stable < len(decay) else decay[-1]
-    gain = float(law.predict_by_form(peak * multipliers)[OPTIMIZED_FORM][-1]) - predicted[best]
+    gain = _optimized_loss(law, peak * multipliers) - predicted[best]
     low, high = law.difference_interval(peak * multipliers, peak * named[best])
     return {
         "log": label,
@@ -217,6 +225,11 @@ def optimum_row(label: str, law: LossLaw, peak: float, steps: int, warmup: int) 
         "best named": best,
         "difference [95 % interval]": f"{gain:+.4f} [{low:+.4f}, {high:+.4f}]",
     }
+
+
+def _optimized_loss(law: LossLaw, rates: np.ndarray) -> float:
+    """The final loss by the form whose prediction is minimised."""
+    return float(next(losses for form, losses in law.predict_by_form(rates).items() if form != NEVER_OPTIMIZED)[-1])
 
 
 def named_schedules(steps: int, warmup: int) -> dict[str, np.ndarray]:
