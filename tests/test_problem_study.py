@@ -17,11 +17,13 @@ from experiments.results_table import results_table
 from experiments.rule_scores import score_rules
 from experiments.rules import ALL_RULES, Evidence
 from experiments.statistics import TunedSchedule
+from experiments.study import frozen_verdict
 from experiments.study_results import StudyResults
 from experiments.thresholds import choose_threshold
 from experiments.verdict_scores import LINEAR_DECAY, advice_of, is_right
 
 from hf_refined_schedule.norms.gradient_norms import GradientNorms
+from hf_refined_schedule.schedules.health import PROMISE, Finding, Health
 
 from .test_problem_suite import tiny_problem, write_diamonds
 from .tiny import read_rows
@@ -132,6 +134,20 @@ def test_the_advice_of_a_forecast_is_that_of_check(verdicts, advice):
         for name, verdict in zip((REFINED, RISING_IGNORED), verdicts, strict=True)
     ]
     assert advice_of([*rows, {"baseline": 1, "schedule": REFINED, "verdict": "other"}], 0) == advice
+
+
+@pytest.mark.parametrize(
+    ("verdict", "promise", "frozen"),
+    [
+        ("sound", 0.01, "worth a refined run"),
+        ("sound", 0.0099, "linear will do"),
+        ("doubtful", 0.5, "doubtful"),
+        ("degenerate", 0.5, "degenerate"),
+    ],
+)
+def test_a_forecast_is_by_the_thresholds_of_the_protocol(verdict, promise, frozen):
+    findings = [Finding("other figure", 1.0, "", ok=verdict == "sound"), Finding(PROMISE.name, promise, "", ok=True)]
+    assert frozen_verdict(Health(verdict, findings)) == frozen
 
 
 def test_advice_is_right_if_the_schedule_is_better_than_the_reference(measured):

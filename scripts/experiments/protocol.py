@@ -23,6 +23,12 @@ RISING_IGNORED = "rising norms ignored"
 PRIMARY = (RISING_IGNORED, REFINED)
 """The schedules whose difference from reference 2 is a primary contrast."""
 
+WORTH_A_RUN, LINEAR_WILL_DO = "worth a refined run", "linear will do"
+"""What `check` said of a sound schedule at the time of the protocol: where the bound promised enough, and where it did not."""
+
+FROZEN_PROMISE = 0.01
+"""The least gain over linear decay, both with 5 % warm-up, that the bound had to promise."""
+
 SELECTION = "selection"
 """The role of a run that chooses a peak or a warm-up. It is never compared."""
 

@@ -12,6 +12,7 @@ import torch
 
 from hf_refined_schedule import register
 from hf_refined_schedule.norms.gradient_norms import OptimizerFamily
+from hf_refined_schedule.schedules.health import PROMISE, Health
 from hf_refined_schedule.schedules.refinement_options import RefinementOptions
 from hf_refined_schedule.schedules.refining import refine_sources
 from hf_refined_schedule.theory.bounds import rank_by_squared_norms
@@ -20,14 +21,17 @@ from .cells import BASELINE, Cell, Result
 from .grid import run_missing
 from .json_file import read_json, write_json
 from .protocol import (
+    FROZEN_PROMISE,
     LINEAR,
     LINEAR_SCHEDULES,
+    LINEAR_WILL_DO,
     NUM_BASELINES,
     OTHER_SCHEDULES,
     REFINED,
     RISING_IGNORED,
     SCHEDULES,
     SELECTION,
+    WORTH_A_RUN,
     Choices,
     baseline_file,
     baseline_seeds,
@@ -182,8 +186,20 @@ class Study:
         write_json(path, {**read_json(path), self.label: sampled})
 
 
+def frozen_verdict(health: Health) -> str:
+    """The verdict of `check` at the time of the protocol, when a sound schedule was judged by its promise, too.
+
+    Args:
+        health: of today's `check`.
+    """
+    if health.verdict != "sound":
+        return health.verdict
+    promise = next(finding.value for finding in health.findings if finding.name == PROMISE.name)
+    return WORTH_A_RUN if promise >= FROZEN_PROMISE else LINEAR_WILL_DO
+
+
 def write_forecasts(folder: Path, optimizer: OptimizerFamily) -> None:
-    """Note what `check` and the bound say about each baseline, once, before the outcome is known.
+    """Note what `check`, by the thresholds of the protocol, and the bound say about each baseline before the outcome is known.
 
     Args:
         folder: the folder of the study, with its baselines.
@@ -205,7 +221,7 @@ def write_forecasts(folder: Path, optimizer: OptimizerFamily) -> None:
                 {
                     "baseline": index,
                     "schedule": name,
-                    "verdict": None if health is None else health.verdict,
+                    "verdict": None if health is None else frozen_verdict(health),
                     "reasons": [] if health is None else health.reasons,
                     "promise": 1 - rank.relative_bound,
                     "best_peak_ratio": schedule.best_peak_ratio,

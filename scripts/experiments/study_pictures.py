@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from .protocol import LINEAR, OTHER_SCHEDULES, REFINED, RISING_IGNORED, SELECTION
-from .rules import ALL_RULES
+from .rules import ALL_RULES, BETWEEN_WARMUPS
 from .study_results import StudyResults
 
 REFERENCE_COLOR = "black"
@@ -38,12 +38,14 @@ def style_of(name: str) -> dict[str, Any]:
 
 
 def draw_differences(figure: Figure, study: StudyResults) -> None:
-    """Draw the difference of each schedule from each reference, side by side, with its interval."""
+    """Draw the difference of schedules from each reference, side by side, with intervals; other rules are in the table alone."""
     references = {"reference 1": LINEAR, "reference 2": study.reference}
     panels = np.atleast_1d(figure.subplots(1, len(references), sharey=True))
-    names = list(study.losses.columns)
+    shown = dict.fromkeys([LINEAR, study.reference, *OTHER_SCHEDULES, BETWEEN_WARMUPS])
+    names = [name for name in shown if name in study.losses]
     for axes, (number, reference) in zip(panels, references.items(), strict=True):
-        for row in study.contrasts[reference].to_dict("records"):
+        contrasts = study.contrasts[reference]
+        for row in contrasts[contrasts["schedule"].isin(names)].to_dict("records"):
             reach = 0 if math.isnan(row["low"]) else row["high"] - row["difference"]
             axes.errorbar(
                 row["difference"],

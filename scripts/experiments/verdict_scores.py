@@ -11,7 +11,7 @@ from hf_refined_schedule.schedules.refining import refine_sources
 from .json_file import read_json
 from .markdown_tables import markdown_table
 from .problems import CHOOSING
-from .protocol import LINEAR, REFINED, RISING_IGNORED, baseline_file
+from .protocol import LINEAR, REFINED, RISING_IGNORED, WORTH_A_RUN, baseline_file
 from .rule_scores import descriptive_verdict, relative_difference
 from .study_folder import FORECASTS_FILE
 from .study_results import StudyResults
@@ -24,7 +24,7 @@ LINEAR_DECAY = "linear decay"
 def advice_of(forecasts: Sequence[Mapping[str, object]], baseline: int) -> str:
     """What `check` advises for a baseline: refined, rising norms ignored, or linear decay."""
     verdicts = {row["schedule"]: row["verdict"] for row in forecasts if row["baseline"] == baseline}
-    if verdicts[REFINED] == "worth a refined run":
+    if verdicts[REFINED] == WORTH_A_RUN:
         return REFINED
     if verdicts[REFINED] == "doubtful" and verdicts[RISING_IGNORED] not in ("doubtful", "degenerate"):
         return RISING_IGNORED
