@@ -89,11 +89,11 @@ def annealing_sum(rates, decay):
 
 
 def exponential_annealing(rates, speed):
-    """D(t) = -m_t, a mean m of the rates so far that forgets at the speed of the rates: m_t = m_{t-1} e^{-C eta_t} + ..."""
+    """D(t) = -m_t, a mean m of eta^0.8 so far that forgets at the speed of the rates."""
     mean, annealing = 0.0, []
     for rate in rates:
         kept = math.exp(-speed * rate)
-        mean = kept * mean + (1 - kept) * rate
+        mean = kept * mean + (1 - kept) * rate**0.8
         annealing.append(-mean)
     return annealing
 

@@ -98,7 +98,7 @@ def test_the_decay_per_decrease_is_the_papers(speed, beta, gamma):
 
 @pytest.mark.parametrize("speed", [0.01, 0.3, 5.0])
 def test_exponential_annealing_is_a_leaky_mean_of_the_rates_over_their_sum(speed):
-    found = exponential_annealing(Schedule.of(RANDOM_RATES), np.arange(40), np.array([-math.log(speed)]))
+    found = exponential_annealing(Schedule.of(RANDOM_RATES, 0.8), np.arange(40), np.array([-math.log(speed)]))
     expected = reference.exponential_annealing(RANDOM_RATES, speed)
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=EXACT_ROUNDING)
 
@@ -193,7 +193,8 @@ def test_the_parameters_of_exponential_annealing_are_those_of_its_formula():
     parameters = EXPONENTIAL_LAW.parameters()
     rates = COSINE[::50]
     annealing = reference.exponential_annealing(rates, parameters["C"])[-1]
-    loss = parameters["L0"] + parameters["A"] * sum(rates) ** -parameters["alpha"] - parameters["B"] * annealing
+    progress = sum(rate ** (2 / 3) for rate in rates)
+    loss = parameters["L0"] + parameters["A"] * progress ** -parameters["alpha"] - parameters["B"] * annealing
     assert last_loss(EXPONENTIAL_LAW, rates) == pytest.approx(loss, rel=1e-9)
 
 

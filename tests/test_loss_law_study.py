@@ -86,8 +86,8 @@ def test_the_table_of_one_log(predictions):
 def test_the_row_of_an_optimum(predictions):
     _, (_, cosine) = predictions
     row = optimum_row("cosine", cosine.law, 0.001, 2000, 100)
-    gain, low, high = (float(word.strip("[],")) for word in row["difference [95 % interval]"].split())
-    assert gain < 0 and low < gain < high
+    gain, low, high = (float(word.strip("[],")) for word in row["difference by the law [95 % interval]"].split())
+    assert float(row["difference by the minimised form"]) < 0 and low < gain < high
     assert row["best named"] != "constant"
     assert float(row["at the end"]) < 0.05 < float(row["half-way through the decay"]) < 0.6
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .loss_forms import ALPHA, LossForm, Schedule, ShapeParameter
+from .loss_forms import LossForm, Schedule, ShapeParameter
 from .loss_logs import CheckedLog
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ ROBUST_FROM = 2.0
 """A residual counts less than its square from this many times the noise on."""
 
 SMALLEST_SUM = 1e-9
-"""Relative to the largest: stands for a sum of rates of 0, which has a negative power."""
+"""Relative to the largest: stands for a progress of 0, which has a negative power."""
 
 
 class LossFit(NamedTuple):
@@ -42,7 +42,7 @@ class LossFit(NamedTuple):
     reference_rate: float
     """The largest learning rate of the logs."""
     reference_sum: float
-    """The largest sum of relative rates at a logged loss."""
+    """The largest progress of relative rates at a logged loss."""
 
     def predict(self, rates: Array, updates: Updates) -> Array:
         """The loss after some updates.
@@ -54,9 +54,10 @@ class LossFit(NamedTuple):
         Returns:
             Losses, shape (n,).
         """
-        schedule = Schedule.of(rates / self.reference_rate)
+        schedule = Schedule.of(rates / self.reference_rate, self.form.noise_power)
+        progress = schedule.progress(self.form.progress_power)
         floor, power_term, annealing_term, alpha = self.coefficients[:4]
-        sums = np.maximum(schedule.sums[updates] / self.reference_sum, SMALLEST_SUM)
+        sums = np.maximum(progress[updates] / self.reference_sum, SMALLEST_SUM)
         annealing = self.form.annealing(schedule, updates, self.coefficients[4:])
         losses: Array = floor + power_term * sums**-alpha - annealing_term * annealing
         return losses
@@ -84,20 +85,22 @@ class LossFit(NamedTuple):
         Returns:
             Losses, shape (m,).
         """
-        schedule = Schedule.of(rates / self.reference_rate)
+        schedule = Schedule.of(rates / self.reference_rate, self.form.noise_power)
+        progress = schedule.progress(self.form.progress_power)
         last = np.array([len(rates) - 1])
         shapes, which = np.unique(draws[:, 4:], axis=0, return_inverse=True)
         annealing = np.array([self.form.annealing(schedule, last, shape)[0] for shape in shapes])[which]
-        total = max(schedule.sums[-1] / self.reference_sum, SMALLEST_SUM)
+        total = max(progress[-1] / self.reference_sum, SMALLEST_SUM)
         losses: Array = draws[:, 0] + draws[:, 1] * total ** -draws[:, 3] - draws[:, 2] * annealing
         return losses
 
     def parameters(self) -> dict[str, float]:
         """The coefficients by the symbols of the papers, for learning rates as they are."""
         floor, power_term, annealing_term, alpha = (float(value) for value in self.coefficients[:4])
-        unit = self.reference_rate
-        common = {"L0": floor, "A": power_term * (self.reference_sum * unit) ** alpha, "alpha": alpha}
-        return common | self.form.published(annealing_term / unit, unit, self.coefficients[4:])
+        unit, form = self.reference_rate, self.form
+        progress = self.reference_sum * unit**form.progress_power
+        common = {"L0": floor, "A": power_term * progress**alpha, "alpha": alpha}
+        return common | form.published(annealing_term / unit**form.noise_power, unit, self.coefficients[4:])
 
 
 class Problem(NamedTuple):
@@ -109,7 +112,7 @@ class Problem(NamedTuple):
     reference_rate: float
     reference_sum: float
     sums: Array
-    """The relative sum of rates at every logged loss of all logs, with maximum 1, shape (n,)."""
+    """The relative progress at every logged loss of all logs, with maximum 1, shape (n,)."""
     losses: Array
     """Shape (n,)."""
 
@@ -125,8 +128,10 @@ class Problem(NamedTuple):
             The problem.
         """
         reference = max(float(log.rates.max()) for log in logs)
-        schedules = tuple(Schedule.of(log.rates / reference) for log in logs)
-        sums = np.concatenate([schedule.sums[log.updates] for schedule, log in zip(schedules, logs, strict=True)])
+        schedules = tuple(Schedule.of(log.rates / reference, form.noise_power) for log in logs)
+        sums = np.concatenate(
+            [schedule.progress(form.progress_power)[log.updates] for schedule, log in zip(schedules, logs, strict=True)]
+        )
         largest = float(sums.max())
         losses = np.concatenate([log.losses for log in logs])
         return cls(form, schedules, tuple(log.updates for log in logs), reference, largest, sums / largest, losses)
@@ -134,7 +139,7 @@ class Problem(NamedTuple):
     @property
     def priors(self) -> tuple[ShapeParameter, ...]:
         """Of alpha and of the shape parameters."""
-        return (ALPHA, *self.form.shape_parameters)
+        return (self.form.alpha, *self.form.shape_parameters)
 
     @property
     def num_independent(self) -> int:
@@ -206,7 +211,7 @@ class Grid(NamedTuple):
         annealings = [(shape, problem.annealing(shape)) for shape in shapes]
         expected = np.array([prior.mean for prior in problem.form.shape_parameters])
         annealings.append((expected, np.zeros_like(problem.losses)))
-        powers = [(alpha, problem.sums**-alpha) for alpha in ALPHA.starts]
+        powers = [(alpha, problem.sums**-alpha) for alpha in problem.form.alpha.starts]
         ones = np.ones_like(problem.losses)
         pairs = list(itertools.product(annealings, powers))
         designs = np.array([np.stack([ones, power, -annealing]) for (_, annealing), (_, power) in pairs])

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .loss_fit import Grid, LossFit, Problem, bootstrap, fit_form
-from .loss_forms import ANNEALING_SUM, FORMS, LossForm
+from .loss_forms import DECAY_PER_DECREASE, FORMS, LossForm
 from .loss_logs import CheckedLog, checked_logs, checked_rates
 
 Array = NDArray[np.float64]
@@ -32,8 +32,8 @@ NUM_KNOTS = 40
 """Points of the piecewise linear schedule that is optimised, denser towards the end."""
 
 DISCREPANCY = 0.003
-"""Standard deviation of a law's own error, relative to the loss, which no single log shows: runs of one recipe differ, and even
-a law fitted to all of them misses their last losses by about as much (results/loss_law.md)."""
+"""Standard deviation of a law's own error, relative to the loss, which no single log shows: runs of one recipe differ, and the
+published forms, fitted to all of them, still miss their last losses by about as much (results/loss_law.md)."""
 
 MOST_OPTIMIZED_STEPS = 250
 """An update stands for several where the run is longer."""
@@ -49,7 +49,8 @@ STARTS: tuple[Callable[[Array], Array], ...] = (
 class LossLaw:
     """The loss as a function of the learning rates, L(t) = L_0 + A S_1(t)^-alpha - B D(t).
 
-    S_1 is the sum of the rates so far, D the effect of their decreases so far. `fit_loss_law` makes it.
+    S_1, the progress, is the sum of the rates so far, D the effect of their decreases so far; in the exponential annealing, of the
+    rates to the powers 2/3 and 0.8. `fit_loss_law` makes it.
     """
 
     form: str
@@ -341,8 +342,8 @@ def _refuse_held_out_error(best: _FormFit, logs: Sequence[CheckedLog]) -> str | 
 def minimize_predicted_loss(law: LossLaw, peak: float, num_training_steps: int, warmup_steps: int = 0) -> Array:
     """The schedule with the least predicted final loss, among those that do not rise after their warm-up.
 
-    The prediction is that of the law's own form, but not of the annealing sum: that is linear in the rates, so that its optimum
-    falls from the peak to 0 within a few updates, which no published run supports.
+    The prediction is that of `"decay per decrease"`, whichever form the law has: its authors have trained with its optima. Those of
+    the other forms fall from the peak to a tenth of it, or to 0, more steeply than any published run.
 
     Args:
         law: of `fit_loss_law`.
@@ -376,7 +377,7 @@ def minimize_predicted_loss(law: LossLaw, peak: float, num_training_steps: int, 
         return np.concatenate([np.arange(warmup) / max(warmup, 1), decay])
 
     length = min(num_training_steps, MOST_OPTIMIZED_STEPS)
-    fit = next(one.fit for one in law._fits if one.fit.form is not ANNEALING_SUM).coarser(num_training_steps / length)
+    fit = next(one.fit for one in law._fits if one.fit.form is DECAY_PER_DECREASE).coarser(num_training_steps / length)
     last = np.array([length - 1])
 
     def predicted(decreases: Array) -> float:
