@@ -7,9 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from experiments import loss_law_tables
 from experiments.loss_curves import Curve, equal_lengths, read_curve, read_curves, read_study
-from experiments.loss_law_tables import named_schedules, one_log_table, optimum_row, predict_all, study_row
+from experiments.loss_law_tables import (
+    named_schedules,
+    one_log_table,
+    optimum_row,
+    power_table,
+    predict_all,
+    study_row,
+)
 from scipy.signal import lfilter
+
+from hf_refined_schedule.theory.loss_fit import LossFit
+from hf_refined_schedule.theory.loss_forms import EXPONENTIAL_ANNEALING
 
 from .refusals import refuses
 from .tolerances import COMMAND_SECONDS
@@ -81,6 +92,17 @@ def test_the_table_of_one_log(predictions):
     assert float(table.loc["cosine", "mean error"]) < 0.02
     assert table.loc["cosine", "in interval"] == "100%"
     assert table.loc["the bound", "mean error"] == "\N{EN DASH}"
+
+
+def test_the_powers_of_the_rate_are_compared(monkeypatch):
+    monkeypatch.setattr(loss_law_tables, "PROGRESS_POWERS", (2 / 3, 1.0))
+    monkeypatch.setattr(loss_law_tables, "NOISE_POWERS", (0.8, 1.0))
+    law = LossFit(EXPONENTIAL_ANNEALING, np.array([3.0, 0.2, 0.2, 0.53, np.log(100)]), 0.001, 2000)
+    curves = [curve._replace(losses=law.predict(curve.rates, curve.steps - 1)) for curve in falling_curves()]
+    table = power_table(curves)
+    assert table["progress"].tolist() == ["0.67", "1.00"]
+    spreads = table[["noise 0.8", "noise 1.0"]].map(lambda cell: float(cell.partition("%")[0])).to_numpy()
+    assert spreads[0, 0] < 0.01 < spreads.flat[1:].min(), "the powers of the law that the curves are from"
 
 
 def test_the_row_of_an_optimum(predictions):

@@ -118,6 +118,15 @@ def test_rules_are_scored_against_the_best_warm_up(measured):
     assert scores.loc[RISING_IGNORED, "mean"] == pytest.approx(-0.101 / 1.0505, rel=0.01)
 
 
+def test_the_aim_is_reached_by_a_rule_that_is_never_worse_and_better_in_a_third(measured):
+    better = suite_report.aim(RISING_IGNORED, {"one": measured})
+    assert "better than reference 2 in 1, undecided in 0, and worse in 0." in better
+    assert better.endswith("is reached.")
+    worse = suite_report.aim(REFINED, {"one": measured, "two": measured})
+    assert f"worse in 2 ({measured.label}, by " in worse and worse.endswith("is missed.")
+    assert suite_report.aim("shrunk power", {"one": measured}).endswith("is missed.")
+
+
 @pytest.mark.parametrize(
     ("verdicts", "advice"),
     [

@@ -226,8 +226,8 @@ ALPHA = ShapeParameter("alpha", 0.5, 0.05, 0.05, 2.0, tuple(np.linspace(0.2, 1.0
 """The fits of both papers lie near 0.5."""
 
 PROGRESS_POWER, NOISE_POWER = 2 / 3, 0.8
-"""A low rate makes more progress, and leaves more noise, than in proportion: fitted to nine published runs of 25M parameters, which are
-0.72 and 0.79; nine runs of 100M parameters have 0.64 and 0.83. A single log does not show them."""
+"""p and q of the exponential annealing: a low rate makes more progress, and leaves more noise, than in proportion. A single log does
+not show them, so they are fixed, near the best of 18 published runs (results/loss_law.md)."""
 
 
 def _published_sum(annealing_term: float, reference_rate: float, shape: Array) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -10,13 +11,20 @@ from scipy.stats import spearmanr
 
 from hf_refined_schedule.theory.bounds import last_iterate_bound
 from hf_refined_schedule.theory.classical import classical_schedules
+from hf_refined_schedule.theory.loss_fit import Grid, Problem, fit_form
+from hf_refined_schedule.theory.loss_forms import EXPONENTIAL_ANNEALING
 from hf_refined_schedule.theory.loss_law import LossLaw, fit_loss_law, minimize_predicted_loss
+from hf_refined_schedule.theory.loss_logs import checked_logs
 
 from .loss_curves import Curve, StudyRuns, equal_lengths
 from .markdown_tables import NOT_AVAILABLE
 
 OPTIMIZED_FORM = "decay per decrease"
 """The form whose prediction `minimize_predicted_loss` minimises."""
+
+PROGRESS_POWERS = (0.5, 0.6, 2 / 3, 0.7, 0.8, 1.0)
+NOISE_POWERS = (0.6, 0.7, 0.8, 0.9, 1.0)
+"""Powers of the rate that `power_table` compares."""
 
 COOLDOWNS = ("10%", "20%", "40%")
 
@@ -193,6 +201,31 @@ def residual_row(label: str, curves: Sequence[Curve], prediction: Prediction) ->
         error, spread = np.abs(predicted - finals).mean(), np.sqrt(np.mean(relative**2))
         row[form] = f"{error:.4f} ({spread:.2%}), {_rank_correlation(predicted, finals):.3f}"
     return row
+
+
+def power_table(curves: Sequence[Curve]) -> pd.DataFrame:
+    """How far the exponential annealing with other powers of the rate is from all runs, fitted to all of them.
+
+    Args:
+        curves: of one size.
+
+    Returns:
+        A row for each power of the progress, a column for each power of the noise: the root mean square of the residuals relative
+        to the losses, and the mean absolute error of the final losses, formatted.
+    """
+    logs = checked_logs(*([getattr(curve, name) for curve in curves] for name in ("rates", "steps", "losses")))
+    rows = []
+    for progress_power in PROGRESS_POWERS:
+        row = {"progress": f"{progress_power:.2f}"}
+        for noise_power in NOISE_POWERS:
+            form = replace(EXPONENTIAL_ANNEALING, progress_power=progress_power, noise_power=noise_power)
+            problem = Problem.of(form, logs)
+            fit = fit_form(problem, Grid.of(problem))
+            spread = np.sqrt(np.mean((problem.predicted(fit.coefficients) / problem.losses - 1) ** 2))
+            errors = [fit.predict(run.rates, run.steps[-1:] - 1)[0] - run.final_loss for run in curves]
+            row[f"noise {noise_power:.1f}"] = f"{spread:.3%}, {np.abs(errors).mean():.4f}"
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def optimum_row(label: str, law: LossLaw, peak: float, steps: int, warmup: int) -> dict[str, str]:

@@ -11,7 +11,7 @@ from .markdown_tables import markdown_table
 from .problems import CHOOSING, PROBLEMS
 from .protocol import CONTROLS, LINEAR, REFINED, RISING_IGNORED, WITHOUT_CAP
 from .provenance import render_provenance
-from .rule_scores import relative_difference, rule_table, score_rules
+from .rule_scores import descriptive_verdict, relative_difference, rule_table, score_rules
 from .rules import CLIPPED_RULES, RULES
 from .study_folder import PROVENANCE_FILE, RESULTS_FILE
 from .study_pictures import add_legend, style_of
@@ -153,6 +153,7 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
             if tested
             else []
         ),
+        aim(rule, everything),
         "## The verdict",
         f"What `check` said and advised by the thresholds that it had before the suite, for {len(advised)} baselines of "
         f"{len(everything)} problems and studies:",
@@ -167,6 +168,24 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
     ]
     folder.resolve().with_name(f"{folder.resolve().name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return summary
+
+
+def aim(rule: str, studies: Mapping[str, StudyResults]) -> str:
+    """Whether the rule reached the aim of the protocol over all problems and studies, and by how much it failed where."""
+    compared = [study for study in studies.values() if rule in study.losses]
+    verdicts = [descriptive_verdict(study, rule, study.reference) for study in compared]
+    worse = [
+        f"{study.label}, by {relative_difference(study, rule, study.reference):.1%} of the loss"
+        for study, verdict in zip(compared, verdicts, strict=True)
+        if verdict == "worse"
+    ]
+    better = verdicts.count("better")
+    reached = not worse and 3 * better >= len(compared)
+    return (
+        f"Over all {len(compared)} problems and studies, *{rule}* is better than reference 2 in {better}, undecided in "
+        f"{verdicts.count('undecided')}, and worse in {len(worse)}{' (' + '; '.join(worse) + ')' if worse else ''}. The aim, never "
+        f"worse and better in a third, is {'reached' if reached else 'missed'}."
+    )
 
 
 def problem_table(studies: Mapping[str, StudyResults], folder: Path) -> str:
