@@ -377,5 +377,5 @@ def test_extend_says_what_the_extension_will_bring(tmp_path, capsys):
     ahead = np.concatenate([rates[:made], rates[made] * (1 - np.arange(400) / 400)])
     assert line.startswith("predicted loss after update 2000: ")
     assert low <= loss_of(ahead) <= high
-    assert loss == pytest.approx(loss_of(ahead), abs=0.01)
+    assert loss == pytest.approx(loss_of(ahead), abs=0.02)  # by another form of the law
     assert before == pytest.approx(loss_of(rates[:made]), abs=0.01)
