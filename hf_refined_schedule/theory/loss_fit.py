@@ -100,7 +100,7 @@ class LossFit(NamedTuple):
         unit, form = self.reference_rate, self.form
         progress = self.reference_sum * unit**form.progress_power
         common = {"L0": floor, "A": power_term * progress**alpha, "alpha": alpha}
-        return common | form.published(annealing_term / unit**form.noise_power, unit, self.coefficients[4:])
+        return common | form.formula_parameters(annealing_term / unit**form.noise_power, unit, self.coefficients[4:])
 
 
 class Problem(NamedTuple):

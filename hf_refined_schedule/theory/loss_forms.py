@@ -212,7 +212,7 @@ class LossForm:
     shape_parameters: tuple[ShapeParameter, ...]
     annealing: Callable[[Schedule, Updates, Array], Array]
     """(schedule, 0-based updates (n,), shape parameters) -> D (n,)."""
-    published: Callable[[float, float, Array], dict[str, float]]
+    formula_parameters: Callable[[float, float, Array], dict[str, float]]
     """(B for learning rates as they are, the reference rate, shape parameters) -> the parameters of its formula, by name."""
     alpha: ShapeParameter
     """The exponent of S_1."""
@@ -230,18 +230,18 @@ PROGRESS_POWER, NOISE_POWER = 2 / 3, 0.8
 not show them, so they are fixed, near the best of 18 published runs (results/loss_law.md)."""
 
 
-def _published_sum(annealing_term: float, reference_rate: float, shape: Array) -> dict[str, float]:
+def _sum_parameters(annealing_term: float, reference_rate: float, shape: Array) -> dict[str, float]:
     decay = float(np.exp(-np.exp(-shape[0])))
     return {"C": annealing_term * (1 - decay), "lambda": decay}
 
 
-def _published_decay(annealing_term: float, reference_rate: float, shape: Array) -> dict[str, float]:
+def _decay_parameters(annealing_term: float, reference_rate: float, shape: Array) -> dict[str, float]:
     beta, gamma = float(shape[1]), float(shape[2])
     speed = float(np.exp(-shape[0])) * reference_rate ** (gamma - 1)
     return {"B": annealing_term, "C": speed, "beta": beta, "gamma": gamma}
 
 
-def _exponential(annealing_term: float, reference_rate: float, shape: Array) -> dict[str, float]:
+def _exponential_parameters(annealing_term: float, reference_rate: float, shape: Array) -> dict[str, float]:
     return {"B": annealing_term, "C": float(np.exp(-shape[0])) / reference_rate}
 
 
@@ -254,7 +254,7 @@ EXPONENTIAL_ANNEALING = LossForm(
     "exponential annealing",
     (ShapeParameter("time scale", np.log(100.0), 0.5, np.log(2.0), np.log(1e5), _log_grid(5, 2e4, 16)),),
     exponential_annealing,
-    _exponential,
+    _exponential_parameters,
     ALPHA._replace(mean=0.53),
     PROGRESS_POWER,
     NOISE_POWER,
@@ -264,7 +264,7 @@ ANNEALING_SUM = LossForm(
     "annealing sum",
     (ShapeParameter("time scale", np.log(500.0), 0.7, np.log(2.0), np.log(1e5), _log_grid(5, 2e4, 16)),),
     annealing_sum,
-    _published_sum,
+    _sum_parameters,
     ALPHA,
 )
 
@@ -276,7 +276,7 @@ DECAY_PER_DECREASE = LossForm(
         ShapeParameter("gamma", 0.5, 0.25, 0.0, 0.95, (0.0, 0.4, 0.8)),
     ),
     decay_per_decrease,
-    _published_decay,
+    _decay_parameters,
     ALPHA,
 )
 

@@ -250,7 +250,7 @@ def _by_preference(fits: Sequence[_FormFit], logs: Sequence[CheckedLog]) -> list
     """
     step = DISCREPANCY * float(np.mean([log.losses[-1] for log in logs]))
     least = min(one.held_out_error for one in fits)
-    return sorted(fits, key=lambda one: int((one.held_out_error - least) / step))
+    return sorted(fits, key=lambda one: (one.held_out_error - least) // step)
 
 
 def held_out_from(log: CheckedLog) -> int:
