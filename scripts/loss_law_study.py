@@ -42,9 +42,9 @@ not used. The gate looks at the log alone. `equal` runs have the same number of 
 `last_iterate_bound` with constant norms, every schedule at its best peak.
 
 Priors, the weight of a log against them, the part of a run that is left out, and the width of intervals were chosen on curves of
-25M parameters, published with arXiv 2503.12811. The exponential annealing came
-last, when the curves of 100M had been seen, too. Its two powers, 2/3 of the progress and 0.8 of the noise, are near the best of 25M and of 100M: for
-this form, no row is a prediction of unseen runs in every respect."""
+25M parameters, published with arXiv 2503.12811. The exponential annealing came last, when the curves of 100M had been seen, too. Its
+two powers, 2/3 of the progress and 0.8 of the noise, are near the best of 25M and of 100M: for this form, no row is a prediction of
+unseen runs in every respect."""
 
 
 POWERS = (

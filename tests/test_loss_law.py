@@ -98,7 +98,9 @@ def test_the_decay_per_decrease_is_the_papers(speed, beta, gamma):
 
 @pytest.mark.parametrize("speed", [0.01, 0.3, 5.0])
 def test_exponential_annealing_is_a_leaky_mean_of_the_rates_over_their_sum(speed):
-    found = exponential_annealing(Schedule.of(RANDOM_RATES, 0.8), np.arange(40), np.array([-math.log(speed)]))
+    found = exponential_annealing(
+        EXPONENTIAL_ANNEALING.schedule(RANDOM_RATES), np.arange(40), np.array([-math.log(speed)])
+    )
     expected = reference.exponential_annealing(RANDOM_RATES, speed)
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=EXACT_ROUNDING)
 

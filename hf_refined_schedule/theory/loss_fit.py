@@ -54,10 +54,9 @@ class LossFit(NamedTuple):
         Returns:
             Losses, shape (n,).
         """
-        schedule = Schedule.of(rates / self.reference_rate, self.form.noise_power)
-        progress = schedule.progress(self.form.progress_power)
+        schedule = self.form.schedule(rates / self.reference_rate)
         floor, power_term, annealing_term, alpha = self.coefficients[:4]
-        sums = np.maximum(progress[updates] / self.reference_sum, SMALLEST_SUM)
+        sums = np.maximum(schedule.progress[updates] / self.reference_sum, SMALLEST_SUM)
         annealing = self.form.annealing(schedule, updates, self.coefficients[4:])
         losses: Array = floor + power_term * sums**-alpha - annealing_term * annealing
         return losses
@@ -85,12 +84,11 @@ class LossFit(NamedTuple):
         Returns:
             Losses, shape (m,).
         """
-        schedule = Schedule.of(rates / self.reference_rate, self.form.noise_power)
-        progress = schedule.progress(self.form.progress_power)
+        schedule = self.form.schedule(rates / self.reference_rate)
         last = np.array([len(rates) - 1])
         shapes, which = np.unique(draws[:, 4:], axis=0, return_inverse=True)
         annealing = np.array([self.form.annealing(schedule, last, shape)[0] for shape in shapes])[which]
-        total = max(progress[-1] / self.reference_sum, SMALLEST_SUM)
+        total = max(schedule.progress[-1] / self.reference_sum, SMALLEST_SUM)
         losses: Array = draws[:, 0] + draws[:, 1] * total ** -draws[:, 3] - draws[:, 2] * annealing
         return losses
 
@@ -128,10 +126,8 @@ class Problem(NamedTuple):
             The problem.
         """
         reference = max(float(log.rates.max()) for log in logs)
-        schedules = tuple(Schedule.of(log.rates / reference, form.noise_power) for log in logs)
-        sums = np.concatenate(
-            [schedule.progress(form.progress_power)[log.updates] for schedule, log in zip(schedules, logs, strict=True)]
-        )
+        schedules = tuple(form.schedule(log.rates / reference) for log in logs)
+        sums = np.concatenate([schedule.progress[log.updates] for schedule, log in zip(schedules, logs, strict=True)])
         largest = float(sums.max())
         losses = np.concatenate([log.losses for log in logs])
         return cls(form, schedules, tuple(log.updates for log in logs), reference, largest, sums / largest, losses)

@@ -50,25 +50,25 @@ class Schedule(NamedTuple):
     """eta_t over a reference rate, shape (T,)."""
     sums: Array
     """The sum of the rates up to each update, shape (T,)."""
+    progress: Array
+    """S_1, the sum of eta^p up to each update, shape (T,)."""
     decreases: Decreases
 
     @classmethod
-    def of(cls, rates: Array, noise_power: float = 1.0) -> "Schedule":
+    def of(cls, rates: Array, progress_power: float = 1.0, noise_power: float = 1.0) -> "Schedule":
         """The schedule with these rates.
 
         Args:
             rates: eta_t over a reference rate, shape (T,).
+            progress_power: p, where S_1 is the sum of eta^p.
             noise_power: q, where the decreases are those of eta^q.
 
         Returns:
             The schedule.
         """
         sums = np.cumsum(rates)
-        return cls(rates, sums, merged_decreases(rates**noise_power, sums - rates))
-
-    def progress(self, power: float) -> Array:
-        """S_1, the sum of eta^p up to each update, shape (T,)."""
-        return self.sums if power == 1 else np.cumsum(self.rates**power)
+        progress = np.cumsum(rates**progress_power)
+        return cls(rates, sums, progress, merged_decreases(rates**noise_power, sums - rates))
 
 
 def merged_decreases(rates: Array, sums_before: Array) -> Decreases:
@@ -220,6 +220,10 @@ class LossForm:
     """p: S_1 is the sum of eta^p."""
     noise_power: float = 1.0
     """q: D is of the decreases of eta^q."""
+
+    def schedule(self, rates: Array) -> Schedule:
+        """What the form needs of learning rates over a reference rate, shape (T,)."""
+        return Schedule.of(rates, self.progress_power, self.noise_power)
 
 
 ALPHA = ShapeParameter("alpha", 0.5, 0.05, 0.05, 2.0, tuple(np.linspace(0.2, 1.0, 17).tolist()))
