@@ -30,7 +30,7 @@ from experiments.fine_tuning import (
 )
 from experiments.json_file import write_json
 from experiments.language_modeling import DataArguments, ModelArguments
-from experiments.protocol import OTHER_SCHEDULES, SCHEDULES, source_file
+from experiments.protocol import OTHER_SCHEDULES, REDUCED, SCHEDULES, WITHOUT_CAP, source_file
 from experiments.provenance import ProvenanceFile
 from experiments.quiet_trainer import print_errors_only
 from experiments.rules import RULES
@@ -53,6 +53,12 @@ class ProtocolArguments:
     num_test_seeds: int = field(default=3, metadata={"help": "Seeds that are compared."})
     rules: list[str] = field(
         default_factory=list, metadata={"help": f"Rules that are compared, too: any of {', '.join(RULES)}."}
+    )
+    reduced: bool = field(
+        default=False,
+        metadata={
+            "help": "Try fewer peaks, for models that train for minutes: the reduced form of results/protocol.md."
+        },
     )
     label: str | None = field(
         default=None, metadata={"help": "The name of the setting in the report (default: the regime)."}
@@ -86,14 +92,18 @@ def run_study() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with ProvenanceFile(folder, SCRIPT):
         setting = prepare_setting(model, data, training)
-        write_json(folder / SETTING_FILE, describe_setting(setting, size.max_steps), indent=1)
+        described = describe_setting(setting, size.max_steps)
+        if size.reduced:
+            described["protocol"] = REDUCED
+        write_json(folder / SETTING_FILE, described, indent=1)
         options = StudyOptions(
             size.max_steps,
             size.start_peak,
             size.num_selection_seeds,
             size.num_test_seeds,
             training.num_workers,
-            others=(*OTHER_SCHEDULES, *size.rules),
+            others=(*(WITHOUT_CAP if size.reduced else OTHER_SCHEDULES), *size.rules),
+            reduced=size.reduced,
         )
         label = size.label or f"{training.regime}, {size.max_steps} updates"
         Study(folder, label, options, partial(train, setting), setting.norms_file).run()

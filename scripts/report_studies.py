@@ -16,7 +16,7 @@ from experiments.study_results import read_study
 
 SUMMARY_NOTE = (
     "Differences in final loss with 95 % intervals, by [the protocol](protocol.md), at the peak that is best for each schedule; a "
-    "negative one is better. The first row of a study compares with linear decay, the second with linear decay after the best "
+    "negative one is better. The first line of a cell compares with linear decay, the second with linear decay after the best "
     "of five warm-ups."
 )
 
@@ -24,7 +24,7 @@ SUMMARY_NOTE = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", help="folders with results.jsonl")
-    parser.add_argument("--summary", type=Path, metavar="FILE.md", help="a table with two rows for each study")
+    parser.add_argument("--summary", type=Path, metavar="FILE.md", help="a table with a row for each study")
     options = parser.parse_args()
     try:
         studies = {folder: read_study(folder) for folder in options.folders}

@@ -14,6 +14,7 @@ from experiments.protocol import (
     MAX_PEAKS,
     OTHER_SCHEDULES,
     SELECTION,
+    WITHOUT_CAP,
     baseline_file,
     choose,
     next_peak,
@@ -77,6 +78,43 @@ def test_a_study_that_was_killed_chooses_from_all_peaks(tmp_path, num_kept):
     path = tmp_path / "killed" / "results.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:num_kept]))
     assert set(run(tmp_path / "killed")) == set(whole)
+
+
+def test_the_reduced_protocol_tries_few_peaks(tmp_path):
+    """Linear decay is best at 1. The best warm-up is better at 2, where the others are, too; that is no edge."""
+
+    def loss(cell):
+        best = 1.0 if cell.schedule == "linear" else 2.0
+        ahead = 1.5 if cell.schedule == "linear, 10 % warm-up" else 0.0
+        return Result(cell, 3 - ahead + abs(math.log2(cell.peak / best)) + cell.seed / 1e6)
+
+    def record(cell):
+        path = tmp_path / f"{cell.seed}.jsonl"
+        write_norms(path, [*np.linspace(3, 1, 10), *[1.0] * 90])
+        return path
+
+    options = StudyOptions(100, 2.0, 1, num_test_seeds=2, others=WITHOUT_CAP, reduced=True)
+    study = Study(tmp_path / "study", "x", options, loss, record)
+    study.run()
+    cells = [result.cell for result in read_results(tmp_path / "study" / "results.jsonl")]
+    peaks = {}
+    for cell in cells:
+        if cell.role == SELECTION:
+            peaks.setdefault(cell.schedule, set()).add(cell.peak)
+    assert peaks == {
+        "linear": {0.5, 1, 2, 4},
+        "linear, 2 % warm-up": {1},
+        "linear, 5 % warm-up": {1},
+        "linear, 10 % warm-up": {1, 2},
+        "linear, 20 % warm-up": {1},
+        "refined": {1, 2},
+        "rising norms ignored": {1, 2},
+        "cosine": {1, 2},
+        "WSD": {0.5, 1},
+    }
+    compared = {cell.schedule: cell.peak for cell in cells if cell.role is None}
+    assert compared == {"linear": 1, "linear, 10 % warm-up": 2, **dict.fromkeys(WITHOUT_CAP, 2), "WSD": 1}
+    assert not any(study.choices().tuned[name].on_edge for name in compared)
 
 
 def selection(losses):

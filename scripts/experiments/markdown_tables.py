@@ -13,7 +13,8 @@ def markdown_table(table: pd.DataFrame) -> str:
 
     Args:
         table: the cells, already formatted where their `str` is not what the reader should see. Column names may repeat.
-            Line breaks in a cell become spaces, and `|` is escaped, and `<` where it would start an HTML tag.
+            A list is a cell of several lines. Line breaks in a text become spaces, and `|` is escaped, and `<` where it would
+            start an HTML tag.
 
     Returns:
         The lines of the table, without a line break at the end.
@@ -34,5 +35,7 @@ def markdown_table(table: pd.DataFrame) -> str:
 
 
 def _cell_text(cell: object) -> str:
+    if isinstance(cell, list):
+        return "<br>".join(map(_cell_text, cell))
     text = " ".join(str(cell).splitlines()).replace("|", r"\|")
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)

@@ -1,7 +1,7 @@
 """The comparison of schedules that results/protocol.md fixes: its schedules, its seeds, and the choice of peaks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -64,7 +64,10 @@ CONTROLS = [linear_with_warmup(warmup) for warmup in (0.05, 0.1)]
 """Rules that need no norms: linear decay with one warm-up for all problems."""
 
 WITHOUT_CAP = [REFINED, RISING_IGNORED, "cosine", "WSD"]
-"""The schedules that the problem suite compares with linear decay, beside the rules and the controls."""
+"""The schedules that the problem suite and the reduced protocol compare with linear decay, beside the rules."""
+
+REDUCED = "reduced"
+"""The protocol of a study in its `setting.json`, for models that train for minutes."""
 
 SCHEDULES = {**LINEAR_SCHEDULES, **OTHER_SCHEDULES, **{name: ComparedSchedule("refined") for name in ALL_RULES}}
 """Every schedule of the protocol, by the name that results and reports use."""
@@ -116,9 +119,19 @@ def source_file(folder: Path, name: str, seed: int) -> Path:
     return rule_file(folder, name, baseline_index(seed)) if name in ALL_RULES else baseline_file(folder, seed)
 
 
-def first_peaks(start: float) -> list[float]:
-    """The starting grid of peaks around `start`."""
-    return [start / 2, start, 2 * start]
+def first_peaks(name: str, start: float, *, reduced: bool = False) -> list[float]:
+    """The grid of peaks that a schedule starts with.
+
+    Args:
+        name: of the schedule.
+        start: the middle of the grid; for all schedules but linear decay the best peak of linear decay.
+        reduced: whether the grid is that of the reduced protocol, which only linear decay widens.
+    """
+    if name == LINEAR or not reduced:
+        return [start / 2, start, 2 * start]
+    if name in LINEAR_SCHEDULES:
+        return [start]
+    return [start / 2, start] if name == "WSD" else [start, 2 * start]
 
 
 def next_peak(peaks: Sequence[float], tuned: TunedSchedule) -> float | None:
@@ -159,17 +172,20 @@ class Choices:
         return [name for name in names if name in self.tuned and not self.tuned[name].problem]
 
 
-def choose(cells: pd.DataFrame) -> Choices:
+def choose(cells: pd.DataFrame, *, reduced: bool = False) -> Choices:
     """Choose peaks and the warm-up of reference 2.
 
     Args:
         cells: rows of `results_table`, of one study. Only those of selection seeds count.
+        reduced: whether the study follows the reduced protocol. Its grids have no inside, except that of linear decay.
 
     Raises:
         ValueError: if linear decay has no peak without divergence.
     """
     selection = cells[cells["role"] == SELECTION]
     tuned = {str(name): tune_peak(group, str(name)) for name, group in selection.groupby("schedule", sort=False)}
+    if reduced:
+        tuned = {name: best if name == LINEAR else replace(best, on_edge=False) for name, best in tuned.items()}
     linear = {name: tuned[name].losses.mean() for name in LINEAR_SCHEDULES if name in tuned and not tuned[name].problem}
     if LINEAR not in linear:
         raise ValueError("Linear decay diverged at every peak; start from a lower --start_peak.")

@@ -62,6 +62,7 @@ class StudyOptions:
         optimizer: the optimizer's family, for forecasts and rules.
         others: the names of the compared schedules beside linear decay.
         max_grad_norm: the L2 norm to which gradients are clipped; 0 for no clipping. Only some rules use it.
+        reduced: whether the study follows the reduced protocol, which tries fewer peaks.
     """
 
     steps: int
@@ -72,6 +73,7 @@ class StudyOptions:
     optimizer: OptimizerFamily = "adam"
     others: Sequence[str] = tuple(OTHER_SCHEDULES)
     max_grad_norm: float = 1.0
+    reduced: bool = False
 
 
 class Study:
@@ -111,15 +113,22 @@ class Study:
         self._make_rules(baseline_peak)
         self._select(list(dict.fromkeys([*LINEAR_SCHEDULES, *self.options.others])), baseline_peak)
         choices = self.choices()
+        if self.options.reduced and choices.reference != LINEAR:
+            seeds = selection_seeds(self.options.num_selection_seeds)
+            self._run([self._cell(choices.reference, 2 * baseline_peak, seed, SELECTION) for seed in seeds], "peaks")
+            choices = self.choices()
         self._compare(choices)
         self._sample_schedules(choices)
 
     def choices(self) -> Choices:
         """What the selection seeds have chosen so far."""
-        return choose(self.results.table())
+        return choose(self.results.table(), reduced=self.options.reduced)
 
     def _select(self, names: Sequence[str], start: float) -> None:
-        """Run the selection seeds at the first grid of peaks, and widen it until the best peak of each schedule lies inside."""
+        """Run the selection seeds at the first grid of peaks, and widen it until the best peak of each schedule lies inside.
+
+        The reduced protocol widens the grid of linear decay alone.
+        """
         while cells := [cell for name in names for cell in self._missing_selection(name, start)]:
             self._run(cells, "peaks")
 
@@ -127,10 +136,12 @@ class Study:
         table = self.results.table()
         seeds = selection_seeds(self.options.num_selection_seeds)
         rows = table[(table["role"] == SELECTION) & (table["schedule"] == name)]
-        peaks = sorted({*first_peaks(start), *map(float, rows["peak"])})
+        peaks = sorted({*first_peaks(name, start, reduced=self.options.reduced), *map(float, rows["peak"])})
         cells = [self._cell(name, peak, seed, SELECTION) for peak in peaks for seed in seeds]
         if missing := [cell for cell in cells if cell not in self.results]:
             return missing
+        if self.options.reduced and name != LINEAR:
+            return []
         peak = next_peak(peaks, tune_peak(rows, name))
         return [] if peak is None else [self._cell(name, peak, seed, SELECTION) for seed in seeds]
 

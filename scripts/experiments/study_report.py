@@ -12,7 +12,7 @@ import pandas as pd
 
 from .json_file import read_json
 from .markdown_tables import NOT_AVAILABLE, markdown_table
-from .protocol import LINEAR, NUM_BASELINES, OTHER_SCHEDULES, REFINED, RISING_IGNORED, SELECTION, baseline_file
+from .protocol import LINEAR, NUM_BASELINES, OTHER_SCHEDULES, REDUCED, REFINED, RISING_IGNORED, SELECTION, baseline_file
 from .provenance import render_provenance
 from .report import read_schedules
 from .report_tables import format_p_value, num_decimals
@@ -154,9 +154,10 @@ def write_study_report(
     }
     table = markdown_table(comparison_table(study, grids))
     seeds = len(study.losses)
+    form = " in its reduced form" if read_json(folder / SETTING_FILE).get("protocol") == REDUCED else ""
     parts = [
         f"# {study.label}",
-        f"By [the protocol]({protocol}): peaks and the warm-up of reference 2 are chosen on selection seeds that are not compared, "
+        f"By [the protocol]({protocol}){form}: peaks and the warm-up of reference 2 are chosen on selection seeds that are not compared, "
         f"and the refined schedules of a test seed come from one of {NUM_BASELINES} baselines. Test seeds: {seeds}. "
         "Differences are paired by seed; a negative one is better.",
         table,
@@ -199,7 +200,7 @@ SUMMARIZED = (BETWEEN_WARMUPS, RISING_IGNORED, REFINED, "cosine", "WSD")
 
 
 def summary_table(studies: Mapping[Path, StudyResults]) -> str:
-    """Two rows for each study, one for each reference, as Markdown.
+    """A row for each study, as Markdown: in each cell the contrast with reference 1, below it that with reference 2.
 
     Args:
         studies: the results, by the folder of the study.
@@ -207,19 +208,18 @@ def summary_table(studies: Mapping[Path, StudyResults]) -> str:
     rows = []
     for folder, study in studies.items():
         decimals = num_decimals(with_divergence_as_worst(study.losses).mean())
-        for number, reference in (("1", LINEAR), ("2", study.reference)):
-            contrasts = study.contrasts[reference].set_index("schedule")
-            row = {
-                "setting": f"{study.label} ({len(study.losses)} seeds)" if number == "1" else "",
-                "check beforehand": forecast_summary(folder) if number == "1" else "",
-                "difference from": reference
-                if number == "1" or reference != LINEAR
-                else f"{LINEAR} (no warm-up is best)",
-            }
-            for name in SUMMARIZED:
-                judged = contrasts["verdict"].get(name, "not run")
-                row[name] = f"{format_contrast(contrasts, name, decimals)} {judged}"
-            rows.append(row)
+        references = list(study.contrasts)
+        row = {
+            "setting": f"{study.label} ({len(study.losses)} seeds)",
+            "check beforehand": forecast_summary(folder),
+            "difference from": references if len(references) > 1 else [f"{LINEAR} (no warm-up is best)"],
+        }
+        for name in SUMMARIZED:
+            row[name] = [
+                f"{format_contrast(contrasts, name, decimals)} {contrasts['verdict'].get(name, 'not run')}"
+                for contrasts in (study.contrasts[reference].set_index("schedule") for reference in references)
+            ]
+        rows.append(row)
     return markdown_table(pd.DataFrame(rows))
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .protocol import LINEAR, PRIMARY, Choices, choose, compared_rows
+from .json_file import read_json
+from .protocol import LINEAR, PRIMARY, REDUCED, Choices, choose, compared_rows
 from .results_table import read_results, results_table
 from .statistics import holm, paired_difference
-from .study_folder import RESULTS_FILE
+from .study_folder import RESULTS_FILE, SETTING_FILE
 
 MARGIN = 0.002
 """A schedule is no worse if the interval of its difference ends below this fraction of the reference's loss."""
@@ -65,7 +66,8 @@ def read_study(folder: Path) -> StudyResults:
     labels = list(cells["regime"].unique())
     if len(labels) != 1:
         raise ValueError(f"{path} has the results of {len(labels)} settings; a study has one. Give another folder.")
-    choices = choose(cells)
+    reduced = read_json(folder / SETTING_FILE).get("protocol") == REDUCED
+    choices = choose(cells, reduced=reduced)
     chosen = {name: choices.tuned[name].peak for name in choices.compared}
     tested = compared_rows(cells)
     tested = tested[tested["schedule"].map(chosen) == tested["peak"]]
