@@ -16,6 +16,11 @@ for study in "${studies[@]}"; do
     if [ -e "results/$study/forecasts.json" ]; then folders+=("results/$study"); fi
 done
 .venv/bin/python scripts/report_studies.py "${folders[@]}" --summary results/studies.md > /dev/null
+sizes=()
+for folder in results/size_*; do
+    if [ -e "$folder/schedules.json" ]; then sizes+=("$folder"); fi # finished
+done
+if [ "${#sizes[@]}" -gt 1 ]; then .venv/bin/python scripts/report_studies.py "${sizes[@]}" --sizes results/sizes.md > /dev/null; fi
 .venv/bin/python scripts/problem_suite.py --report_only --output_dir results/problem_suite --studies "${folders[@]}" > /dev/null
 .venv/bin/python scripts/pilot.py --report_only > /dev/null
 .venv/bin/python scripts/figures.py > /dev/null

@@ -3,7 +3,8 @@
     python scripts/report_studies.py runs/study
 
 writes runs/study.md, and its pictures and tables.csv into the folder runs/study. `--summary FILE.md` also writes one table of
-all studies. A study that has no test seed of both references yet is left out, with a line.
+all studies, and `--sizes FILE.md` the differences over the size of the model. A study that has no test seed of both references
+yet is left out, with a line.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 from experiments.arguments import exit_with_error
+from experiments.size_report import write_size_report
 from experiments.study_report import summary_table, write_study_report
 from experiments.study_results import read_study
 
@@ -25,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", help="folders with results.jsonl")
     parser.add_argument("--summary", type=Path, metavar="FILE.md", help="a table with a row for each study")
+    parser.add_argument("--sizes", type=Path, metavar="FILE.md", help="the differences over the size of the model")
     options = parser.parse_args()
     try:
         studies = {folder: read_study(folder) for folder in options.folders}
@@ -39,6 +42,8 @@ def main() -> None:
             print(f"\nThe report: {output}\n")
         if options.summary is not None and reported:
             options.summary.write_text(f"# All studies\n\n{SUMMARY_NOTE}\n\n{summary_table(reported)}\n")
+        if options.sizes is not None:
+            write_size_report(reported, options.sizes)
     except (ValueError, OSError) as error:
         exit_with_error("report_studies.py", error)
 

@@ -1,0 +1,165 @@
+"""The report of studies of one setting at several sizes of the model: does the difference between schedules grow with size?"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy import stats
+
+from .json_file import read_json
+from .markdown_tables import NOT_AVAILABLE, markdown_table
+from .protocol import LINEAR
+from .statistics import paired_difference
+from .study_folder import SETTING_FILE
+from .study_pictures import add_legend, style_of
+from .study_report import SUMMARIZED
+from .study_results import StudyResults, with_divergence_as_worst
+
+APART = 1.03
+"""The ratio of the places of two schedules at one size, so that their intervals can be told apart."""
+
+
+def num_parameters(folder: Path) -> int:
+    """The number of parameters of the model of a study.
+
+    Raises:
+        ValueError: if its setting.json does not state it.
+    """
+    match = re.search(r"([\d,]+) parameters", str(read_json(folder / SETTING_FILE).get("model")))
+    if match is None:
+        raise ValueError(f"{folder / SETTING_FILE} does not state the number of parameters; run the study again.")
+    return int(match[1].replace(",", ""))
+
+
+def relative_losses(study: StudyResults, reference: str) -> pd.DataFrame:
+    """The difference of every schedule from a reference in per cent of the mean loss of the reference, by test seed."""
+    losses = with_divergence_as_worst(study.losses)
+    return 100 * losses.sub(losses[reference], axis=0) / losses[reference].mean()
+
+
+def compare_sizes(studies: Mapping[int, StudyResults], *, best_warmup: bool) -> pd.DataFrame:
+    """The differences of all sizes, in per cent of the loss of the reference.
+
+    Args:
+        studies: the results, by the number of parameters.
+        best_warmup: whether the reference is linear decay with the best warm-up of each size, or linear decay.
+
+    Returns:
+        A row for each schedule and size with the columns of `paired_difference`, `schedule` and `parameters`.
+    """
+    rows = []
+    for parameters, study in sorted(studies.items()):
+        reference = study.reference if best_warmup else LINEAR
+        losses = relative_losses(study, reference)
+        for name in (LINEAR, *SUMMARIZED):
+            if name in losses and name != reference:
+                difference = paired_difference(losses[name], losses[reference])
+                rows.append({"schedule": name, "parameters": parameters, **difference})
+    return pd.DataFrame(rows)
+
+
+def change_with_size(
+    studies: Mapping[int, StudyResults], name: str, *, best_warmup: bool
+) -> tuple[float, float, float]:
+    """The slope of a schedule's difference over the logarithm of the size, from all test seeds by least squares.
+
+    Args:
+        studies: the results, by the number of parameters.
+        name: of the schedule.
+        best_warmup: as in `compare_sizes`.
+
+    Returns:
+        Percentage points for ten times the parameters, and the ends of the 95 % interval; NaN with fewer than three test runs.
+    """
+    sizes: list[float] = []
+    differences: list[float] = []
+    for parameters, study in studies.items():
+        values = (
+            relative_losses(study, study.reference if best_warmup else LINEAR)
+            .get(name, pd.Series(dtype=float))
+            .dropna()
+        )
+        sizes += [np.log10(parameters)] * len(values)
+        differences += values.tolist()
+    if len(differences) < 3 or len(set(sizes)) < 2:
+        return np.nan, np.nan, np.nan
+    fit = stats.linregress(sizes, differences)
+    reach = stats.t.ppf(0.975, len(differences) - 2) * fit.stderr
+    return fit.slope, fit.slope - reach, fit.slope + reach
+
+
+def size_table(studies: Mapping[int, StudyResults], *, best_warmup: bool) -> str:
+    """A row for each schedule: its difference at every size, and how that changes with size, as Markdown."""
+    compared = compare_sizes(studies, best_warmup=best_warmup)
+    rows = []
+    for name in dict.fromkeys(compared["schedule"]):
+        of_schedule = compared[compared["schedule"] == name].set_index("parameters")
+        row = {"schedule": name}
+        for parameters in sorted(studies):
+            row[f"{parameters:,} parameters"] = (
+                _interval(*of_schedule.loc[parameters, ["difference", "low", "high"]])
+                if parameters in of_schedule.index
+                else NOT_AVAILABLE
+            )
+        row["for ten times the parameters"] = _interval(*change_with_size(studies, name, best_warmup=best_warmup))
+        rows.append(row)
+    return markdown_table(pd.DataFrame(rows))
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return NOT_AVAILABLE if np.isnan(value) else f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def draw_sizes(figure: Figure, studies: Mapping[int, StudyResults]) -> None:
+    """Draw the differences over the size, from each reference, with 95 % intervals."""
+    panels = figure.subplots(1, 2)
+    for axes, best_warmup in zip(panels, (False, True), strict=True):
+        compared = compare_sizes(studies, best_warmup=best_warmup)
+        for index, (name, rows) in enumerate(compared.groupby("schedule", sort=False)):
+            beside = rows["parameters"] * APART**index
+            reach = [rows["difference"] - rows["low"], rows["high"] - rows["difference"]]
+            axes.errorbar(beside, rows["difference"], reach, label=name, capsize=3, marker="o", **style_of(str(name)))
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_xticks(sorted(studies), [f"{parameters / 1e6:.2g}M" for parameters in sorted(studies)])
+        axes.minorticks_off()
+        axes.set_xlabel("parameters")
+        axes.set_title(f"against {'the best warm-up' if best_warmup else 'linear decay'}", fontsize="medium")
+    panels[0].set_ylabel("difference in final loss, % of the reference's")
+    add_legend(panels[1])
+
+
+def write_size_report(studies: Mapping[Path, StudyResults], output: Path) -> None:
+    """Write the report of several sizes, and its picture beside it.
+
+    Args:
+        studies: the results, by the folder of the study.
+        output: the Markdown file; the picture has its name with the suffix `.png`.
+
+    Raises:
+        ValueError: if there are fewer than two sizes.
+    """
+    by_size = {num_parameters(folder): study for folder, study in studies.items()}
+    if len(by_size) < 2:
+        raise ValueError("The studies have one size of the model; give those of at least two.")
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    draw_sizes(figure, by_size)
+    seeds = sorted({len(study.losses) for study in by_size.values()})
+    figure.suptitle(f"From scratch, tokens in proportion to parameters ({' to '.join(map(str, seeds))} test seeds)")
+    figure.savefig(output.with_suffix(".png"), dpi=150)
+    references = ", ".join(f"{size:,} parameters: {study.reference}" for size, study in sorted(by_size.items()))
+    parts = [
+        "# Sizes of the model",
+        "Differences in final loss in per cent of the loss of the reference, with 95 % intervals over test seeds; a negative one is better. "
+        "The last column is the slope over the logarithm of the size, in percentage points, with its 95 % interval.",
+        "Against linear decay:",
+        size_table(by_size, best_warmup=False),
+        f"Against linear decay after the best of five warm-ups ({references}):",
+        size_table(by_size, best_warmup=True),
+        f"![Differences over the size of the model]({output.with_suffix('.png').name})",
+        "\n".join(f"- [{study.label}]({folder.name}.md)" for folder, study in studies.items()),
+    ]
+    output.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
