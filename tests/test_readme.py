@@ -64,6 +64,13 @@ def test_its_lines_about_the_suite_are_those_of_the_report():
     assert "\n".join(lines) in README
 
 
+def test_its_errors_of_the_loss_law_are_those_of_the_report():
+    report = (REPOSITORY / "results" / "loss_law.md").read_text()
+    errors = [re.search(rf"^\| {size}, one .*?\| (0\.\d+), ", report, re.M)[1] for size in ("25M", "100M")]
+    stated = re.search(r"it was off by (\S+) and (\S+) on average", " ".join(README.split()))
+    assert list(stated.groups()) == [f"{float(error):.3f}" for error in errors]
+
+
 def test_its_launches_are_those_that_ran():
     def rows(text, *columns):
         lines = [

@@ -1,5 +1,7 @@
 """The track record that `check` prints is that of the committed results."""
 
+import re
+
 import pandas as pd
 
 from hf_refined_schedule.schedules.track_record import (
@@ -36,3 +38,13 @@ def test_the_record_of_each_verdict():
 def test_the_promise_and_the_gain():
     report = (REPOSITORY / REPORT).read_text()
     assert f"rank correlation of {PROMISE_AND_GAIN:+.2f} " in " ".join(report.split())
+
+
+def test_the_page_about_schedules_states_the_record_of_the_suite():
+    report = (REPOSITORY / REPORT).read_text()
+    (counts,) = re.findall(
+        r"^- \*between two warm-ups\*: (\d+) better, (\d+) worse of 7 .*; (\d+) better, (\d+) worse of 7 ", report, re.M
+    )
+    assert counts == ("1", "0", "0", "0")
+    page = " ".join((REPOSITORY / "docs" / "which-schedule.md").read_text().split())
+    assert "it was never worse, and better once in 14" in page
