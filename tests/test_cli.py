@@ -66,14 +66,19 @@ def test_rank(run, tmp_path, capsys):
 
 def test_check(run, tmp_path, capsys):
     assert main(["check", str(run)]) == 0
-    source, verdict, *figures, of_verdict, of_advice, next_run = capsys.readouterr().out.splitlines()
+    source, verdict, *figures, of_verdict, of_advice, peak, next_run = capsys.readouterr().out.splitlines()
     assert source.startswith(f"{run}/gradient_norms.jsonl (a recorded file): 100 L1 and L2 norms")
     assert verdict == "verdict: sound"
     assert len(figures) == 15
     assert not any(line.startswith(" ! ") for line in figures)
     words = shlex.split(next_run)
     assert words[:5] == ["next", "run:", "--lr_scheduler_type", "refined", "--lr_scheduler_kwargs"]
-    assert json.loads(words[5].removesuffix(",")) == {"refined_from": str(run), "bounded_warmup": True}
+    assert json.loads(words[5]) == {"refined_from": str(run), "bounded_warmup": True}
+    assert len(words) == 6
+    assert re.fullmatch(
+        r"peak learning rate: the bound expects \d\.\d\d times the best for linear decay; try half and twice that, too",
+        peak,
+    )
     assert of_verdict.startswith("measured: of ")
     assert of_advice.startswith(
         "measured: bounded_warmup was worse than linear decay with the best of five warm-ups in "
@@ -83,6 +88,8 @@ def test_check(run, tmp_path, capsys):
     assert main(["check", str(tmp_path / "rising"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["verdict"] == "doubtful"
+    assert shlex.split(report["next_run"])[:2] == ["--lr_scheduler_type", "refined"]
+    assert report["best_peak_ratio"] == pytest.approx(0.98, abs=0.05)
     (bad,) = [finding for finding in report["findings"] if not finding["ok"] and "smallest norm" in finding["name"]]
     assert bad["value"] == pytest.approx(2.9, abs=0.05)  # the median of the last tenth is 2.9, the least norm about 1
 
@@ -139,12 +146,13 @@ def test_the_verdict_ends_with_the_flags_of_the_next_run(tmp_path, capsys, norms
     assert lines[-1].startswith("next run: --lr_scheduler_type refined --lr_scheduler_kwargs ")
     assert expected in lines[-1]
     assert any(line.startswith("measured: bounded_warmup was worse") for line in lines) == ("bounded" in expected)
+    assert any(line.startswith("measured: norms rise from scratch") for line in lines) == (norms[-1] > norms[0])
 
 
 def test_the_advised_flags_are_those_of_a_schedule_that_can_be_trained_with(tmp_path, capsys):
     write_norms(tmp_path / "gradient_norms.jsonl", list(np.exp(-np.arange(100) / 8)))
     assert main(["check", str(tmp_path)]) == 0
-    words = shlex.split(capsys.readouterr().out.splitlines()[-1].partition(": ")[2].partition(", with a peak")[0])
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1].partition(": ")[2])
     keywords = json.loads(words[words.index("--lr_scheduler_kwargs") + 1])
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=1.0)
     scheduler = get_refined_schedule(optimizer, 0, 100, **keywords)

@@ -8,6 +8,7 @@ from hf_refined_schedule.schedules.track_record import (
     BOUNDED_WARMUP,
     BOUNDED_WARMUP_WORSE_IN,
     PROMISE_AND_GAIN,
+    RECORD_OF_RISING_NORMS,
     REFINED,
     REPORT,
     Outcomes,
@@ -48,3 +49,16 @@ def test_the_page_about_schedules_states_the_record_of_the_suite():
     assert counts == ("1", "0", "0", "0")
     page = " ".join((REPOSITORY / "docs" / "which-schedule.md").read_text().split())
     assert "it was never worse, and better once in 14" in page
+
+
+def test_what_rising_norms_were_worth():
+    assert "(results/studies.md)" in RECORD_OF_RISING_NORMS
+    scratch = pd.read_csv(REPOSITORY / "results" / "from_scratch_300" / "tables.csv")
+    refined = scratch[scratch["schedule"].str.contains("norms ignored|refined|between")]
+    long_warmup = refined[refined["compared with"] == "linear, 20 % warm-up"]
+    assert set(long_warmup["verdict"]) == {"worse"}
+    lora = pd.read_csv(REPOSITORY / "results" / "trained_start_lora" / "tables.csv")
+    linear = lora[
+        (lora["compared with"] == "linear") & lora["schedule"].isin(["between two warm-ups", "rising norms ignored"])
+    ]
+    assert set(linear["verdict"]) == {"no worse"}

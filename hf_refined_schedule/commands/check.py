@@ -5,7 +5,7 @@ import json
 
 from ..schedules.advice import advise
 from ..schedules.refining import refine_or_pilot
-from ..schedules.track_record import record_of_advice, record_of_promise, record_of_verdict
+from ..schedules.track_record import RECORD_OF_RISING_NORMS, record_of_advice, record_of_promise, record_of_verdict
 from .source_options import refinement_options, schedule_options
 
 
@@ -30,9 +30,15 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.sources[0]} is a schedule file; pass the run that it was made from.")
     advice = advise(refinement, options.sources, refined_with)
     if options.json:
-        findings = [finding._asdict() for finding in health.findings]
-        report = {"source": schedule.source, "verdict": health.verdict, "next_run": advice.flags}
-        print(json.dumps({**report, "notes": schedule.notes, "findings": findings}, indent=1))
+        report = {
+            "source": schedule.source,
+            "verdict": health.verdict,
+            "next_run": advice.flags,
+            "best_peak_ratio": advice.best_peak_ratio,
+            "notes": schedule.notes,
+            "findings": [finding._asdict() for finding in health.findings],
+        }
+        print(json.dumps(report, indent=1))
         return
     for run in runs:
         print(run.description)
@@ -46,4 +52,9 @@ def run(options: argparse.Namespace) -> None:
         print(f"measured: {record_of_verdict(health.verdict)}")
     if advice.bounded_warmup:
         print(f"measured: {record_of_advice()}")
+    if health.norms_rise:
+        print(f"measured: {RECORD_OF_RISING_NORMS}")
+    print(
+        f"peak learning rate: the bound expects {advice.best_peak_ratio:.2f} times the best for linear decay; try half and twice that, too"
+    )
     print(f"next run: {advice.flags}")

@@ -16,7 +16,9 @@ class Advice(NamedTuple):
     """The advised schedule."""
 
     flags: str
-    """The flags for the next run, and the peak, in one line."""
+    """The flags for the next run, in one line."""
+    best_peak_ratio: float
+    """The best peak by the bound, as a multiple of the best for linear decay."""
     bounded_warmup: bool
     """Whether the advised schedule has a bounded warm-up, as it has unless the options ask for another one."""
 
@@ -41,14 +43,15 @@ def advise(refinement: Refinement, sources: Sequence[str], options: RefinementOp
     if asks_for_another and not doubtful:
         # A bounded warm-up covers the norms that are missing at the start; another schedule needs a cap there.
         missing = any(run.steps[0] > 1 for run in refinement.runs)
-        return Advice(_flags(refinement.schedule, sources, options, WARMUP if missing else 0), False)
+        schedule = refinement.schedule
+        return Advice(_flags(sources, options, WARMUP if missing else 0), schedule.best_peak_ratio, False)
     bounded = replace(options, rising_norms=None, power=None, max_grad_norm=None, bounded_warmup=True)
     schedule = RefinedSchedule.from_norms(refinement.runs, refinement.schedule.optimizer, bounded)
-    return Advice(_flags(schedule, sources, bounded), True)
+    return Advice(_flags(sources, bounded), schedule.best_peak_ratio, True)
 
 
-def _flags(schedule: RefinedSchedule, sources: Sequence[str], options: RefinementOptions, warmup: float = 0) -> str:
+def _flags(sources: Sequence[str], options: RefinementOptions, warmup: float = 0) -> str:
     keywords = {"refined_from": sources[0] if len(sources) == 1 else list(sources), **options.as_keywords()}
     flags = f"--lr_scheduler_type refined --lr_scheduler_kwargs {shlex.quote(json.dumps(keywords))}"
     cap = f" --warmup_steps {warmup:g}" if warmup else ""
-    return f"{flags}{cap}, with a peak learning rate {schedule.best_peak_ratio:.2f} times the best for linear decay"
+    return flags + cap
