@@ -28,14 +28,13 @@ from experiments.fine_tuning import (
     prepare_setting,
     train_cell,
 )
-from experiments.json_file import write_json
 from experiments.language_modeling import DataArguments, ModelArguments
 from experiments.protocol import OTHER_SCHEDULES, REDUCED, SCHEDULES, WITHOUT_CAP, source_file
 from experiments.provenance import ProvenanceFile
 from experiments.quiet_trainer import print_errors_only
 from experiments.rules import RULES
 from experiments.study import Study, StudyOptions
-from experiments.study_folder import SETTING_FILE
+from experiments.study_folder import keep_setting
 from transformers import HfArgumentParser
 
 SCRIPT = "finetuning_study.py"
@@ -90,12 +89,12 @@ def run_study() -> None:
     data = HfArgumentParser(text_class).parse_args_into_dataclasses(rest)[0] if rest else None
     folder = Path(training.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    with ProvenanceFile(folder, SCRIPT):
+    with ProvenanceFile(folder, SCRIPT) as provenance:
         setting = prepare_setting(model, data, training)
         described = describe_setting(setting, size.max_steps)
         if size.reduced:
             described["protocol"] = REDUCED
-        write_json(folder / SETTING_FILE, described, indent=1)
+        keep_setting(folder, described)
         options = StudyOptions(
             size.max_steps,
             size.start_peak,
@@ -106,7 +105,7 @@ def run_study() -> None:
             reduced=size.reduced,
         )
         label = size.label or f"{training.regime}, {size.max_steps} updates"
-        Study(folder, label, options, partial(train, setting), setting.norms_file).run()
+        Study(folder, label, options, partial(train, setting), setting.norms_file, provenance.write).run()
     print(f"Finished; the report: python scripts/report_studies.py {folder}")
 
 

@@ -3,8 +3,8 @@
     python scripts/report_studies.py runs/study
 
 writes runs/study.md, and its pictures and tables.csv into the folder runs/study. `--summary FILE.md` also writes one table of
-all studies, and `--sizes FILE.md` the differences over the size of the model. A study that has no test seed of both references
-yet is left out, with a line.
+all studies, and `--sizes FILE.md` the differences over the size of the model. A study without a test seed of both references and of
+both refined schedules is left out, with a line.
 """
 
 import argparse
@@ -32,16 +32,16 @@ def main() -> None:
     try:
         studies = {folder: read_study(folder) for folder in options.folders}
         reported = {folder: study for folder, study in studies.items() if not study.is_under_way}
-        for folder in studies.keys() - reported.keys():
-            print(
-                f"{folder} has no test seed of the references yet; run the study again to continue it.", file=sys.stderr
-            )
+        for folder in studies:
+            if folder not in reported:
+                print(f"{folder} has too few test runs yet; run the study again to continue it.", file=sys.stderr)
         for folder, study in reported.items():
             output = folder.resolve().with_name(f"{folder.resolve().name}.md")
             print(write_study_report(study, folder, output))
             print(f"\nThe report: {output}\n")
         if options.summary is not None and reported:
-            options.summary.write_text(f"# All studies\n\n{SUMMARY_NOTE}\n\n{summary_table(reported)}\n")
+            table = summary_table(reported)
+            options.summary.write_text(f"# All studies\n\n{SUMMARY_NOTE}\n\n{table}\n", encoding="utf-8")
         if options.sizes is not None:
             write_size_report(reported, options.sizes)
     except (ValueError, OSError) as error:

@@ -149,6 +149,14 @@ def test_an_error_in_a_worker_ends_the_grid():
         list(run_each(float, ["1", "two", "3"], num_workers=2))
 
 
+def test_what_runs_beside_an_error_is_kept():
+    outputs = []
+    with pytest.raises(ZeroDivisionError):
+        for output in run_each(eval, ["1 / 0", "__import__('time').sleep(1) or 5"], num_workers=2):
+            outputs.append(output)
+    assert outputs == [5]
+
+
 def test_workers_end_with_the_process_that_started_them(tmp_path):
     """Also if a kill gives it no chance to stop them."""
     script = tmp_path / "grid.py"

@@ -19,10 +19,13 @@ from experiments.protocol import (
     choose,
     next_peak,
 )
+from experiments.results_file import ResultsFile
 from experiments.results_table import read_results, results_table
-from experiments.size_report import write_size_report
+from experiments.size_report import change_with_size, write_size_report
 from experiments.statistics import TunedSchedule, holm
 from experiments.study import Study, StudyOptions
+from experiments.study_folder import keep_setting
+from experiments.study_report import notes, without_test
 from experiments.study_results import StudyResults, compare_with, verdict, with_divergence_as_worst
 
 from .records import write_norms
@@ -206,6 +209,40 @@ def test_a_run_that_diverged_is_the_worst_of_its_seed():
     assert with_divergence_as_worst(losses)["WSD"].tolist() == [4.0, 1.0]
 
 
+def test_a_schedule_that_diverged_is_never_called_better():
+    study = study_of(
+        {"linear": [2.0, 2.1, 2.2], "WSD": [1.9, 2.0, 2.0], "cosine": [math.inf] * 3, "refined": [1.8, math.inf, 1.8]}
+    )
+    verdicts = compare_with(study, "linear").set_index("schedule")["verdict"]
+    assert verdicts["cosine"] == "diverged in 3 of 3"
+    assert verdicts["refined"] in ("diverged in 1 of 3", "undecided")
+
+
+def test_schedules_that_diverged_at_every_peak_are_named():
+    cells = selection(
+        {"linear": {1: 3.0, 2: 2.0, 4: 3.0}, "refined": {1: math.inf, 2: math.inf}, "WSD": {1: 3.0, 2: 2.0, 4: 3.0}}
+    )
+    study = StudyResults("x", cells, choose(cells), pd.DataFrame({"linear": [2.0]}))
+    assert "Diverged at every peak: refined. Not compared yet: WSD." in notes(study)
+    assert without_test(study, "refined") == "diverged at every peak"
+    assert without_test(study, "WSD") == "not run"
+
+
+@pytest.mark.parametrize(("label", "steps"), [("y", 100), ("x", 50)])
+def test_a_folder_of_another_study_is_refused(tmp_path, label, steps):
+    ResultsFile(tmp_path).append(Result(Cell("x", "linear", 1.0, 1000, 100, SELECTION), 2.0))
+    with refuses("has runs of 'x' over 100 updates", "another folder"):
+        Study(tmp_path, label, StudyOptions(steps, 1.0), loss_at, lambda cell: tmp_path)
+
+
+def test_another_setting_is_refused_and_kept(tmp_path):
+    keep_setting(tmp_path, {"model": "gpt2", "protocol": "reduced"})
+    keep_setting(tmp_path, {"model": "gpt2", "protocol": "reduced"})
+    with refuses("setting.json is of another study", "protocol is 'reduced' there and None here"):
+        keep_setting(tmp_path, {"model": "gpt2"})
+    assert json.loads((tmp_path / "setting.json").read_text())["protocol"] == "reduced"
+
+
 OPTIONS = (
     *("--max_steps", 12, "--num_test_seeds", 2, "--num_workers", 1, "--start_peak", 1e-2, "--vocab_size", 300),
     *("--builtin_text", "english", "--max_train_samples", 64, "--max_eval_samples", 8, "--block_size", 16),
@@ -268,7 +305,7 @@ def test_a_study_that_is_under_way_is_left_out(study, tmp_path):
     done = run_command(BIN / "python", REPORT, under_way, study, "--summary", tmp_path / "summary.md")
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == (
-        f"{under_way} has no test seed of the references yet; run the study again to continue it."
+        f"{under_way} has too few test runs yet; run the study again to continue it."
     )
     summary = (tmp_path / "summary.md").read_text()
     assert [line.split("|")[1].strip() for line in summary.splitlines() if line.startswith("| finetune")] == [
@@ -306,12 +343,14 @@ def test_the_change_of_a_difference_with_size_is_a_slope(sizes, tmp_path):
         "for ten times the parameters",
     ]
     assert rows["WSD"] == [*(f"+{n}.00 [+{n}.00, +{n}.00]" for n in (1, 2, 3)), "+1.00 [+1.00, +1.00]"]
-    assert rows["cosine"][-1].startswith("+0.00 ")
+    assert rows["cosine"][-1].startswith("+0.00")
+    assert change_with_size(pd.Series({1000: 1.0, 10_000: 2.0}))[0] == pytest.approx(1)
+    assert math.isnan(change_with_size(pd.Series({1000: 1.0}))[0])
 
 
 def test_one_size_is_refused(sizes, tmp_path):
     folder = next(iter(sizes))
-    with refuses("have one size of the model", "at least two"):
+    with refuses("The model has 1 sizes in 1 studies", "at least two sizes"):
         write_size_report({folder: sizes[folder]}, tmp_path / "sizes.md")
     (folder / "setting.json").write_text("{}")
     with refuses("does not state the number of parameters", "run the study again"):

@@ -113,7 +113,7 @@ class Setting:
         return Path(self.folder) / "cells" / f"{schedule}_{cell.peak:g}_{cell.seed}_{cell.steps}_steps"
 
     def norms_file(self, cell: Cell) -> Path:
-        """The norms of a cell that has a role."""
+        """The norms of a cell that records them."""
         return self.cell_folder(cell) / NORMS_FILE_NAME
 
 

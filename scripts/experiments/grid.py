@@ -69,6 +69,9 @@ def run_each(function: Callable[[Item], Output], items: Sequence[Item], num_work
         function: a function that can be pickled if there are several workers.
         items: its arguments.
         num_workers: the number of processes; 1 calls the function in this process.
+
+    Raises:
+        Exception: the first one that the function raised in a worker, after the outputs of the calls that ran beside it.
     """
     if num_workers == 1 or len(items) < 2:
         yield from map(function, items)
@@ -76,12 +79,22 @@ def run_each(function: Callable[[Item], Output], items: Sequence[Item], num_work
     # Forked processes would inherit the locks and threads of torch.
     with ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=_end_with_parent) as pool:
         futures = [pool.submit(function, item) for item in items]
+        failure: BaseException | None = None
         try:
             for future in as_completed(futures):
-                yield future.result()
+                if future.cancelled():
+                    continue
+                if (raised := future.exception()) is None:
+                    yield future.result()
+                elif failure is None:
+                    failure = raised
+                    for waiting in futures:
+                        waiting.cancel()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+        if failure is not None:
+            raise failure
 
 
 def _end_with_parent() -> None:
@@ -102,6 +115,7 @@ def run_missing(
     *,
     num_workers: int = 1,
     description: str = "",
+    after_each: Callable[[], object] = lambda: None,
 ) -> None:
     """Run the cells that have no result yet, and append the results as they arrive.
 
@@ -111,6 +125,7 @@ def run_missing(
         results: the results so far.
         num_workers: the number of processes.
         description: the label of the progress bar.
+        after_each: is called after each result.
     """
     missing = [cell for cell in cells if cell not in results]
     hidden = not PartialState().is_main_process
@@ -118,6 +133,7 @@ def run_missing(
     with tqdm(total=len(cells), initial=finished, desc=description, unit="run", disable=hidden) as progress:
         for result in run_each(run, missing, num_workers):
             results.append(result)
+            after_each()
             progress.update()
 
 

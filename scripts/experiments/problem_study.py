@@ -11,14 +11,13 @@ import torch
 from hf_refined_schedule.norms.norms_file import NORMS_FILE_NAME
 
 from .cells import BASELINE, Cell, Result
-from .json_file import write_json
 from .problems import PROBLEMS, Problem
 from .protocol import CONTROLS, SCHEDULES, WITHOUT_CAP, source_file
 from .provenance import ProvenanceFile
 from .quiet_trainer import print_errors_only
 from .rules import CLIPPED_RULES
 from .study import Study, StudyOptions
-from .study_folder import SETTING_FILE
+from .study_folder import keep_setting
 
 SCRIPT = "problem_suite.py"
 
@@ -65,9 +64,9 @@ class ProblemStudy:
             others=[*WITHOUT_CAP, *CONTROLS, *self.rules, *(CLIPPED_RULES if clips else ())],
             max_grad_norm=problem.max_grad_norm,
         )
-        with ProvenanceFile(self.folder, SCRIPT):
-            write_json(self.folder / SETTING_FILE, describe(problem, self.data_dir), indent=1)
-            Study(self.folder, self.name, options, self.train, self.norms_file).run()
+        with ProvenanceFile(self.folder, SCRIPT) as provenance:
+            keep_setting(self.folder, describe(problem, self.data_dir))
+            Study(self.folder, self.name, options, self.train, self.norms_file, provenance.write).run()
         shutil.rmtree(self.folder / "cells", ignore_errors=True)
 
     def train(self, cell: Cell) -> Result:

@@ -180,13 +180,15 @@ def choose(cells: pd.DataFrame, *, reduced: bool = False) -> Choices:
         reduced: whether the study follows the reduced protocol. Its grids have no inside, except that of linear decay.
 
     Raises:
-        ValueError: if linear decay has no peak without divergence.
+        ValueError: if linear decay has no peak that all selection seeds have finished without divergence.
     """
     selection = cells[cells["role"] == SELECTION]
     tuned = {str(name): tune_peak(group, str(name)) for name, group in selection.groupby("schedule", sort=False)}
     if reduced:
         tuned = {name: best if name == LINEAR else replace(best, on_edge=False) for name, best in tuned.items()}
     linear = {name: tuned[name].losses.mean() for name in LINEAR_SCHEDULES if name in tuned and not tuned[name].problem}
+    if LINEAR in tuned and tuned[LINEAR].problem == "incomplete":
+        raise ValueError("No peak of linear decay has all selection seeds yet; run the study again to continue it.")
     if LINEAR not in linear:
         raise ValueError("Linear decay diverged at every peak; start from a lower --start_peak.")
     return Choices(tuned, min(linear, key=linear.__getitem__))

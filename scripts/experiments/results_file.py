@@ -28,8 +28,12 @@ class ResultsFile:
             finished = read_results(self.path)
             self._results = {result.cell: result for result in finished}
             if PartialState().is_main_process:
-                lines = self.path.read_text(encoding="utf-8").strip().split("\n")[: len(finished)]
-                self.path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+                text = self.path.read_text(encoding="utf-8")
+                whole = "".join(f"{line}\n" for line in text.strip().split("\n")[: len(finished)])
+                if whole != text:
+                    unfinished = self.path.with_suffix(".unfinished")
+                    unfinished.write_text(whole, encoding="utf-8")
+                    unfinished.replace(self.path)
         PartialState().wait_for_everyone()
 
     def __contains__(self, cell: Cell) -> bool:

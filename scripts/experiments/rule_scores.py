@@ -12,8 +12,7 @@ from .study_results import StudyResults, with_divergence_as_worst
 
 def relative_difference(study: StudyResults, name: str, reference: str) -> float:
     """The mean difference of a schedule from a reference, as a fraction of the reference's loss."""
-    losses = with_divergence_as_worst(study.losses)
-    return float((losses[name] - losses[reference]).mean() / losses[reference].mean())
+    return float(study.relative_losses(reference)[name].mean())
 
 
 def descriptive_verdict(study: StudyResults, name: str, reference: str) -> str:

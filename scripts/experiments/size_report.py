@@ -1,5 +1,6 @@
 """The report of studies of one setting at several sizes of the model: does the difference between schedules grow with size?"""
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from .statistics import paired_difference
 from .study_folder import SETTING_FILE
 from .study_pictures import add_legend, style_of
 from .study_report import SUMMARIZED
-from .study_results import StudyResults, with_divergence_as_worst
+from .study_results import StudyResults
 
 APART = 1.03
 """The ratio of the places of two schedules at one size, so that their intervals can be told apart."""
@@ -34,12 +35,6 @@ def num_parameters(folder: Path) -> int:
     return int(match[1].replace(",", ""))
 
 
-def relative_losses(study: StudyResults, reference: str) -> pd.DataFrame:
-    """The difference of every schedule from a reference in per cent of the mean loss of the reference, by test seed."""
-    losses = with_divergence_as_worst(study.losses)
-    return 100 * losses.sub(losses[reference], axis=0) / losses[reference].mean()
-
-
 def compare_sizes(studies: Mapping[int, StudyResults], *, best_warmup: bool) -> pd.DataFrame:
     """The differences of all sizes, in per cent of the loss of the reference.
 
@@ -53,7 +48,7 @@ def compare_sizes(studies: Mapping[int, StudyResults], *, best_warmup: bool) -> 
     rows = []
     for parameters, study in sorted(studies.items()):
         reference = study.reference if best_warmup else LINEAR
-        losses = relative_losses(study, reference)
+        losses = 100 * study.relative_losses(reference)
         for name in (LINEAR, *SUMMARIZED):
             if name in losses and name != reference:
                 difference = paired_difference(losses[name], losses[reference])
@@ -61,33 +56,22 @@ def compare_sizes(studies: Mapping[int, StudyResults], *, best_warmup: bool) -> 
     return pd.DataFrame(rows)
 
 
-def change_with_size(
-    studies: Mapping[int, StudyResults], name: str, *, best_warmup: bool
-) -> tuple[float, float, float]:
-    """The slope of a schedule's difference over the logarithm of the size, from all test seeds by least squares.
+def change_with_size(differences: pd.Series) -> tuple[float, float, float]:
+    """The slope of a schedule's difference over the logarithm of the size, by least squares.
+
+    Each size is one observation: its test seeds share a choice of peaks, a reference and three baselines.
 
     Args:
-        studies: the results, by the number of parameters.
-        name: of the schedule.
-        best_warmup: as in `compare_sizes`.
+        differences: the mean difference at each size, indexed by the number of parameters.
 
     Returns:
-        Percentage points for ten times the parameters, and the ends of the 95 % interval; NaN with fewer than three test runs.
+        The slope for ten times the parameters, NaN with one size, and the ends of its 95 % interval, NaN with two.
     """
-    sizes: list[float] = []
-    differences: list[float] = []
-    for parameters, study in studies.items():
-        values = (
-            relative_losses(study, study.reference if best_warmup else LINEAR)
-            .get(name, pd.Series(dtype=float))
-            .dropna()
-        )
-        sizes += [np.log10(parameters)] * len(values)
-        differences += values.tolist()
-    if len(differences) < 3 or len(set(sizes)) < 2:
-        return np.nan, np.nan, np.nan
-    fit = stats.linregress(sizes, differences)
-    reach = stats.t.ppf(0.975, len(differences) - 2) * fit.stderr
+    count = len(differences)
+    if count < 2:
+        return math.nan, math.nan, math.nan
+    fit = stats.linregress(np.log10(differences.index.to_numpy(dtype=float)), differences)
+    reach = stats.t.ppf(0.975, count - 2) * fit.stderr if count > 2 else math.nan
     return fit.slope, fit.slope - reach, fit.slope + reach
 
 
@@ -104,13 +88,15 @@ def size_table(studies: Mapping[int, StudyResults], *, best_warmup: bool) -> str
                 if parameters in of_schedule.index
                 else NOT_AVAILABLE
             )
-        row["for ten times the parameters"] = _interval(*change_with_size(studies, name, best_warmup=best_warmup))
+        row["for ten times the parameters"] = _interval(*change_with_size(of_schedule["difference"]))
         rows.append(row)
     return markdown_table(pd.DataFrame(rows))
 
 
 def _interval(value: float, low: float, high: float) -> str:
-    return NOT_AVAILABLE if np.isnan(value) else f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+    if math.isnan(value):
+        return NOT_AVAILABLE
+    return f"{value:+.2f}" if math.isnan(low) else f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def draw_sizes(figure: Figure, studies: Mapping[int, StudyResults]) -> None:
@@ -140,21 +126,26 @@ def write_size_report(studies: Mapping[Path, StudyResults], output: Path) -> Non
         output: the Markdown file; the picture has its name with the suffix `.png`.
 
     Raises:
-        ValueError: if there are fewer than two sizes.
+        ValueError: if there are fewer than two sizes, or two studies of one.
     """
     by_size = {num_parameters(folder): study for folder, study in studies.items()}
-    if len(by_size) < 2:
-        raise ValueError("The studies have one size of the model; give those of at least two.")
+    if len(by_size) < 2 or len(by_size) < len(studies):
+        raise ValueError(
+            f"The model has {len(by_size)} sizes in {len(studies)} studies; give one study of each of at least two sizes."
+        )
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     draw_sizes(figure, by_size)
     seeds = sorted({len(study.losses) for study in by_size.values()})
-    figure.suptitle(f"From scratch, tokens in proportion to parameters ({' to '.join(map(str, seeds))} test seeds)")
+    number = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
+    figure.suptitle(f"Differences over the size of the model ({number} test seeds)")
     figure.savefig(output.with_suffix(".png"), dpi=150)
+    diverged = sum(int(np.isinf(study.losses).to_numpy().sum()) for study in by_size.values())
     references = ", ".join(f"{size:,} parameters: {study.reference}" for size, study in sorted(by_size.items()))
     parts = [
         "# Sizes of the model",
         "Differences in final loss in per cent of the loss of the reference, with 95 % intervals over test seeds; a negative one is better. "
-        "The last column is the slope over the logarithm of the size, in percentage points, with its 95 % interval.",
+        "The last column is the slope over the logarithm of the size, in percentage points; its 95 % interval takes each size as one "
+        f"observation. {diverged or 'No'} test runs diverged{' and count as the worst of their seed' if diverged else ''}.",
         "Against linear decay:",
         size_table(by_size, best_warmup=False),
         f"Against linear decay after the best of five warm-ups ({references}):",

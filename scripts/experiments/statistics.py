@@ -59,7 +59,7 @@ def tune_peak(cells: pd.DataFrame, schedule: str) -> TunedSchedule:
     """
     losses = cells.pivot(index="seed", columns="peak", values="loss")
     converged = losses.columns[~np.isinf(losses).any()]
-    common = losses.dropna()[converged]
+    common = losses[converged].dropna()
     if common.empty:
         problem = "incomplete" if len(converged) else "diverged"
         return TunedSchedule(schedule, math.nan, False, pd.Series(dtype=float), problem)

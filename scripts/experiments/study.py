@@ -85,6 +85,10 @@ class Study:
         options: the size of the study.
         train: trains a cell. It can be pickled if there are several workers.
         norms_file: the file that the norms of a baseline cell were recorded to.
+        after_each: is called after each cell.
+
+    Raises:
+        ValueError: if the folder has results of another setting.
     """
 
     def __init__(
@@ -94,15 +98,24 @@ class Study:
         options: StudyOptions,
         train: Callable[[Cell], Result],
         norms_file: Callable[[Cell], Path],
+        after_each: Callable[[], object] = lambda: None,
     ) -> None:
         self.folder = folder
         self.label = label
         self.options = options
         self._train = train
         self._norms_file = norms_file
+        self._after_each = after_each
         self._make_optimizer = torch.optim.SGD if options.optimizer == "sgd" else torch.optim.AdamW
         folder.mkdir(parents=True, exist_ok=True)
         self.results = ResultsFile(folder)
+        kept = self.results.table()
+        for regime, steps in kept[["regime", "steps"]].drop_duplicates().itertuples(index=False):
+            if (regime, steps) != (label, options.steps):
+                raise ValueError(
+                    f"{self.results.path} has runs of {regime!r} over {steps} updates, not of {label!r} over {options.steps}; give the "
+                    "label and the updates that the study was started with, or another folder."
+                )
 
     def run(self) -> None:
         """Run the cells that have no result yet."""
@@ -183,7 +196,14 @@ class Study:
 
     def _run(self, cells: Sequence[Cell], part: str) -> None:
         description = f"{self.label}: {part}"
-        run_missing(cells, self._train, self.results, num_workers=self.options.num_workers, description=description)
+        run_missing(
+            cells,
+            self._train,
+            self.results,
+            num_workers=self.options.num_workers,
+            description=description,
+            after_each=self._after_each,
+        )
 
     def _sample_schedules(self, choices: Choices) -> None:
         """Sample the compared schedules for the report, refined ones from the first baseline."""
@@ -222,8 +242,8 @@ def write_forecasts(folder: Path, optimizer: OptimizerFamily) -> None:
     forecasts = []
     for index in range(NUM_BASELINES):
         for name, options in (
-            (REFINED, RefinementOptions(rising_norms="keep")),
-            (RISING_IGNORED, RefinementOptions(rising_norms="ignore")),
+            (REFINED, RefinementOptions(rising_norms="keep", max_grad_norm=0.0)),
+            (RISING_IGNORED, RefinementOptions(rising_norms="ignore", max_grad_norm=0.0)),
         ):
             refinement = refine_sources(baseline_file(folder, index), optimizer, options)
             schedule, _, health = refinement

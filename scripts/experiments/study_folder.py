@@ -1,5 +1,10 @@
 """The files in the folder of a study. The report is made from them alone."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
+from .json_file import read_json, write_json
+
 RESULTS_FILE = "results.jsonl"
 """A row for each finished cell."""
 
@@ -17,3 +22,24 @@ FORECASTS_FILE = "forecasts.json"
 
 SETTING_FILE = "setting.json"
 """The model, the data and the optimizer of a study, for its report."""
+
+
+def keep_setting(folder: Path, setting: Mapping[str, object]) -> None:
+    """Write setting.json.
+
+    Args:
+        folder: the folder of the study.
+        setting: the model, the data and the optimizer, as the report states them.
+
+    Raises:
+        ValueError: if the folder has a study of another setting, whose runs cannot be compared with this one's.
+    """
+    path = folder / SETTING_FILE
+    if kept := read_json(path):
+        for name in dict.fromkeys([*kept, *setting]):
+            if kept.get(name) != setting.get(name):
+                raise ValueError(
+                    f"{path} is of another study: {name} is {kept.get(name)!r} there and {setting.get(name)!r} here; give the options "
+                    "that the study was started with, or another folder."
+                )
+    write_json(path, setting, indent=1)

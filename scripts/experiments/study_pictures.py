@@ -38,8 +38,10 @@ def style_of(name: str) -> dict[str, Any]:
 
 
 def draw_differences(figure: Figure, study: StudyResults) -> None:
-    """Draw the difference of schedules from each reference, side by side, with intervals; other rules are in the table alone."""
+    """Draw the difference of schedules from each reference (two panels, or one if they are the same), with intervals; other rules are in the table alone."""
     references = {"reference 1": LINEAR, "reference 2": study.reference}
+    if study.reference == LINEAR:
+        references = {"references 1 and 2": LINEAR}
     panels = np.atleast_1d(figure.subplots(1, len(references), sharey=True))
     shown = dict.fromkeys([LINEAR, study.reference, *OTHER_SCHEDULES, BETWEEN_WARMUPS])
     names = [name for name in shown if name in study.losses]

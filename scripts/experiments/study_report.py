@@ -12,7 +12,7 @@ import pandas as pd
 
 from .json_file import read_json
 from .markdown_tables import NOT_AVAILABLE, markdown_table
-from .protocol import LINEAR, NUM_BASELINES, OTHER_SCHEDULES, REDUCED, REFINED, RISING_IGNORED, SELECTION, baseline_file
+from .protocol import LINEAR, LINEAR_SCHEDULES, NUM_BASELINES, REFINED, RISING_IGNORED, SELECTION, baseline_file
 from .provenance import render_provenance
 from .report import read_schedules
 from .report_tables import format_p_value, num_decimals
@@ -154,7 +154,7 @@ def write_study_report(
     }
     table = markdown_table(comparison_table(study, grids))
     seeds = len(study.losses)
-    form = " in its reduced form" if read_json(folder / SETTING_FILE).get("protocol") == REDUCED else ""
+    form = " in its reduced form" if study.reduced else ""
     parts = [
         f"# {study.label}",
         f"By [the protocol]({protocol}){form}: peaks and the warm-up of reference 2 are chosen on selection seeds that are not compared, "
@@ -183,11 +183,14 @@ def notes(study: StudyResults) -> str:
     """The paragraph below the main table."""
     edges = [name for name in study.losses.columns if study.choices.tuned[name].on_edge]
     diverged = int(np.isinf(study.losses).to_numpy().sum())
-    missing = [name for name in OTHER_SCHEDULES if name in study.choices.tuned and name not in study.losses.columns]
+    tuned = {name: best for name, best in study.choices.tuned.items() if name not in LINEAR_SCHEDULES}
+    hopeless = [name for name, best in tuned.items() if best.problem == "diverged"]
+    missing = [name for name in tuned if name not in study.losses.columns and name not in hopeless]
     sentences = [
         f'"No worse" means that the interval ends below {100 * MARGIN:g} % of the loss of reference 2.',
         f"The best peak is on the edge of the grid for {', '.join(edges)}." if edges else "",
         f"{diverged} test runs diverged and count as the worst of their seed." if diverged else "No test run diverged.",
+        f"Diverged at every peak: {', '.join(hopeless)}." if hopeless else "",
         f"Not compared yet: {', '.join(missing)}." if missing else "",
         f"{study.losses.isna().to_numpy().sum()} test runs are missing."
         if study.losses.isna().to_numpy().any()
@@ -216,11 +219,17 @@ def summary_table(studies: Mapping[Path, StudyResults]) -> str:
         }
         for name in SUMMARIZED:
             row[name] = [
-                f"{format_contrast(contrasts, name, decimals)} {contrasts['verdict'].get(name, 'not run')}"
+                f"{format_contrast(contrasts, name, decimals)} {contrasts['verdict'].get(name, without_test(study, name))}"
                 for contrasts in (study.contrasts[reference].set_index("schedule") for reference in references)
             ]
         rows.append(row)
     return markdown_table(pd.DataFrame(rows))
+
+
+def without_test(study: StudyResults, name: str) -> str:
+    """Why a schedule has no verdict."""
+    tuned = study.choices.tuned.get(name)
+    return "diverged at every peak" if tuned is not None and tuned.problem == "diverged" else "not run"
 
 
 def forecast_summary(folder: Path) -> str:

@@ -30,12 +30,14 @@ class StudyResults:
         cells: rows of `results_table`.
         choices: what the selection seeds chose.
         losses: the final loss of each test seed, indexed by seed, a column for each schedule.
+        reduced: whether the study follows the reduced protocol.
     """
 
     label: str
     cells: pd.DataFrame
     choices: Choices
     losses: pd.DataFrame
+    reduced: bool = False
 
     @property
     def reference(self) -> str:
@@ -49,8 +51,14 @@ class StudyResults:
 
     @property
     def is_under_way(self) -> bool:
-        """Whether no test seed of both references has finished yet."""
-        return not {LINEAR, self.reference} <= set(self.losses.columns)
+        """Whether a reference or a schedule with a primary contrast has no finished test seed yet."""
+        needed = {LINEAR, self.reference, *PRIMARY} & set(self.choices.compared)
+        return not needed <= set(self.losses.columns)
+
+    def relative_losses(self, reference: str) -> pd.DataFrame:
+        """The difference of every schedule from a reference by test seed, as a fraction of the mean loss of the reference."""
+        losses = with_divergence_as_worst(self.losses)
+        return losses.sub(losses[reference], axis=0) / losses[reference].mean()
 
 
 def read_study(folder: Path) -> StudyResults:
@@ -73,7 +81,7 @@ def read_study(folder: Path) -> StudyResults:
     tested = tested[tested["schedule"].map(chosen) == tested["peak"]]
     losses = tested.pivot_table(index="seed", columns="schedule", values="loss", aggfunc="last", dropna=False)
     losses = losses.reindex(columns=[name for name in choices.compared if name in losses.columns])
-    return StudyResults(str(labels[0]), cells, choices, losses)
+    return StudyResults(str(labels[0]), cells, choices, losses, reduced)
 
 
 def with_divergence_as_worst(losses: pd.DataFrame) -> pd.DataFrame:
@@ -115,6 +123,10 @@ def compare_with(study: StudyResults, reference: str) -> pd.DataFrame:
         p_value = corrected.get(name, row["p_value"])
         row["corrected"] = corrected.get(name, math.nan)
         row["verdict"] = verdict(row, losses[reference].mean(), p_value)
+        diverged = int((np.isinf(study.losses[name]) & np.isfinite(study.losses[reference])).sum())
+        if diverged and row["verdict"] in ("better", "no worse"):
+            row["verdict"] = f"diverged in {diverged} of {len(losses)}"
         if study.choices.tuned[name].on_edge:
             row["verdict"] = "best peak on the edge"
-    return pd.DataFrame([{"schedule": name, **row} for name, row in rows.items()])
+    columns = ["schedule", "difference", "low", "high", "p_value", "verdict", "corrected"]
+    return pd.DataFrame([{"schedule": name, **row} for name, row in rows.items()], columns=columns)

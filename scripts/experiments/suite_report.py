@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from .json_file import read_json
 from .markdown_tables import markdown_table
 from .problems import CHOOSING, PROBLEMS
-from .protocol import CONTROLS, LINEAR, REFINED, RISING_IGNORED, WITHOUT_CAP
+from .protocol import CONTROLS, LINEAR, REFINED, RISING_IGNORED
 from .provenance import render_provenance
 from .rule_scores import descriptive_verdict, relative_difference, rule_table, score_rules
 from .rules import CLIPPED_RULES, RULES
-from .study_folder import PROVENANCE_FILE, RESULTS_FILE
+from .study_folder import PROVENANCE_FILE, SCHEDULES_FILE
 from .study_pictures import add_legend, style_of
 from .study_report import summary_table, write_study_report
 from .study_results import StudyResults, read_study, with_divergence_as_worst
@@ -31,15 +31,8 @@ TICKS = (-30, -10, -3, -1, 0, 1, 3, 10, 30)
 
 
 def finished_studies(folder: Path) -> dict[str, StudyResults]:
-    """The studies of the problems that have all their test seeds, by name, in the order of the suite."""
-    studies = {}
-    for name in PROBLEMS:
-        if (folder / name / RESULTS_FILE).is_file():
-            study = read_study(folder / name)
-            compared = set(study.losses.columns)
-            if not study.is_under_way and set(WITHOUT_CAP) <= compared and not study.losses.isna().to_numpy().any():
-                studies[name] = study
-    return studies
+    """The studies of the problems that have ended, by name, in the order of the suite."""
+    return {name: read_study(folder / name) for name in PROBLEMS if (folder / name / SCHEDULES_FILE).is_file()}
 
 
 def in_short(
@@ -100,7 +93,7 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
         The summary table, as Markdown.
 
     Raises:
-        ValueError: if no problem is finished.
+        ValueError: if no problem is finished, or two of the other studies have one label.
     """
     studies = finished_studies(folder)
     if not studies:
@@ -118,8 +111,10 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
     draw_suite(figure, studies, rule)
     figure.savefig(folder / "differences.png", dpi=130)
     summary = summary_table({folder / name: study for name, study in studies.items()})
-    read = {other: read_study(other) for other in others}
-    tested = {study.label: study for study in read.values() if not study.is_under_way}
+    read = {other: study for other in others if not (study := read_study(other)).is_under_way}
+    tested = {study.label: study for study in read.values()}
+    if len(tested) < len(read):
+        raise ValueError("Two of the studies have the same label; give each its own --label.")
     everything = {**studies, **tested}
     folders = {name: folder / name for name in studies} | {study.label: other for other, study in read.items()}
     advised = advice_table(everything, folders)

@@ -42,7 +42,7 @@ def advice_table(studies: Mapping[str, StudyResults], folders: Mapping[str, Path
     """The advice of `check` on each baseline of each study, and whether it was right.
 
     Args:
-        studies: the studies, by name.
+        studies: the studies, by name. One in which refined or rising norms ignored diverged at every peak is left out.
         folders: the folder of each study.
 
     Returns:
@@ -52,6 +52,8 @@ def advice_table(studies: Mapping[str, StudyResults], folders: Mapping[str, Path
     """
     rows = []
     for name, study in studies.items():
+        if not {REFINED, RISING_IGNORED} <= set(study.losses.columns):
+            continue
         forecasts = read_json(folders[name] / FORECASTS_FILE)["forecasts"]
         for baseline in sorted({row["baseline"] for row in forecasts}):
             kept = next(row for row in forecasts if row["baseline"] == baseline and row["schedule"] == REFINED)
@@ -128,11 +130,11 @@ def new_threshold(studies: Mapping[str, StudyResults], folders: Mapping[str, Pat
             }
             targets.append(rows["problem"].map(better))
         threshold = choose_threshold(figures[0].drop(columns="problem"), targets[0])
-        hits = [int((threshold.refines(rows) == target).sum()) for rows, target in zip(figures, targets, strict=True)]
+        right = [int((threshold.refines(rows) == target).sum()) for rows, target in zip(figures, targets, strict=True)]
         never = int((~targets[1]).sum())
         sentences.append(
             f"Against reference {number}, the threshold that is right most often on the half that chooses is to refine where *{threshold}*: "
-            f"right for {hits[0]} of {len(targets[0])} baselines there, and for {hits[1]} of {len(targets[1])} on the half that "
+            f"right for {right[0]} of {len(targets[0])} baselines there, and for {right[1]} of {len(targets[1])} on the half that "
             f"tests, where never to refine is right for {never}."
         )
     return " ".join(sentences)
