@@ -233,7 +233,7 @@ def _figure(panels: int) -> "Figure":
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ValueError("Plotting needs matplotlib; pip install 'hf-refined-schedule[plot]'.") from None
+        raise ValueError("Plotting needs matplotlib; pip install matplotlib.") from None
     return Figure(figsize=(5.5 * panels, 4), layout="constrained")
 
 

@@ -21,7 +21,11 @@ for folder in results/size_*; do
     if [ -e "$folder/schedules.json" ]; then sizes+=("$folder"); fi # finished
 done
 if [ "${#sizes[@]}" -gt 1 ]; then .venv/bin/python scripts/report_studies.py "${sizes[@]}" --sizes results/sizes.md > /dev/null; fi
-.venv/bin/python scripts/problem_suite.py --report_only --output_dir results/problem_suite --studies "${folders[@]}" > /dev/null
+tested=()
+for folder in "${folders[@]}"; do
+    case $folder in results/size_*) ;; *) tested+=("$folder") ;; esac # the sizes are one setting, with a report of its own
+done
+.venv/bin/python scripts/problem_suite.py --report_only --output_dir results/problem_suite --studies "${tested[@]}" > /dev/null
 .venv/bin/python scripts/pilot.py --report_only > /dev/null
 .venv/bin/python scripts/figures.py > /dev/null
 git --no-pager diff --stat -- results

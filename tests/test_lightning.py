@@ -10,9 +10,7 @@ from .reference import median_smoothing, multipliers_of
 from .tiny import read_rows
 from .tolerances import FLOAT32_GRADIENTS
 
-pl = pytest.importorskip(
-    "lightning.pytorch", reason="Lightning is not installed: pip install 'hf-refined-schedule[lightning]'"
-)
+pl = pytest.importorskip("lightning.pytorch", reason="Lightning is not installed: pip install lightning")
 
 from hf_refined_schedule.integrations.lightning import GradientNormCallback  # noqa: E402 - Lightning may be missing
 

@@ -11,7 +11,7 @@ from .tiny import read_rows, tiny_arguments, tiny_data
 from .tiny_hub import save_model
 from .tolerances import FLOAT32_GRADIENTS
 
-peft = pytest.importorskip("peft", reason="PEFT is not installed: pip install 'hf-refined-schedule[peft]'")
+peft = pytest.importorskip("peft", reason="PEFT is not installed: pip install peft")
 
 EXAMPLES = 64
 UPDATES = 24

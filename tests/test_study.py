@@ -28,6 +28,8 @@ from experiments.study_folder import keep_setting
 from experiments.study_report import notes, without_test
 from experiments.study_results import StudyResults, compare_with, verdict, with_divergence_as_worst
 
+from hf_refined_schedule import load_norms
+
 from .records import write_norms
 from .refusals import refuses
 from .tiny import BIN, REPOSITORY, run_command
@@ -82,6 +84,27 @@ def test_a_study_that_was_killed_chooses_from_all_peaks(tmp_path, num_kept):
     path = tmp_path / "killed" / "results.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:num_kept]))
     assert set(run(tmp_path / "killed")) == set(whole)
+
+
+def test_norms_that_a_kill_cut_off_are_recorded_again(tmp_path):
+    norms = [*np.linspace(3, 1, 10), *[1.0] * 90]
+    recorded = tmp_path / "recorded.jsonl"
+    trained = []
+
+    def train(cell):
+        if cell.role == "baseline":
+            trained.append(cell.seed)
+            write_norms(recorded, norms)
+        return loss_at(cell)
+
+    options = StudyOptions(100, 1.0, 1, num_test_seeds=1, others=[])
+    Study(tmp_path / "study", "x", options, train, lambda cell: recorded).run()
+    assert trained == [2000, 2001, 2002]
+    (tmp_path / "study" / "baseline_norms" / "baseline_1.jsonl").unlink()
+    write_norms(recorded, norms[:40], planned=100)
+    Study(tmp_path / "study", "x", options, train, lambda cell: recorded).run()
+    assert trained[3:] == [2001]
+    assert len(load_norms(tmp_path / "study" / "baseline_norms" / "baseline_1.jsonl").steps) == 100
 
 
 def test_the_reduced_protocol_tries_few_peaks(tmp_path):

@@ -7,7 +7,7 @@ from .reference import median_smoothing, multipliers_of
 from .tiny import read_rows
 from .tiny_hub import Speaker, save_dataset, save_model
 
-pytest.importorskip("trl", reason="TRL is not installed: pip install 'hf-refined-schedule[trl]'")
+pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
 
 BFLOAT16_ON_CPUS = (
     "import transformers.training_args as arguments\narguments.is_torch_bf16_gpu_available = lambda: True\n"

@@ -31,7 +31,7 @@ REFINED: dict[Verdict, Outcomes] = {
     "doubtful": Outcomes(better=0, undecided=12, worse=5),
     "degenerate": Outcomes(better=0, undecided=1, worse=4),
 }
-"""The rule of the paper against linear decay without warm-up, over the baselines that had the verdict."""
+"""The rule of the paper against linear decay without warm-up, over problems and studies that have a baseline with the verdict."""
 
 PROMISE_AND_GAIN = -0.53
 """The rank correlation between the promise of the bound and the measured gain, over problems and studies."""
@@ -54,11 +54,11 @@ def record_of_advice() -> str:
 
 
 def record_of_verdict(verdict: Verdict) -> str:
-    """What the rule of the paper was worth for baselines with a verdict, in a sentence."""
+    """What the rule of the paper was worth where a baseline had a verdict, in a sentence."""
     better, undecided, worse = REFINED[verdict]
     return (
-        f"of {REFINED[verdict].total} baselines with this verdict, the rule of the paper was better than linear decay for {better}, "
-        f"worse for {worse}, undecided for {undecided} ({REPORT})"
+        f"of {REFINED[verdict].total} problems with this verdict, the rule of the paper was better than linear decay in {better}, "
+        f"worse in {worse}, undecided in {undecided} ({REPORT})"
     )
 
 

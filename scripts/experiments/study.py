@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from hf_refined_schedule import register
+from hf_refined_schedule import load_norms, register
 from hf_refined_schedule.norms.gradient_norms import OptimizerFamily
 from hf_refined_schedule.schedules.health import PROMISE, Health
 from hf_refined_schedule.schedules.refinement_options import RefinementOptions
@@ -166,7 +166,8 @@ class Study:
             if kept.exists():
                 continue
             recorded = self._norms_file(cell)
-            if not recorded.exists():  # the folder of its training is gone
+            # The folder of the training may be gone, and a kill may have stopped its repetition.
+            if not recorded.exists() or load_norms(recorded).steps[-1] < self.options.steps:
                 self._train(cell)
             kept.parent.mkdir(exist_ok=True)
             shutil.copyfile(recorded, kept.with_suffix(".copy"))

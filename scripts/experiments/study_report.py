@@ -218,7 +218,7 @@ def summary_table(studies: Mapping[Path, StudyResults]) -> str:
             "difference from": references if len(references) > 1 else [f"{LINEAR} (no warm-up is best)"],
         }
         for name in SUMMARIZED:
-            row[name] = [
+            row["between two warm-ups (`bounded_warmup`)" if name == BETWEEN_WARMUPS else name] = [
                 f"{format_contrast(contrasts, name, decimals)} {contrasts['verdict'].get(name, without_test(study, name))}"
                 for contrasts in (study.contrasts[reference].set_index("schedule") for reference in references)
             ]

@@ -12,7 +12,7 @@ from .problems import CHOOSING, PROBLEMS
 from .protocol import CONTROLS, LINEAR, REFINED, RISING_IGNORED
 from .provenance import render_provenance
 from .rule_scores import descriptive_verdict, relative_difference, rule_table, score_rules
-from .rules import CLIPPED_RULES, RULES
+from .rules import BETWEEN_WARMUPS, CLIPPED_RULES, RULES
 from .study_folder import PROVENANCE_FILE, SCHEDULES_FILE
 from .study_pictures import add_legend, style_of
 from .study_report import summary_table, write_study_report
@@ -46,13 +46,16 @@ def in_short(
             f"{score['better']} better, {score['worse']} worse of {score['problems']}" if score else "not run"
             for score in (half.get(name) for half in halves)
         ]
-        lines.append(f"- *{name}*: {counts[0]} where the rule was chosen; {counts[1]} where it was tested.")
+        option = " (`bounded_warmup`)" if name == BETWEEN_WARMUPS else ""
+        lines.append(f"- *{name}*{option}: {counts[0]} where the rule was chosen; {counts[1]} where it was tested.")
     outcomes = []
     for verdict, group in advised.groupby("check now", sort=False):
-        better, worse = ((group["refined, reference 1"] == outcome).sum() for outcome in ("better", "worse"))
-        outcomes.append(f"*{verdict}* {better} better, {worse} worse of {len(group)} baselines")
+        problems = group.drop_duplicates("problem")  # the baselines of a problem share its outcome
+        better, worse = ((problems["refined, reference 1"] == outcome).sum() for outcome in ("better", "worse"))
+        outcomes.append(f"*{verdict}* {better} better, {worse} worse of {len(problems)}")
     lines.append(
-        f"- The rule of the paper against plain linear decay, by the verdict of `check`: {'; '.join(sorted(outcomes, reverse=True))}."
+        "- The rule of the paper against plain linear decay, over problems and studies that have a baseline with the verdict of `check`: "
+        f"{'; '.join(sorted(outcomes, reverse=True))}."
     )
     return "\n".join(lines)
 

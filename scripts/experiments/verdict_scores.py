@@ -153,17 +153,22 @@ def promise_and_gain(advised: pd.DataFrame) -> str:
 
 
 def outcomes_by_verdict(advised: pd.DataFrame) -> str:
-    """How refined compared with reference 1 for each verdict of today's thresholds and each half, as Markdown."""
+    """How refined compared with reference 1 for each verdict of today's thresholds and each half, as Markdown.
+
+    A problem counts once for each verdict that a baseline of it has: its baselines share the outcome.
+    """
     rows = [
         {
             "verdict": verdict,
             "half": half,
-            "baselines": str(len(group)),
+            "problems": str(len(group)),
             **{
                 outcome: str((group["refined, reference 1"] == outcome).sum())
                 for outcome in ("better", "undecided", "worse")
             },
         }
-        for (verdict, half), group in advised.groupby(["check now", "half"], sort=False)
+        for (verdict, half), group in advised.drop_duplicates(["check now", "problem"]).groupby(
+            ["check now", "half"], sort=False
+        )
     ]
     return markdown_table(pd.DataFrame(rows).sort_values(["verdict", "half"], ascending=False))
