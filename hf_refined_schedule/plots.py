@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLORS = {"refined": "tab:red", "average": "black", "optimized": "black", "linear": "tab:blue", "cosine": "tab:green"}
+COLORS = {
+    "refined": "tab:red",
+    "average": "black",
+    "optimized": "black",
+    "refined, bounded_warmup": "tab:cyan",
+    "linear": "tab:blue",
+    "cosine": "tab:green",
+}
 
 BEGINNING = 10
 """The first tenth of the losses may leave the axis: it falls far more than all that is of interest."""
@@ -89,6 +96,7 @@ def norms_and_schedule_figure(
     runs: Sequence[DrawnRun],
     average: NDArray[np.float64] | None = None,
     *,
+    advised: NDArray[np.float64] | None = None,
     label: str,
     title: str | None = None,
 ) -> Path:
@@ -98,6 +106,7 @@ def norms_and_schedule_figure(
         path: the picture; its ending names the format, PNG without one.
         runs: what to draw. Without any norms the schedules are drawn alone.
         average: the schedule that several runs make together, shape (T+1,).
+        advised: the schedule of one run with a bounded warm-up, shape (T+1,).
         label: what the norms are.
         title: the headline over both panels.
 
@@ -116,6 +125,8 @@ def norms_and_schedule_figure(
         if run.norms is not None and run.smoothed is not None:
             plot_norms(all_axes[0], run.norms, run.smoothed, label=label)
         grids = {"refined": run.grid}
+        if advised is not None:
+            grids["refined, bounded_warmup"] = advised
     else:
         if panels == 2:
             plot_norms_of_runs(all_axes[0], runs, label=label)

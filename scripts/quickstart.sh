@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The method on a laptop: pretrain a small model on CPython's source, fine-tune it on Python's help texts with linear decay and
-# record the norms, refine the schedule from them, fine-tune again with the refined schedule, and compare.
+# record the norms, refine the schedule from them, fine-tune again with the refined schedules, and compare.
 #   STEPS=300 PRETRAIN_STEPS=2400 bash scripts/quickstart.sh
 # scripts/run_clm.py does all the training, as it would on your data. A finished run is not repeated.
 set -euo pipefail
@@ -47,6 +47,7 @@ baseline=$out/linear_${peaks[1]}
 
 for peak in "${peaks[@]}"; do
     finetune "refined_$peak" "$peak" --lr_scheduler_type refined --refined_from "$baseline"
+    finetune "bounded_warmup_$peak" "$peak" --lr_scheduler_type refined --refined_from "$baseline" --refined_bounded_warmup
 done
 
-.venv/bin/python scripts/quickstart_report.py "$out" --schedules linear linear_warmup cosine_warmup refined --peaks "${peaks[@]}"
+.venv/bin/python scripts/quickstart_report.py "$out" --schedules linear linear_warmup cosine_warmup refined bounded_warmup --peaks "${peaks[@]}"

@@ -15,6 +15,7 @@ LINES = {
     "linear_warmup": {"color": COLORS["linear"], "linestyle": "--"},
     "cosine_warmup": {"color": COLORS["cosine"], "linestyle": "--"},
     "refined": {"color": COLORS["refined"]},
+    "bounded_warmup": {"color": COLORS["refined, bounded_warmup"]},
 }
 """How each schedule is drawn."""
 

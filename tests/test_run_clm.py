@@ -140,7 +140,7 @@ def test_quickstart_with_few_steps(tmp_path):
         timeout=QUICKSTART_SECONDS,
     )
     assert done.returncode == 0, done.stderr
-    for schedule in ("linear", "linear_warmup", "cosine_warmup", "refined"):
+    for schedule in ("linear", "linear_warmup", "cosine_warmup", "refined", "bounded_warmup"):
         (row,) = [line for line in done.stdout.splitlines() if line.startswith(f"| {schedule} ")]
         losses = [
             json.loads((tmp_path / "out" / f"{schedule}_{peak}" / "eval_results.json").read_text())["eval_loss"]

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
             "source": schedule.source,
             "verdict": health.verdict,
             "next_run": advice.flags,
-            "best_peak_ratio": advice.best_peak_ratio,
+            "best_peak_ratio": advice.schedule.best_peak_ratio,
             "notes": schedule.notes,
             "findings": [finding._asdict() for finding in health.findings],
         }
@@ -55,6 +55,6 @@ def run(options: argparse.Namespace) -> None:
     if health.norms_rise:
         print(f"measured: {RECORD_OF_RISING_NORMS}")
     print(
-        f"peak learning rate: the bound expects {advice.best_peak_ratio:.2f} times the best for linear decay; try half and twice that, too"
+        f"peak learning rate: the bound expects {advice.schedule.best_peak_ratio:.2f} times the best for linear decay; try half and twice that, too"
     )
     print(f"next run: {advice.flags}")

@@ -6,7 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..norms.message_text import shown
+from ..schedules.advice import advise
+from ..schedules.refinement_options import RefinementOptions
 from ..schedules.refining import Refinement, refine_or_pilot, refine_sources
 from ..theory.refinement import smooth_norms
 from .source_options import refinement_options, schedule_options
@@ -26,7 +31,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         parents=[schedule_options()],
         help="draw a run's norms and the schedule they ask for",
         description="Draw a run's norms, raw and smoothed, and the refined schedule beside linear decay and cosine; several "
-        "runs over each other, with the schedule of their average. SOURCE can be a schedule file, too.",
+        "runs over each other, with the schedule of their average. Of one run, the schedule that check advises is drawn, too. SOURCE can be a schedule file, too.",
     )
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="the picture; its ending names the format (default: text)"
@@ -39,9 +44,8 @@ def run(options: argparse.Namespace) -> None:
     """Run the command; `options` are those of `add_parser`."""
     from ..plots import norms_and_schedule_figure, schedule_as_text
 
-    refinements = [
-        refine_or_pilot([source], options.optimizer, refinement_options(options))[0] for source in options.sources
-    ]
+    refined = [refine_or_pilot([source], options.optimizer, refinement_options(options)) for source in options.sources]
+    refinements = [refinement for refinement, _ in refined]
     titles = [_title(refinement, shown(refinement.schedule.source)) for refinement in refinements]
     grids = [refinement.schedule.grid for refinement in refinements]
     several = len(refinements) > 1
@@ -66,6 +70,7 @@ def run(options: argparse.Namespace) -> None:
                 for refinement, name in zip(refinements, _run_names(options.sources), strict=True)
             ],
             average,
+            advised=None if several else _advised(*refined[0], options.sources),
             label=f"gradient {' or '.join(kinds)} norm, before clipping",
             title=headline,
         )
@@ -93,6 +98,16 @@ def _run_names(sources: Sequence[str]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return list(sources)
+
+
+def _advised(
+    refinement: Refinement, refined_with: RefinementOptions, sources: Sequence[str]
+) -> NDArray[np.float64] | None:
+    """The schedule that `check` advises, where it is another one."""
+    if not refinement.runs or refined_with.bounded_warmup:
+        return None
+    advice = advise(refinement, sources, refined_with)
+    return advice.schedule.grid if advice.bounded_warmup else None
 
 
 def _drawn(refinement: Refinement, run_name: str | None) -> "DrawnRun":

@@ -13,12 +13,12 @@ from .refining import Refinement
 
 
 class Advice(NamedTuple):
-    """The advised schedule."""
+    """What `check` advises."""
 
     flags: str
     """The flags for the next run, in one line."""
-    best_peak_ratio: float
-    """The best peak by the bound, as a multiple of the best for linear decay."""
+    schedule: RefinedSchedule
+    """The advised schedule."""
     bounded_warmup: bool
     """Whether the advised schedule has a bounded warm-up, as it has unless the options ask for another one."""
 
@@ -43,11 +43,10 @@ def advise(refinement: Refinement, sources: Sequence[str], options: RefinementOp
     if asks_for_another and not doubtful:
         # A bounded warm-up covers the norms that are missing at the start; another schedule needs a cap there.
         missing = any(run.steps[0] > 1 for run in refinement.runs)
-        schedule = refinement.schedule
-        return Advice(_flags(sources, options, WARMUP if missing else 0), schedule.best_peak_ratio, False)
+        return Advice(_flags(sources, options, WARMUP if missing else 0), refinement.schedule, False)
     bounded = replace(options, rising_norms=None, power=None, max_grad_norm=None, bounded_warmup=True)
     schedule = RefinedSchedule.from_norms(refinement.runs, refinement.schedule.optimizer, bounded)
-    return Advice(_flags(sources, bounded), schedule.best_peak_ratio, True)
+    return Advice(_flags(sources, bounded), schedule, True)
 
 
 def _flags(sources: Sequence[str], options: RefinementOptions, warmup: float = 0) -> str:
