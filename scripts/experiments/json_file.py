@@ -27,7 +27,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any], indent: int | None = None) -> None:
+    """Replace a file as `replace_text` does."""
+    replace_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
     """Replace a file in one operation, so that a kill leaves either the old file or the new one."""
     unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
+    unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)

@@ -8,6 +8,7 @@ import pandas as pd
 from accelerate import PartialState
 
 from .cells import Cell, Result
+from .json_file import replace_text
 from .results_table import read_results, results_table
 from .study_folder import RESULTS_FILE
 
@@ -31,9 +32,7 @@ class ResultsFile:
                 text = self.path.read_text(encoding="utf-8")
                 whole = "".join(f"{line}\n" for line in text.strip().split("\n")[: len(finished)])
                 if whole != text:
-                    unfinished = self.path.with_suffix(".unfinished")
-                    unfinished.write_text(whole, encoding="utf-8")
-                    unfinished.replace(self.path)
+                    replace_text(self.path, whole)
         PartialState().wait_for_everyone()
 
     def __contains__(self, cell: Cell) -> bool:
