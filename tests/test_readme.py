@@ -4,6 +4,9 @@ import os
 import re
 import shutil
 
+import pytest
+from publish_results import COPY, with_results
+
 from .tiny import BIN, REPOSITORY, SCRIPTS, run_command
 
 README = (REPOSITORY / "README.md").read_text()
@@ -46,22 +49,28 @@ def test_links_to_files_lead_somewhere():
     assert [target for target in targets if not (REPOSITORY / target).exists()] == []
 
 
-def test_its_table_is_the_one_that_the_script_wrote():
-    assert (REPOSITORY / "results" / "quickstart" / "table.md").read_text() in README
+def test_its_tables_and_lists_are_those_that_the_scripts_wrote():
+    assert {path for _, _, path, _ in COPY.findall(README)} == {
+        "results/quickstart/table.md", "results/studies.md", "results/problem_suite.md",
+    }  # fmt: skip
+    assert with_results(README, REPOSITORY) == README
 
 
-def test_its_comparisons_are_those_of_the_studies():
-    report = (REPOSITORY / "results" / "studies.md").read_text()
-    table = report[report.index("| setting") :]
-    assert table in README
-    assert 3 <= len(table.splitlines()) <= 2 + 12
+def test_its_table_of_studies_has_at_most_twelve_rows():
+    (table,) = (copy[0] for copy in COPY.finditer(README) if copy[3] == "results/studies.md")
+    assert 3 <= sum(line.startswith("|") for line in table.splitlines()) <= 2 + 12
 
 
-def test_its_lines_about_the_suite_are_those_of_the_report():
-    report = (REPOSITORY / "results" / "problem_suite.md").read_text()
-    lines = [line for line in report[: report.index("| problem ")].splitlines() if line.startswith("- ")]
-    assert len(lines) == 4
-    assert "\n".join(lines) in README
+def test_a_copy_is_made_again(tmp_path):
+    (tmp_path / "report.md").write_text("# Report\n\n| a |\n| - |\n| 1 |\n\n- one\n- two\n\n| b |\n")
+    text = "Before\n\n<!-- the first table of report.md -->\nold\n<!-- end -->\n\n<!-- the first list of report.md -->\n\n<!-- end -->\n"
+    table = "<!-- the first table of report.md -->\n\n| a |\n| - |\n| 1 |\n\n<!-- end -->"
+    assert with_results(text, tmp_path) == (
+        f"Before\n\n{table}\n\n<!-- the first list of report.md -->\n\n- one\n- two\n\n<!-- end -->\n"
+    )
+    (tmp_path / "report.md").write_text("# Report\n")
+    with pytest.raises(ValueError, match=r"report.md has no table; write the report again."):
+        with_results(text, tmp_path)
 
 
 def test_its_errors_of_the_loss_law_are_those_of_the_report():

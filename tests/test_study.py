@@ -21,7 +21,7 @@ from experiments.protocol import (
 )
 from experiments.results_file import ResultsFile
 from experiments.results_table import read_results, results_table
-from experiments.size_report import change_with_size, write_size_report
+from experiments.size_report import change_with_size, num_parameters, write_size_report
 from experiments.statistics import TunedSchedule, holm
 from experiments.study import Study, StudyOptions
 from experiments.study_folder import keep_setting
@@ -36,6 +36,7 @@ from .tiny import BIN, REPOSITORY, run_command
 
 SCRIPT = REPOSITORY / "scripts" / "finetuning_study.py"
 REPORT = REPOSITORY / "scripts" / "report_studies.py"
+SIZES = REPOSITORY / "scripts" / "report_sizes.py"
 
 
 def tuned(peak, *, on_edge=False, problem=""):
@@ -378,6 +379,17 @@ def test_one_size_is_refused(sizes, tmp_path):
     (folder / "setting.json").write_text("{}")
     with refuses("does not state the number of parameters", "run the study again"):
         write_size_report(sizes, tmp_path / "sizes.md")
+
+
+def test_sizes_are_reported_by_the_script(tmp_path):
+    folders = [REPOSITORY / "results" / "size_0.1M", REPOSITORY / "results" / "size_1M"]
+    done = run_command(BIN / "python", SIZES, *folders, "--output", tmp_path / "sizes.md")
+    assert done.returncode == 0, done.stderr
+    report = (tmp_path / "sizes.md").read_text()
+    assert all(f" {num_parameters(folder):,} parameters " in report for folder in folders)
+    done = run_command(BIN / "python", SIZES, tmp_path / "missing", "--output", tmp_path / "sizes.md")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert done.stderr.startswith("report_sizes.py: error: ")
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path):

@@ -3,42 +3,43 @@
 import re
 
 import pandas as pd
+from experiments.json_file import read_json
+from publish_results import TRACK_RECORD, TRACK_RECORD_OF_THE_PACKAGE
 
-from hf_refined_schedule.schedules.track_record import (
-    BOUNDED_WARMUP,
-    BOUNDED_WARMUP_WORSE_IN,
-    PROMISE_AND_GAIN,
-    RECORD_OF_RISING_NORMS,
-    REFINED,
-    REPORT,
-    Outcomes,
-)
+from hf_refined_schedule.schedules.track_record import RECORD_OF_RISING_NORMS, REPORT, Outcomes, read_track_record
 
 from .tiny import REPOSITORY
 
-FOLDER = REPOSITORY / "results" / "problem_suite"
+
+def test_it_is_that_of_the_results():
+    written = read_json(REPOSITORY / TRACK_RECORD)
+    assert read_json(REPOSITORY / TRACK_RECORD_OF_THE_PACKAGE) == written
+    assert Outcomes(**written["bounded_warmup"]) == read_track_record().bounded_warmup
 
 
-def test_the_record_of_bounded_warmup():
-    (row,) = pd.read_csv(FOLDER / "rule.csv").to_dict("records")
-    assert row["rule"] == "between two warm-ups"
-    assert Outcomes(row["better"], row["undecided"], row["worse"]) == BOUNDED_WARMUP
-    assert BOUNDED_WARMUP.total == row["problems"]
-    assert "; ".join(BOUNDED_WARMUP_WORSE_IN) == row["worse in"]
+def test_the_record_of_bounded_warmup_is_in_the_report():
+    record = read_track_record()
+    better, undecided, worse = record.bounded_warmup
+    report = " ".join((REPOSITORY / REPORT).read_text().split())
+    assert (
+        f"Over all {record.bounded_warmup.total} problems and studies, *between two warm-ups* is better than reference 2 in "
+        f"{better}, undecided in {undecided}, and worse in {worse}"
+    ) in report
+    for name in record.bounded_warmup_worse_in:
+        assert f"{name}, by" in report
 
 
-def test_the_record_of_each_verdict():
-    advised = pd.read_csv(FOLDER / "advice.csv")
-    counted = {
-        verdict: Outcomes(*((group["refined, reference 1"] == outcome).sum() for outcome in Outcomes._fields))
-        for verdict, group in advised.drop_duplicates(["check now", "problem"]).groupby("check now")
-    }
-    assert counted == REFINED
+def test_the_record_of_each_verdict_counts_a_problem_once():
+    advised = pd.read_csv(REPOSITORY / TRACK_RECORD.parent / "advice.csv")
+    outcomes = {(row["check now"], row["problem"]): row["refined, reference 1"] for row in advised.to_dict("records")}
+    for verdict, counted in read_track_record().refined.items():
+        of_verdict = [outcome for (said, _), outcome in outcomes.items() if said == verdict]
+        assert counted == Outcomes(*(of_verdict.count(outcome) for outcome in Outcomes._fields))
 
 
 def test_the_promise_and_the_gain():
     report = (REPOSITORY / REPORT).read_text()
-    assert f"rank correlation of {PROMISE_AND_GAIN:+.2f} " in " ".join(report.split())
+    assert f"rank correlation of {read_track_record().promise_and_gain:+.2f} " in " ".join(report.split())
 
 
 def test_the_page_about_schedules_states_the_record_of_the_suite():

@@ -27,7 +27,7 @@ def wheel(tmp_path_factory):
 
 def source_tree(folder):
     """The tracked files that a build may read."""
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", PACKAGE, "scripts", "tests"):
+    for name in ("setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", PACKAGE, "scripts", "tests"):
         (folder / name).symlink_to(REPOSITORY / name)
     return folder
 
@@ -45,7 +45,7 @@ def run_python(*words, folder=None):
 
 def test_the_wheel_holds_the_package_alone(wheel):
     expected = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / PACKAGE).rglob("*.py")}
-    expected.add(f"{PACKAGE}/py.typed")
+    expected |= {f"{PACKAGE}/py.typed", f"{PACKAGE}/schedules/track_record.json"}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert held == expected
 
@@ -85,6 +85,7 @@ def test_the_source_distribution_makes_the_same_wheel(wheel, tmp_path):
     with tarfile.open(archive) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
     assert {"LICENSE", "README.md", "pyproject.toml", "setup.cfg", f"{PACKAGE}/py.typed"} <= names
+    assert not any(name.startswith("tests/") for name in names)
     rebuilt = build_wheel(archive, tmp_path / "dist")
     files, again = (
         {name: archive.read(name) for name in archive.namelist() if not name.endswith(".dist-info/RECORD")}

@@ -1,5 +1,11 @@
-"""What the advice and the verdicts of `check` were worth where the outcome was measured: results/problem_suite.md."""
+"""What the advice and the verdicts of `check` were worth where the outcome was measured: results/problem_suite.md.
 
+The counts are in track_record.json, which scripts/publish_results.py writes from the results.
+"""
+
+import functools
+import json
+from importlib.resources import files
 from typing import NamedTuple
 
 from .health import Verdict
@@ -20,21 +26,33 @@ class Outcomes(NamedTuple):
         return sum(self)
 
 
-BOUNDED_WARMUP = Outcomes(better=3, undecided=14, worse=2)
-"""`bounded_warmup` against linear decay with the best of five warm-ups, over problems and studies."""
+class TrackRecord(NamedTuple):
+    """Measured outcomes, over problems and studies.
 
-BOUNDED_WARMUP_WORSE_IN = ("from scratch, 300 updates", "from scratch, 1,200 updates")
-"""The problems and studies in which `bounded_warmup` was worse."""
+    Args:
+        bounded_warmup: `bounded_warmup` against linear decay with the best of five warm-ups.
+        bounded_warmup_worse_in: the problems and studies in which it was worse.
+        refined: the rule of the paper against linear decay without warm-up where a baseline had a verdict, by verdict.
+        promise_and_gain: the rank correlation between the promise of the bound and the measured gain.
+    """
 
-REFINED: dict[Verdict, Outcomes] = {
-    "sound": Outcomes(better=3, undecided=7, worse=2),
-    "doubtful": Outcomes(better=0, undecided=5, worse=3),
-    "degenerate": Outcomes(better=0, undecided=1, worse=2),
-}
-"""The rule of the paper against linear decay without warm-up, over problems and studies that have a baseline with the verdict."""
+    bounded_warmup: Outcomes
+    bounded_warmup_worse_in: tuple[str, ...]
+    refined: dict[Verdict, Outcomes]
+    promise_and_gain: float
 
-PROMISE_AND_GAIN = -0.54
-"""The rank correlation between the promise of the bound and the measured gain, over problems and studies."""
+
+@functools.cache
+def read_track_record() -> TrackRecord:
+    """The track record that the package carries."""
+    record = json.loads(files(__package__).joinpath("track_record.json").read_text(encoding="utf-8"))
+    return TrackRecord(
+        bounded_warmup=Outcomes(**record["bounded_warmup"]),
+        bounded_warmup_worse_in=tuple(record["bounded_warmup_worse_in"]),
+        refined={verdict: Outcomes(**outcomes) for verdict, outcomes in record["refined"].items()},
+        promise_and_gain=record["promise_and_gain"],
+    )
+
 
 RECORD_OF_RISING_NORMS = (
     "norms rise from scratch and with LoRA; from scratch, linear decay after a warm-up of 20 % was better than all refined "
@@ -45,23 +63,24 @@ RECORD_OF_RISING_NORMS = (
 
 def record_of_advice() -> str:
     """What the advised schedule was worth, in a sentence."""
-    better, _, worse = BOUNDED_WARMUP
-    where = f" ({'; '.join(BOUNDED_WARMUP_WORSE_IN)})" if BOUNDED_WARMUP_WORSE_IN else ""
+    record = read_track_record()
+    outcomes = record.bounded_warmup
+    where = f" ({'; '.join(record.bounded_warmup_worse_in)})" if record.bounded_warmup_worse_in else ""
     return (
-        f"bounded_warmup was worse than linear decay with the best of five warm-ups in {worse} of {BOUNDED_WARMUP.total} problems{where}, "
-        f"and better in {better} ({REPORT})"
+        f"bounded_warmup was worse than linear decay with the best of five warm-ups in {outcomes.worse} of {outcomes.total} problems{where}, "
+        f"and better in {outcomes.better} ({REPORT})"
     )
 
 
 def record_of_verdict(verdict: Verdict) -> str:
     """What the rule of the paper was worth where a baseline had a verdict, in a sentence."""
-    better, undecided, worse = REFINED[verdict]
+    outcomes = read_track_record().refined[verdict]
     return (
-        f"of {REFINED[verdict].total} problems with this verdict, the rule of the paper was better than linear decay in {better}, "
-        f"worse in {worse}, undecided in {undecided} ({REPORT})"
+        f"of {outcomes.total} problems with this verdict, the rule of the paper was better than linear decay in {outcomes.better}, "
+        f"worse in {outcomes.worse}, undecided in {outcomes.undecided} ({REPORT})"
     )
 
 
 def record_of_promise() -> str:
     """What promises were worth, in a clause."""
-    return f"rank correlation with the measured gain: {PROMISE_AND_GAIN:+.2f}, {REPORT}"
+    return f"rank correlation with the measured gain: {read_track_record().promise_and_gain:+.2f}, {REPORT}"

@@ -43,9 +43,9 @@ def score_rules(studies: Mapping[str, StudyResults], names: Sequence[str]) -> pd
                 **{verdict: verdicts.count(verdict) for verdict in ("better", "undecided", "worse")},
                 "mean": float(np.mean(differences)),
                 "largest": max(differences),
-                "worse in": "; ".join(
+                "worse in": [
                     study.label for study, verdict in zip(compared, verdicts, strict=True) if verdict == "worse"
-                ),
+                ],
             }
     columns = ["problems", "better", "undecided", "worse", "mean", "largest", "worse in"]
     scores = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
@@ -57,5 +57,5 @@ def rule_table(scores: pd.DataFrame) -> str:
     table = scores.rename_axis("rule").reset_index()
     for column in ("mean", "largest"):
         table[f"{column} difference"] = table.pop(column).map(lambda value: f"{value:+.2%}")
-    table["worse in"] = table.pop("worse in").replace("", NOT_AVAILABLE)
+    table["worse in"] = table.pop("worse in").map("; ".join).replace("", NOT_AVAILABLE)
     return markdown_table(table.astype(str))

@@ -1,6 +1,8 @@
 """The results of a study by results/protocol.md, and its contrasts."""
 
 import math
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,6 +84,22 @@ def read_study(folder: Path) -> StudyResults:
     losses = tested.pivot_table(index="seed", columns="schedule", values="loss", aggfunc="last", dropna=False)
     losses = losses.reindex(columns=[name for name in choices.compared if name in losses.columns])
     return StudyResults(str(labels[0]), cells, choices, losses, reduced)
+
+
+def read_studies(folders: Iterable[Path]) -> dict[Path, StudyResults]:
+    """Read the results of several studies; says of each that is under way that it is left out.
+
+    Raises:
+        ValueError: as in `read_study`.
+    """
+    studies = {}
+    for folder in folders:
+        study = read_study(folder)
+        if study.is_under_way:
+            print(f"{folder} has too few test runs yet; run the study again to continue it.", file=sys.stderr)
+        else:
+            studies[folder] = study
+    return studies
 
 
 def with_divergence_as_worst(losses: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .json_file import read_json
+from .json_file import read_json, write_json
 from .markdown_tables import markdown_table
 from .problems import CHOOSING, PROBLEMS
 from .protocol import CONTROLS, LINEAR, REFINED, RISING_IGNORED
@@ -16,14 +16,17 @@ from .rules import BETWEEN_WARMUPS, CLIPPED_RULES, RULES
 from .study_folder import PROVENANCE_FILE, SCHEDULES_FILE
 from .study_pictures import add_legend, style_of
 from .study_report import summary_table, write_study_report
-from .study_results import StudyResults, read_study, with_divergence_as_worst
+from .study_results import StudyResults, read_studies, read_study, with_divergence_as_worst
 from .verdict_scores import (
     advice_table,
+    describe_promise_and_gain,
     hits,
     hits_by_verdict,
     new_threshold,
     outcomes_by_verdict,
-    promise_and_gain,
+    problems_by_verdict,
+    refined_outcomes,
+    track_record,
 )
 
 TICKS = (-30, -10, -3, -1, 0, 1, 3, 10, 30)
@@ -49,10 +52,9 @@ def in_short(
         option = " (`bounded_warmup`)" if name == BETWEEN_WARMUPS else ""
         lines.append(f"- *{name}*{option}: {counts[0]} where the rule was chosen; {counts[1]} where it was tested.")
     outcomes = []
-    for verdict, group in advised.groupby("check now", sort=False):
-        problems = group.drop_duplicates("problem")  # the baselines of a problem share its outcome
-        better, worse = ((problems["refined, reference 1"] == outcome).sum() for outcome in ("better", "worse"))
-        outcomes.append(f"*{verdict}* {better} better, {worse} worse of {len(problems)}")
+    for verdict, problems in problems_by_verdict(advised).items():
+        counts = refined_outcomes(problems)
+        outcomes.append(f"*{verdict}* {counts['better']} better, {counts['worse']} worse of {len(problems)}")
     lines.append(
         "- The rule of the paper against plain linear decay, over problems and studies that have a baseline with the verdict of `check`: "
         f"{'; '.join(sorted(outcomes, reverse=True))}."
@@ -114,7 +116,7 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
     draw_suite(figure, studies, rule)
     figure.savefig(folder / "differences.png", dpi=130)
     summary = summary_table({folder / name: study for name, study in studies.items()})
-    read = {other: study for other in others if not (study := read_study(other)).is_under_way}
+    read = read_studies(others)
     tested = {study.label: study for study in read.values()}
     if len(tested) < len(read):
         raise ValueError("Two of the studies have the same label; give each its own --label.")
@@ -122,8 +124,8 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
     folders = {name: folder / name for name in studies} | {study.label: other for other, study in read.items()}
     advised = advice_table(everything, folders)
     advised.to_csv(folder / "advice.csv", index=False, float_format="%.6g")
-    chosen_rule = score_rules(everything, [rule])
-    chosen_rule.to_csv(folder / "rule.csv", index_label="rule", float_format="%.6g")
+    bounded_warmup = score_rules(everything, [BETWEEN_WARMUPS]).to_dict("index").get(BETWEEN_WARMUPS)
+    write_json(folder / "track_record.json", track_record(advised, bounded_warmup), indent=1)
     missing = [name for name in PROBLEMS if name not in studies]
     parts = [
         "# The problem suite",
@@ -161,7 +163,7 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
         "The verdicts of today: a low promise of the bound is no verdict any more. How refined, by the rule of the paper, compared with "
         "linear decay without warm-up (reference 1):",
         outcomes_by_verdict(advised),
-        promise_and_gain(advised),
+        describe_promise_and_gain(advised),
         render_provenance(merged_provenance([read_json(folder / name / PROVENANCE_FILE) for name in studies])),
     ]
     folder.resolve().with_name(f"{folder.resolve().name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")

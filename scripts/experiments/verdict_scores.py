@@ -1,7 +1,9 @@
 """What the verdicts and the advice of `check` were worth in the studies that followed."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from scipy.stats import spearmanr
@@ -140,35 +142,66 @@ def new_threshold(studies: Mapping[str, StudyResults], folders: Mapping[str, Pat
     return " ".join(sentences)
 
 
-def promise_and_gain(advised: pd.DataFrame) -> str:
-    """How the promise of the bound went with the measured gain, in a sentence."""
+def promise_and_gain(advised: pd.DataFrame) -> float:
+    """Spearman's rank correlation, over problems, of the promise of the bound with the measured gain; NaN below three problems."""
     means = advised.groupby("problem")[["promise", "gain"]].mean()
-    if len(means) < 3:
+    return math.nan if len(means) < 3 else float(spearmanr(means["promise"], means["gain"]).statistic)
+
+
+def describe_promise_and_gain(advised: pd.DataFrame) -> str:
+    """How the promise of the bound went with the measured gain, in a sentence."""
+    rank = promise_and_gain(advised)
+    if math.isnan(rank):
         return "Too few problems to compare the promise of the bound with the measured gain."
-    rank = spearmanr(means["promise"], means["gain"]).statistic
     return (
         "The gain that the bound promises for refined over linear decay and the measured gain over reference 1 have a rank "
-        f"correlation of {rank:+.2f} (Spearman, {len(means)} problems)."
+        f"correlation of {rank:+.2f} (Spearman, {advised['problem'].nunique()} problems)."
     )
 
 
-def outcomes_by_verdict(advised: pd.DataFrame) -> str:
-    """How refined compared with reference 1 for each verdict of today's thresholds and each half, as Markdown.
+def problems_by_verdict(advised: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The problems that have a baseline with each verdict of today's thresholds.
 
-    A problem counts once for each verdict that a baseline of it has: its baselines share the outcome.
+    A problem counts once for a verdict: its baselines share the outcome.
+
+    Args:
+        advised: the output of `advice_table`.
+
+    Returns:
+        Rows of `advised`, one for each problem, by verdict.
     """
+    problems = advised.drop_duplicates(["check now", "problem"])
+    return {str(verdict): group for verdict, group in problems.groupby("check now", sort=False)}
+
+
+def refined_outcomes(problems: pd.DataFrame) -> dict[str, int]:
+    """How often refined was better, undecided and worse against reference 1."""
+    outcomes = problems["refined, reference 1"]
+    return {outcome: int((outcomes == outcome).sum()) for outcome in ("better", "undecided", "worse")}
+
+
+def outcomes_by_verdict(advised: pd.DataFrame) -> str:
+    """How refined compared with reference 1 for each verdict of today's thresholds and each half, as Markdown."""
     rows = [
-        {
-            "verdict": verdict,
-            "half": half,
-            "problems": str(len(group)),
-            **{
-                outcome: str((group["refined, reference 1"] == outcome).sum())
-                for outcome in ("better", "undecided", "worse")
-            },
-        }
-        for (verdict, half), group in advised.drop_duplicates(["check now", "problem"]).groupby(
-            ["check now", "half"], sort=False
-        )
+        {"verdict": verdict, "half": half, "problems": str(len(group)), **refined_outcomes(group)}
+        for verdict, problems in problems_by_verdict(advised).items()
+        for half, group in problems.groupby("half", sort=False)
     ]
-    return markdown_table(pd.DataFrame(rows).sort_values(["verdict", "half"], ascending=False))
+    return markdown_table(pd.DataFrame(rows).sort_values(["verdict", "half"], ascending=False).astype(str))
+
+
+def track_record(advised: pd.DataFrame, bounded_warmup: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the package states about its advice: the content of its track_record.json.
+
+    Args:
+        advised: the output of `advice_table`.
+        bounded_warmup: the row of `score_rules` of the rule that `bounded_warmup` follows, over all problems and studies; None if it was not run.
+    """
+    record: dict[str, Any] = {}
+    if bounded_warmup is not None:
+        counts = {outcome: int(bounded_warmup[outcome]) for outcome in ("better", "undecided", "worse")}
+        record = {"bounded_warmup": counts, "bounded_warmup_worse_in": list(bounded_warmup["worse in"])}
+    problems = problems_by_verdict(advised)
+    record["refined"] = {verdict: refined_outcomes(problems[verdict]) for verdict in sorted(problems)}
+    record["promise_and_gain"] = round(promise_and_gain(advised), 2)
+    return record
