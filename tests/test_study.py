@@ -14,6 +14,7 @@ from experiments.protocol import (
     MAX_PEAKS,
     OTHER_SCHEDULES,
     SELECTION,
+    SUMMARIZED,
     WITHOUT_CAP,
     baseline_file,
     choose,
@@ -25,8 +26,10 @@ from experiments.size_report import change_with_size, num_parameters, write_size
 from experiments.statistics import TunedSchedule, holm
 from experiments.study import Study, StudyOptions
 from experiments.study_folder import keep_setting
+from experiments.study_pictures import draw_loss_by_peak, draw_schedules
 from experiments.study_report import notes, without_test
-from experiments.study_results import StudyResults, compare_with, verdict, with_divergence_as_worst
+from experiments.study_results import StudyResults, compare_with, read_study, verdict, with_divergence_as_worst
+from matplotlib.figure import Figure
 
 from hf_refined_schedule import load_norms
 
@@ -206,6 +209,19 @@ def study_of(losses):
     names = list(losses)
     choices = choose(selection({name: {1: 3.0, 2: 2.0, 4: 3.0} for name in names}))
     return StudyResults("x", pd.DataFrame(), choices, pd.DataFrame(losses))
+
+
+def test_the_pictures_of_a_study_show_both_references_and_what_the_readme_compares():
+    study = read_study(REPOSITORY / "results" / "from_scratch_1200")
+    shown = {"linear", study.reference, *SUMMARIZED}
+    grids = {name: [0.0, 1.0, 0.0] for name in (*shown, "refined, warm-up")}
+    for draw in (
+        lambda figure: draw_loss_by_peak(figure, study),
+        lambda figure: draw_schedules(figure, grids, study.reference),
+    ):
+        draw(figure := Figure())
+        (axes,) = figure.axes
+        assert {text.get_text() for text in axes.get_legend().get_texts()} == shown
 
 
 def test_contrasts_are_paired_and_only_the_primary_ones_corrected():

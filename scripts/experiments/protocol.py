@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .rules import ALL_RULES, rule_file
+from .rules import ALL_RULES, BETWEEN_WARMUPS, rule_file
 from .schedules_compared import SCHEDULES as COMPARED
 from .schedules_compared import ComparedSchedule
 from .statistics import TunedSchedule, tune_peak
@@ -65,6 +65,9 @@ CONTROLS = [linear_with_warmup(warmup) for warmup in (0.05, 0.1)]
 
 WITHOUT_CAP = [REFINED, RISING_IGNORED, "cosine", "WSD"]
 """The schedules that the problem suite and the reduced protocol compare with linear decay, beside the rules."""
+
+SUMMARIZED = (BETWEEN_WARMUPS, RISING_IGNORED, REFINED, "cosine", "WSD")
+"""The schedules of the summary over studies, and of the pictures that have a line for each schedule, beside the references."""
 
 REDUCED = "reduced"
 """The protocol of a study in its `setting.json`, for models that train for minutes."""

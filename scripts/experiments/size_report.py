@@ -12,11 +12,10 @@ from scipy import stats
 
 from .json_file import read_json
 from .markdown_tables import NOT_AVAILABLE, markdown_table
-from .protocol import LINEAR
+from .protocol import LINEAR, SUMMARIZED
 from .statistics import paired_difference
 from .study_folder import SETTING_FILE
 from .study_pictures import add_legend, style_of
-from .study_report import SUMMARIZED
 from .study_results import StudyResults
 
 APART = 1.03

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from .protocol import LINEAR, OTHER_SCHEDULES, REFINED, RISING_IGNORED, SELECTION
+from .protocol import LINEAR, OTHER_SCHEDULES, REFINED, RISING_IGNORED, SELECTION, SUMMARIZED
 from .rules import ALL_RULES, BETWEEN_WARMUPS
 from .study_results import StudyResults
 
@@ -72,7 +72,7 @@ def draw_loss_by_peak(figure: Figure, study: StudyResults) -> None:
     rows = study.cells[study.cells["role"] == SELECTION]
     zero = study.choices.tuned[study.reference].losses.mean()
     drawn = []
-    for name in dict.fromkeys([LINEAR, study.reference, *OTHER_SCHEDULES]):
+    for name in dict.fromkeys([LINEAR, study.reference, *SUMMARIZED]):
         means = rows[rows["schedule"] == name].groupby("peak")["loss"].mean().replace(math.inf, math.nan) - zero
         if means.notna().any():
             axes.plot(means.index, means, marker="o", markersize=4, label=name, **style_of(name))
@@ -92,7 +92,7 @@ def draw_loss_by_peak(figure: Figure, study: StudyResults) -> None:
 def draw_schedules(figure: Figure, grids: Mapping[str, NDArray[np.float64]], reference: str) -> None:
     """Draw multipliers at even progress from 0 to 1, by schedule."""
     axes = figure.subplots()
-    for name in dict.fromkeys([LINEAR, reference, *OTHER_SCHEDULES]):
+    for name in dict.fromkeys([LINEAR, reference, *SUMMARIZED]):
         if name in grids:
             axes.plot(np.linspace(0, 1, len(grids[name])), grids[name], label=name, **style_of(name))
     axes.set(xlabel="progress of the run", ylabel="fraction of the peak learning rate", ylim=(0, 1.05))

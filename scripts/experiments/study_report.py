@@ -12,7 +12,15 @@ import pandas as pd
 
 from .json_file import read_json
 from .markdown_tables import NOT_AVAILABLE, markdown_table
-from .protocol import LINEAR, LINEAR_SCHEDULES, NUM_BASELINES, REFINED, RISING_IGNORED, SELECTION, baseline_file
+from .protocol import (
+    LINEAR,
+    LINEAR_SCHEDULES,
+    NUM_BASELINES,
+    REFINED,
+    SELECTION,
+    SUMMARIZED,
+    baseline_file,
+)
 from .provenance import render_provenance
 from .report import read_schedules
 from .report_tables import format_p_value, num_decimals
@@ -197,9 +205,6 @@ def notes(study: StudyResults) -> str:
         else "",
     ]
     return " ".join(sentence for sentence in sentences if sentence)
-
-
-SUMMARIZED = (BETWEEN_WARMUPS, RISING_IGNORED, REFINED, "cosine", "WSD")
 
 
 def summary_table(studies: Mapping[Path, StudyResults]) -> str:
