@@ -11,11 +11,11 @@ report finetune Fine-tuning
 report scratch "From scratch"
 report lora LoRA
 report logistic_regression "Logistic regression"
-compared=() # the sizes are one setting, with a report of its own
+compared=() sizes=() # the sizes are one setting, with a report of its own
 for study in trained_start_{300,1200,lora} smollm2 smollm2_lora from_scratch_{300,1200}; do
     if [ -e "results/$study/results.jsonl" ]; then compared+=("results/$study"); fi
 done
-sizes=(results/size_*/)
+for results in results/size_*/results.jsonl; do sizes+=("${results%/*}"); done
 .venv/bin/python scripts/report_studies.py "${compared[@]}" "${sizes[@]}" --summary results/studies.md > /dev/null
 .venv/bin/python scripts/report_sizes.py "${sizes[@]}" --output results/sizes.md
 .venv/bin/python scripts/problem_suite.py --report_only --output_dir results/problem_suite --studies "${compared[@]}" > /dev/null

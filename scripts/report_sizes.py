@@ -3,7 +3,7 @@
     python scripts/report_sizes.py runs/size_* --output runs/sizes.md
 
 The folders are those of studies by results/protocol.md, one for each size. The picture has the name of the report with the suffix
-.png. A study without a test seed of both references and of both refined schedules is left out, with a line.
+.png. A study that is under way is left out, with a line.
 """
 
 import argparse

@@ -357,8 +357,24 @@ def test_norms_are_not_replaced_by_their_schedule(run, tmp_path, capsys):
     before = norms.read_text()
     (tmp_path / "link").symlink_to(norms)
     for source, out in ((run, norms), (norms, norms), (norms, tmp_path / "link")):
-        assert "the schedule would replace them" in refused(capsys, "refine", source, "-o", out)
+        assert "the schedule would replace it" in refused(capsys, "refine", source, "-o", out)
     assert norms.read_text() == before
+
+
+def test_only_a_schedule_file_is_replaced(run, tmp_path, capsys):
+    script, log, schedule = tmp_path / "train.py", run / "trainer_state.json", tmp_path / "schedule.json"
+    script.write_text("print()\n")
+    log.write_text("{}")
+    schedule.touch()
+    assert main(["refine", str(run), "-o", str(schedule)]) == 0
+    assert main(["refine", str(run), "--pilot", "--num-training-steps", "400", "-o", str(schedule)]) == 0
+    capsys.readouterr()
+    for other in (script, log):
+        before = other.read_text()
+        assert "is no schedule file, and the schedule would replace it; name another file" in refused(
+            capsys, "refine", run, "-o", other
+        )
+        assert other.read_text() == before
 
 
 def test_a_picture_without_an_ending(run, tmp_path, capsys):

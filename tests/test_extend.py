@@ -269,8 +269,8 @@ def test_the_command(run, tmp_path, capsys):
     )
     assert lines[1] == "highest rate to come 0.001, last rate 6.67e-05"
     assert lines[-1] == (
-        f"""next run: --max_steps 45 --lr_scheduler_type refined --lr_scheduler_kwargs '{{"refined_from": "{path}"}}', """
-        f"resumed from {run}/checkpoint-30"
+        f"""next run: --max_steps 45 --lr_scheduler_type refined --lr_scheduler_kwargs '{{"refined_from": "{path}"}}' """
+        f"--resume_from_checkpoint {run}/checkpoint-30"
     )
     for command in (["plot", "--text"], ["plot", "-o", str(tmp_path / "picture.png")]):
         assert main([command[0], str(path), *command[1:]]) == 0

@@ -100,6 +100,7 @@ def test_text_picture():
         pytest.param(["linear", "--max-steps", "0"], ["max_steps is 0", "pass --max-steps T"], id="no updates"),
         pytest.param(["linear", "--max-steps", "10000000"], ["10,000,000", "1,000,000"], id="too long"),
         pytest.param(["polynomial {power: 2}", "--max-steps", "9"], ["no JSON object", 'polynomial {"power": 2}'], id="options that are no JSON"),
+        pytest.param(['polynomial {"power": -2}', "--max-steps", "9"], ["polynomial refuses its lr_scheduler_kwargs", "power"], id="options that cannot be computed"),
         pytest.param(['cosine {"turns": 2}', "--max-steps", "9"], ["cosine refuses", "turns"], id="an unknown option"),
         pytest.param(["warmup_stable_decay", "--max-steps", "9"], ["warmup_stable_decay", "num_decay_steps"], id="a missing option"),
         pytest.param(["reduce_lr_on_plateau", "--max-steps", "9"], ["reduce_lr_on_plateau", "evaluations"], id="by evaluation"),

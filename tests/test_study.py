@@ -28,7 +28,14 @@ from experiments.study import Study, StudyOptions
 from experiments.study_folder import keep_setting
 from experiments.study_pictures import draw_loss_by_peak, draw_schedules
 from experiments.study_report import notes, without_test
-from experiments.study_results import StudyResults, compare_with, read_study, verdict, with_divergence_as_worst
+from experiments.study_results import (
+    StudyResults,
+    compare_with,
+    read_studies,
+    read_study,
+    verdict,
+    with_divergence_as_worst,
+)
 from matplotlib.figure import Figure
 
 from hf_refined_schedule import load_norms
@@ -342,6 +349,10 @@ def test_a_study_that_is_under_way_is_left_out(study, tmp_path):
     shutil.copytree(study, under_way)
     rows = (under_way / "results.jsonl").read_text().splitlines(keepends=True)
     (under_way / "results.jsonl").write_text("".join(row for row in rows if '"role"' in row))
+    unfinished = tmp_path / "unfinished"  # each schedule has a test seed, but not all
+    shutil.copytree(study, unfinished)
+    (unfinished / "schedules.json").unlink()
+    assert read_studies([unfinished]) == {}
     done = run_command(BIN / "python", REPORT, under_way, study, "--summary", tmp_path / "summary.md")
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == (
@@ -384,6 +395,7 @@ def test_the_change_of_a_difference_with_size_is_a_slope(sizes, tmp_path):
     ]
     assert rows["WSD"] == [*(f"+{n}.00 [+{n}.00, +{n}.00]" for n in (1, 2, 3)), "+1.00 [+1.00, +1.00]"]
     assert rows["cosine"][-1].startswith("+0.00")
+    assert rows["linear"][:3] == ["+0.00 [+0.00, +0.00]"] * 3
     assert change_with_size(pd.Series({1000: 1.0, 10_000: 2.0}))[0] == pytest.approx(1)
     assert math.isnan(change_with_size(pd.Series({1000: 1.0}))[0])
 

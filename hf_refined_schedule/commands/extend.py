@@ -8,7 +8,7 @@ from typing import get_args
 from ..norms.message_text import shown
 from ..schedules.extension import Decay
 from ..schedules.predicting import predict_extension
-from ..schedules.schedule_file import write_schedule
+from .schedule_output import write_output
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
         rewarm=options.rewarm,
         learning_rate=options.learning_rate,
     )
-    write_schedule(schedule, options.output)
+    write_output(schedule, options.output)
     ahead = schedule.grid[start:]
     print(
         f"{shown(schedule.source)}: {start} updates made, {total - start} to come, at a learning rate of {peak * ahead[0]:.3g} "
@@ -78,6 +78,6 @@ def run(options: argparse.Namespace) -> None:
     print(f"wrote {options.output} ({schedule.fingerprint})")
     kwargs = shlex.quote(json.dumps({"refined_from": options.output}))
     print(
-        f"next run: --max_steps {total} --lr_scheduler_type refined --lr_scheduler_kwargs {kwargs}, resumed from "
-        f"{shown(schedule.source)}"
+        f"next run: --max_steps {total} --lr_scheduler_type refined --lr_scheduler_kwargs {kwargs} "
+        f"--resume_from_checkpoint {shlex.quote(options.checkpoint)}"
     )

@@ -15,7 +15,7 @@ from ..schedules.predicting import (
     predict_losses,
 )
 from ..schedules.refined_schedule import RefinedSchedule
-from ..schedules.schedule_file import write_schedule
+from .schedule_output import write_output
 
 DRAWN = 6
 """Schedules in a picture, the best first."""
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
         best = best_predicted_schedule(
             prediction.fitted, num_training_steps=options.num_training_steps, learning_rate=options.learning_rate
         )
-        write_schedule(best, options.optimize)
+        write_output(best, options.optimize)
         first = prediction.rows[0]
         multipliers = best.grid[:-1]
         optimized = prediction.fitted.final_loss("optimized", multipliers, first.peak)

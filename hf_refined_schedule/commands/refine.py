@@ -1,13 +1,11 @@
 """`hf-refined-schedule refine`: make a schedule file from a run."""
 
 import argparse
-import os
-from collections.abc import Sequence
 
 from ..schedules.refined_schedule import RefinedSchedule, minimize_bound
-from ..schedules.schedule_file import write_schedule
 from ..theory.classical import POWERS, closest_polynomial, closest_wsd
 from ..theory.refinement import peak_position
+from .schedule_output import write_output
 from .source_options import refine_runs, schedule_options
 
 
@@ -42,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
     if options.method == "numerical":
         schedule = minimize_bound(schedule)
     if options.output is not None:
-        _write(schedule, [run.source for run in runs], options.output)
+        write_output(schedule, options.output)
     for run in runs:
         print(run.description)
     print(
@@ -60,13 +58,6 @@ def run(options: argparse.Namespace) -> None:
         print("nothing is written; pass --output FILE for a schedule file")
     else:
         print(f"wrote {options.output} ({schedule.fingerprint})")
-
-
-def _write(schedule: RefinedSchedule, sources: Sequence[str], output: str) -> None:
-    """Write the schedule file, unless it would replace a source."""
-    if os.path.exists(output) and any(os.path.samefile(output, source) for source in sources):
-        raise ValueError(f"{output} holds the norms, and the schedule would replace them; pass another --output.")
-    write_schedule(schedule, output)
 
 
 def _print_fits(schedule: RefinedSchedule) -> None:

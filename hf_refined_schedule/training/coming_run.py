@@ -143,13 +143,13 @@ def learning_rates(
             num_training_steps=num_training_steps,
             scheduler_specific_kwargs=scheduler_keywords(arguments),
         )
-    except TypeError as error:
+        rates = np.empty(num_rates)
+        for step in range(num_rates):
+            rates[step] = optimizer.param_groups[0]["lr"]
+            optimizer.step()
+            scheduler.step()
+    except (TypeError, ArithmeticError) as error:
         raise ValueError(
             f"The schedule {name} refuses its lr_scheduler_kwargs: {shown(error)}; pass what it needs."
         ) from None
-    rates = np.empty(num_rates)
-    for step in range(num_rates):
-        rates[step] = optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        scheduler.step()
     return rates

@@ -42,14 +42,14 @@ def compare_sizes(studies: Mapping[int, StudyResults], *, best_warmup: bool) -> 
         best_warmup: whether the reference is linear decay with the best warm-up of each size, or linear decay.
 
     Returns:
-        A row for each schedule and size with the columns of `paired_difference`, `schedule` and `parameters`.
+        A row for each schedule and size, also where linear decay is the reference itself, with the columns of `paired_difference`, `schedule` and `parameters`.
     """
     rows = []
     for parameters, study in sorted(studies.items()):
         reference = study.reference if best_warmup else LINEAR
         losses = 100 * study.relative_losses(reference)
         for name in (LINEAR, *SUMMARIZED):
-            if name in losses and name != reference:
+            if name in losses and (best_warmup or name != LINEAR):
                 difference = paired_difference(losses[name], losses[reference])
                 rows.append({"schedule": name, "parameters": parameters, **difference})
     return pd.DataFrame(rows)

@@ -15,7 +15,7 @@ from .json_file import read_json
 from .protocol import LINEAR, PRIMARY, REDUCED, Choices, choose, compared_rows
 from .results_table import read_results, results_table
 from .statistics import holm, paired_difference
-from .study_folder import RESULTS_FILE, SETTING_FILE
+from .study_folder import RESULTS_FILE, SCHEDULES_FILE, SETTING_FILE
 
 MARGIN = 0.002
 """A schedule is no worse if the interval of its difference ends below this fraction of the reference's loss."""
@@ -89,13 +89,15 @@ def read_study(folder: Path) -> StudyResults:
 def read_studies(folders: Iterable[Path]) -> dict[Path, StudyResults]:
     """Read the results of several studies; says of each that is under way that it is left out.
 
+    The schedules are the last file that a study writes.
+
     Raises:
         ValueError: as in `read_study`.
     """
     studies = {}
     for folder in folders:
         study = read_study(folder)
-        if study.is_under_way:
+        if study.is_under_way or not (folder / SCHEDULES_FILE).is_file():
             print(f"{folder} has too few test runs yet; run the study again to continue it.", file=sys.stderr)
         else:
             studies[folder] = study

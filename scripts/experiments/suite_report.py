@@ -156,10 +156,10 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
         aim(rule, everything),
         "## The verdict",
         f"What `check` said and advised by the thresholds that it had before the suite, for {len(advised)} baselines of "
-        f"{len(everything)} problems and studies:",
+        f"{advised['problem'].nunique()} problems and studies:",
         hits(advised),
         hits_by_verdict(advised),
-        new_threshold(everything, folders),
+        new_threshold({name: everything[name] for name in advised["problem"].unique()}, folders),
         "The verdicts of today: a low promise of the bound is no verdict any more. How refined, by the rule of the paper, compared with "
         "linear decay without warm-up (reference 1):",
         outcomes_by_verdict(advised),
