@@ -27,7 +27,7 @@ def with_results(text: str, folder: Path) -> str:
         folder: the folder that the paths in the marks start from.
 
     Raises:
-        ValueError: if a file has no such table or list.
+        ValueError: if a file holds no table, or no list, where a mark names one.
         OSError: if a file cannot be read.
     """
 

@@ -3,7 +3,7 @@
     python scripts/report_studies.py runs/study
 
 writes runs/study.md, and its pictures and tables.csv into the folder runs/study. `--summary FILE.md` also writes one table of
-all studies. A study without a test seed of both references and of both refined schedules is left out, with a line.
+all studies. A study that is under way is left out, with a line.
 """
 
 import argparse

@@ -1,10 +1,9 @@
 """The schedule files that commands write."""
 
-import re
 from pathlib import Path
 
 from ..norms.message_text import shown
-from ..norms.sources import SCHEDULE_FORMAT
+from ..norms.sources import begins_schedule_file
 from ..schedules.refined_schedule import RefinedSchedule
 from ..schedules.schedule_file import write_schedule
 
@@ -24,7 +23,7 @@ def write_output(schedule: RefinedSchedule, output: str) -> None:
     if path.is_file():
         with path.open("rb") as file:
             beginning = file.read(200)
-        if beginning.strip() and not re.search(rf'"format"\s*:\s*"{SCHEDULE_FORMAT}"'.encode(), beginning):
+        if beginning.strip() and not begins_schedule_file(beginning):
             raise ValueError(
                 f"{shown(output)} is no schedule file, and the schedule would replace it; name another file."
             )

@@ -172,9 +172,14 @@ def _remedy(path: Path, kind: FileKind) -> str:
     return f"name one as column, or pass a {NORMS_FILE_NAME} or a {TRAINER_STATE_NAME}"
 
 
+def begins_schedule_file(beginning: bytes) -> bool:
+    """Whether a file that begins with these bytes is a schedule file."""
+    return re.search(rf'"format"\s*:\s*"{SCHEDULE_FORMAT}"'.encode(), beginning[:200]) is not None
+
+
 def _kind_of(beginning: bytes) -> FileKind:
     """The kind of a file that begins with these bytes."""
-    if re.search(rf'"format"\s*:\s*"{SCHEDULE_FORMAT}"'.encode(), beginning[:200]):
+    if begins_schedule_file(beginning):
         return "schedule file"
     if b"brain.Event" in beginning[:100]:
         return "tensorboard"
