@@ -352,6 +352,10 @@ def test_schedule_file_is_not_a_source_of_norms(run, tmp_path, capsys):
     assert "is a schedule file; pass the run" in refused(capsys, "check", out)
 
 
+def test_a_run_is_not_ranked_as_a_schedule_file(run, capsys):
+    assert f"{run} is no schedule file; write one with" in refused(capsys, "rank", run, "--with", run)
+
+
 def test_norms_are_not_replaced_by_their_schedule(run, tmp_path, capsys):
     norms = run / "gradient_norms.jsonl"
     before = norms.read_text()

@@ -64,7 +64,7 @@ def test_the_norm_among_others(names, expected):
     [
         pytest.param(["actor/grad_norm", "critic/grad_norm"], ["several", "'critic/grad_norm'"], id="two models"),
         pytest.param(["gradient_norm/a", "gradient_norm/b"], ["several"], id="layers alone"),
-        pytest.param(["gradient_norm"], ["L1 or an L2", "norm='l1'"], id="a name that does not say"),
+        pytest.param(["gradient_norm"], ["L1 or an L2", "--norm l1"], id="a name that does not say"),
     ],
 )
 def test_an_unclear_norm_must_be_named(names, words):

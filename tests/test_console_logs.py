@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_refined_schedule import load_norms
+from hf_refined_schedule import load_losses, load_norms
 
 from .refusals import refuses
 
@@ -45,6 +45,13 @@ def test_steps_and_norms_in_a_line(tmp_path, line):
     assert norms.l2.tolist() == VALUES
     assert norms.steps.tolist() == list(range(10, 301, 10))
     assert norms.origin == "console output"
+
+
+def test_learning_rates_of_megatron(tmp_path):
+    line = " iteration {step:8}/     300 | consumed samples: 640 | learning rate: 1.5E-05 | lm loss: 2.25E+00 | grad norm: {value} |"
+    log = load_losses(console(tmp_path / "train.log", line))
+    assert set(log.learning_rates) == {1.5e-5}
+    assert (set(log.losses), log.num_training_steps) == ({2.25}, 300)
 
 
 @pytest.mark.parametrize(

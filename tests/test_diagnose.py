@@ -75,6 +75,17 @@ def test_a_run_as_asked(tmp_path, capsys):
         assert not any(name.endswith("!") for name in lines)
 
 
+def test_a_schedule_that_is_known_by_its_arguments_alone(tmp_path, capsys):
+    """By itself, its stable part is a constant schedule that a resume left."""
+    kwargs = {"num_decay_steps": 8}
+    train(tmp_path, lr_scheduler_type="warmup_stable_decay", lr_scheduler_kwargs=kwargs, warmup_steps=2)
+    arguments = ("--lr_scheduler_type", "warmup_stable_decay", "--lr_scheduler_kwargs", json.dumps(kwargs))
+    lines = diagnose(capsys, tmp_path, "--", "--warmup_steps", 2, "--learning_rate", "1e-2", *arguments)
+    assert "applied as asked" in lines["asked for"]
+    assert "from update 1 to 24; none changed it" in lines["resume"]
+    assert not any(name.endswith("!") for name in lines)
+
+
 def test_a_scheduler_that_is_stepped_twice_an_update(tmp_path, capsys):
     """As that of a raw loop with two processes, whose horizon nobody doubled."""
 

@@ -90,11 +90,9 @@ def test_multipliers(past, start, total, options, expected):
 @pytest.mark.parametrize(
     "total, options, words",
     [
-        (4, {}, ["num_training_steps is 4", "made 4 updates already"]),
+        (4, {}, ["--num-training-steps is 4", "made 4 updates already"]),
         (6, {"cooldown": 3}, ["take 3 updates together, but 2 are left"]),
         (8, {"cooldown": 3, "rewarm": 2, "level": 1.0}, ["take 5 updates together, but 4 are left"]),
-        (8, {"cooldown": -1}, ["cooldown is -1"]),
-        (8, {"rewarm": -1}, ["rewarm is -1"]),
         (8, {"decay": "cosine"}, ["decay is 'cosine'", '"linear" or "1-sqrt"']),
     ],
 )
@@ -188,7 +186,7 @@ def test_a_refined_run_is_extended_as_any_other(run, tmp_path, caplog):
 
 def test_a_run_that_has_cooled_down_is_warmed_up_again(decayed, tmp_path):
     with refuses(
-        "has cooled down: its learning rate is 0, 0.0% of the peak 0.001", "pass rewarm", "earlier checkpoint"
+        "has cooled down: its learning rate is 0, 0.0% of the peak 0.001", "pass --rewarm", "earlier checkpoint"
     ):
         extend_run(decayed, 80)
     path = tmp_path / "schedule.json"
@@ -280,12 +278,20 @@ def test_the_command(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     "words, expected",
     [
-        ([], ["Pass num_training_steps", "or cooldown"]),
-        (["--cooldown", "0"], ["Pass num_training_steps"]),
+        ([], ["Pass --num-training-steps", "or --cooldown"]),
+        (["--cooldown", "0"], ["Pass --num-training-steps"]),
+        (["--cooldown", "-3"], ["--cooldown is -3", "0 for none"]),
+        (["--num-training-steps", "80", "--rewarm", "-1"], ["--rewarm is -1", "0 for none"]),
         (["--num-training-steps", "40"], ["made 40 updates already"]),
-        (["--num-training-steps", "0"], ["num_training_steps is 0"]),
-        (["--num-training-steps", "80", "--learning-rate", "1"], ["learning_rate is 1.0", "rewarm"]),
-        (["--num-training-steps", "80", "--learning-rate", "-1", "--rewarm", "3"], ["learning_rate is -1.0"]),
+        (["--num-training-steps", "0"], ["--num-training-steps is 0"]),
+        (
+            ["--num-training-steps", "80", "--learning-rate", "1"],
+            ["--learning-rate is 1.0, but nothing leads to it", "pass --rewarm"],
+        ),
+        (
+            ["--num-training-steps", "80", "--learning-rate", "-1", "--rewarm", "3"],
+            ["--learning-rate is -1.0", "positive"],
+        ),
     ],
 )
 def test_options_that_do_not_fit(constant, tmp_path, capsys, words, expected):

@@ -186,7 +186,7 @@ def test_columns(tmp_path, names, loss, rate):
     [
         (["step", "eval_loss", "learning_rate"], ["no column that is named as a training loss", "'eval_loss'"]),
         (["a/loss", "b/loss", "lr"], ["several columns of losses", "'a/loss', 'b/loss'"]),
-        (["step", "loss", "color"], ["no column that is named as a learning rate", "log that holds both"]),
+        (["step", "loss", "color"], ["no column that is named as a learning rate", "log of losses and learning rates"]),
     ],
 )
 def test_unclear_columns_are_refused(tmp_path, names, words):
@@ -204,12 +204,26 @@ def test_unclear_columns_are_refused(tmp_path, names, words):
         ([2, 4], [0.4, 0.2], 5, None, [0.4, 0.4, 0.3, 0.2, 0.2]),  # no warm-up in sight; the last rate holds
         ([3, 4], [0.2, 0.3], 5, None, [0.0, 0.1, 0.2, 0.3, 0.3]),  # a warm-up that goes on
         ([5, 6], [0.4, 0.3], 6, 2, [0.0, 0.2, 0.4, 0.4, 0.4, 0.3]),  # a warm-up that the user knows of
+        ([3, 5, 7], [0.2, 0.4, 0.3], 7, 4, [0.0, 0.1, 0.2, 0.3, 0.4, 0.35, 0.3]),  # or sees, too
         ([5, 6], [0.4, 0.5], 6, 0, [0.4, 0.4, 0.4, 0.4, 0.4, 0.5]),  # or knows not to be
     ],
 )
 def test_rates_of_every_update(steps, logged, last, warmup, expected):
     rebuilt = rates_of_every_update(np.array(steps), np.array(logged), last, warmup)
     assert rebuilt.tolist() == pytest.approx(expected, rel=EXACT_ROUNDING)
+
+
+@pytest.mark.parametrize(
+    "logged, warmup, words",
+    [
+        ([0.4, 0.3, 0.2, 0.1], 6, ["do not rise after update 5"]),
+        ([0.1, 0.2, 0.4, 0.3], 11, ["are highest at update 7"]),
+        ([0.1, 0.2, 0.4, 0.3], 4, ["are highest at update 7"]),
+    ],
+)
+def test_a_warmup_that_the_log_refutes(logged, warmup, words):
+    with refuses(f"--warmup-steps is {warmup}", *words):
+        rates_of_every_update(np.array([5, 6, 7, 8]), np.array(logged), 8, warmup)
 
 
 def test_a_warmup_that_the_log_does_not_show(tmp_path):
@@ -276,7 +290,7 @@ def test_a_recorded_file_alone_has_no_losses(tmp_path):
 
 @pytest.mark.parametrize("warmup_steps", [-1, 1.5, True])
 def test_a_warmup_that_is_no_number_of_updates_is_refused(tmp_path, warmup_steps):
-    with refuses("warmup_steps is", "number of updates"):
+    with refuses("--warmup-steps is", "number of updates"):
         load_losses(
             write_state(tmp_path / "trainer_state.json", [entry(step) for step in STEPS]), warmup_steps=warmup_steps
         )

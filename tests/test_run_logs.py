@@ -15,7 +15,7 @@ from transformers import Trainer
 
 from hf_refined_schedule import get_refined_schedule, load_norms, register
 
-from .records import entries, json_lines, load_schedule, write_norms, write_state
+from .records import entries, entry, json_lines, load_schedule, write_norms, write_state
 from .refusals import refuses
 from .tiny import BIN, rates, run_command, tiny_arguments, tiny_data, tiny_model
 
@@ -149,12 +149,50 @@ def test_null_bytes_at_the_end_of_a_log_are_passed_over(tmp_path, text):
     assert load_norms(path).l2.tolist() == [1.5] * 30
 
 
+def test_a_step_with_a_comma_between_thousands(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("step,grad_norm\n" + "".join(f'"{100 * step:,}",{v}\n' for step, v in steps_and(VALUES)))
+    assert load_norms(path).steps.tolist() == list(range(100, 4001, 100))
+
+
+def test_a_row_with_more_values_than_columns(tmp_path):
+    """Empty ones, as a comma at the end of each line leaves them, are no values."""
+    path = tmp_path / "log.csv"
+    path.write_text("step,grad_norm\n" + "".join(f"{step},{v},\n" for step, v in steps_and(VALUES)))
+    assert load_norms(path).l2.tolist() == VALUES
+    path.write_text("step,grad_norm\n" + "".join(f"{100 * step:,},{v}\n" for step, v in steps_and(VALUES)))
+    with refuses("log.csv has 3 values in row 11, but 2 columns"):
+        load_norms(path)
+
+
+def test_a_single_column_is_read_by_its_name(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join(["grad_norm", *map(str, VALUES)]))
+    norms = load_norms(path)
+    assert (norms.l2.tolist(), norms.steps.tolist()) == (VALUES, list(range(1, 41)))
+    path.write_text("\n".join(["a sentence about a grad_norm", *map(str, VALUES)]))
+    with refuses("holds no gradient norms"):
+        load_norms(path)
+
+
+@pytest.mark.parametrize("value, words", [(-1.0, "are negative"), ("n/a", "no numbers")])
+def test_values_that_are_no_norms(tmp_path, value, words):
+    with refuses("40 of 40 gradient norms", words):
+        load_norms(write_state(tmp_path / "trainer_state.json", [entry(step, value) for step in range(1, 41)], 40))
+
+
+def test_a_state_without_norms(tmp_path):
+    rows = [{"step": step, "loss": 2.0} for step in range(1, 41)]
+    with refuses("holds no gradient norms", "transformers 4.38"):
+        load_norms(write_state(tmp_path / "trainer_state.json", rows, 40))
+
+
 def test_a_column_is_taken_by_name(tmp_path):
     path = table(tmp_path / "log.csv", ["step", "gn", "other"], [(*row, 1.0) for row in steps_and(VALUES)])
     norms = load_norms(path, column="gn", norm="l1")
     assert norms.l1.tolist() == VALUES
     assert norms.l2 is None
-    with refuses("'gn'", "L1 or an L2", "norm='l1'"):
+    with refuses("'gn'", "L1 or an L2", "--norm l1"):
         load_norms(path, column="gn")
     with refuses("no column 'gm'", "'step', 'gn', 'other'"):
         load_norms(path, column="gm")
@@ -176,7 +214,7 @@ def test_a_name_that_does_not_say_which_norm_needs_it_said(tmp_path):
     path = table(tmp_path / "log.csv", ["step", "gradient_norm"], steps_and(VALUES))
     assert load_norms(path, norm="l2").l2.tolist() == VALUES
     assert load_norms(path, norm="l1").l1.tolist() == VALUES
-    with refuses("'gradient_norm'", "norm='l1'"):
+    with refuses("'gradient_norm'", "--norm l1"):
         load_norms(path)
 
 
@@ -345,7 +383,7 @@ def test_events_without_a_norm_say_what_they_hold(tmp_path):
     with SummaryWriter(str(tmp_path / "runs" / "one")) as writer:
         for step in range(30):
             writer.add_scalar("train/loss", 1.0, step)
-    with refuses("events.out.tfevents", "no scalar", "'train/loss'", "name one as column", "trainer_state.json"):
+    with refuses("events.out.tfevents", "no scalar", "'train/loss'", "name one as --column", "trainer_state.json"):
         load_norms(tmp_path)
 
 

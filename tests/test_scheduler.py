@@ -303,7 +303,7 @@ REFUSALS = [
     ("floor above the peak", {"refined_from": "x", "min_lr_ratio": 1.5}, "min_lr_ratio is 1.5"),
     ("positive exponent", {"refined_from": norms(FALLING), "power": 1}, "power is 1"),
     ("smoothing in steps", {"refined_from": norms(FALLING), "smoothing": 20}, "smoothing is 20"),
-    ("a norm there is not", {"refined_from": norms(FALLING), "norm": "l2"}, 'leave out norm="l2"'),
+    ("a norm there is not", {"refined_from": norms(FALLING), "norm": "l2"}, "leave out --norm l2"),
     ("an unknown norm", {"refined_from": norms(FALLING), "norm": "l3"}, 'must be "l1"'),
 ]
 

@@ -54,9 +54,12 @@ def run(options: argparse.Namespace) -> None:
 
 def _observations(log: RateLog, options: argparse.Namespace) -> Iterator[Observation]:
     print(f"{shown(log.source)}: updates {log.steps[0]} to {log.steps[-1]}, {len(log.steps)} of them logged")
+    against_asked = []
     if options.script_arguments:
-        yield from _against_asked(log, options.script_arguments[0], options.max_steps)
-    yield from rate_observations(log)
+        against_asked = list(_against_asked(log, options.script_arguments[0], options.max_steps))
+    yield from against_asked
+    as_asked = bool(against_asked) and all(observation.ok for observation in against_asked)
+    yield from rate_observations(log, applied_as_asked=as_asked)
     yield from clipping_observations(log, options.max_grad_norm)
     yield from norm_observations(log)
 

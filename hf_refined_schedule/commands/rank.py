@@ -56,7 +56,10 @@ def run(options: argparse.Namespace) -> None:
     schedules = {"refined": multipliers, **classical_schedules(num_steps)}
     schedules["refined, warm-up"] = np.minimum(multipliers, warmup_ramp(num_steps))
     for other in options.others:
-        grid = read_schedule(find_source(other).path).grid
+        file = find_source(other)
+        if file.kind != "schedule file":
+            raise ValueError(f"{shown(other)} is no schedule file; write one with 'hf-refined-schedule refine'.")
+        grid = read_schedule(file.path).grid
         name = shown(other)
         while name in schedules:  # a file may be called linear
             name = f"{name} (file)"

@@ -94,7 +94,8 @@ def norm_columns(
         kind = norm or kind_of(column)
         if kind is None:
             raise ValueError(
-                f"{shown(path)}: whether {quoted(column)} is an L1 or an L2 norm is not known; pass norm='l1' or 'l2'."
+                f"{shown(path)}: whether {quoted(column)} is an L1 or an L2 norm is not known; pass --norm l1 or l2 "
+                "(norm)."
             )
         return {kind: column}
     candidates = [name for name in names if NORM_NAME.search(name) and not _OTHER_QUANTITY.search(name)]
@@ -107,8 +108,8 @@ def norm_columns(
     if not known and len(candidates) == 1:
         if norm is None:
             raise ValueError(
-                f"{shown(path)}: whether {quoted(candidates[0])} is an L1 or an L2 norm is not known; pass norm='l1' or "
-                "'l2'."
+                f"{shown(path)}: whether {quoted(candidates[0])} is an L1 or an L2 norm is not known; pass --norm l1 or "
+                "l2 (norm)."
             )
         return {norm: candidates[0]}
     return {kind: _the_whole_gradient(group, path) for kind, group in (known or {"l2": candidates}).items()}
@@ -121,7 +122,7 @@ def _the_whole_gradient(candidates: list[str], path: Path) -> str:
         if len(group) == 1:
             return group[0]
     raise ValueError(
-        f"{shown(path)} has several columns of gradient norms; pass one as column, of {listed(candidates)}."
+        f"{shown(path)} has several columns of gradient norms; pass one as --column (column), of {listed(candidates)}."
     )
 
 

@@ -20,7 +20,7 @@ _VALUE = rf"(?:[\w.]*[\[(]+)?['\"]?(?P<value>{_NUMBER}(?:[ ]*/[ ]*\d+)?)"
 """A number; also in quotes, in brackets, as `tensor(1.2)`, or with a total as "10/438"."""
 
 _NAMED_VALUE = re.compile(
-    rf"""(?<![\w./@-])['"]?(?P<name>(?:(?:grad|gradient|global)[ ])*[a-z_][\w./@-]*)['"]?[ \t]*[:=][ \t]*{_VALUE}""",
+    rf"""(?<![\w./@-])['"]?(?P<name>(?:(?:grad|gradient|global|learning)[ ])*[a-z_][\w./@-]*)['"]?[ \t]*[:=][ \t]*{_VALUE}""",
     re.IGNORECASE,
 )
 

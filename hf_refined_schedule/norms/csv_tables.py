@@ -19,7 +19,7 @@ def open_csv(path: Path, wanted: Wanted) -> RunLog:
         wanted: the quantity to read; a table has all of its columns.
 
     Returns:
-        The log. Reading its rows raises ValueError where the file is damaged.
+        The log. Reading its rows raises ValueError where the file is damaged, or a row has more values than there are columns.
 
     Raises:
         ValueError: if the first line is damaged.
@@ -40,8 +40,14 @@ def _records(path: Path, delimiter: str) -> Iterator[list[str]]:
 def _rows(path: Path, delimiter: str) -> Iterator[Row]:
     rows = _records(path, delimiter)
     names = next(rows, [])
-    for row in rows:
-        if len(row) != len(names):
+    for number, row in enumerate(rows, 2):
+        if any(value.strip() for value in row[len(names) :]):
+            raise ValueError(
+                f"{shown(path)} has {len(row)} values in row {number}, but {len(names)} columns; is a comma within a number? Export "
+                "it with quotes around values."
+            )
+        row = row[: len(names)]
+        if len(row) < len(names):  # a torn end
             continue
         if delimiter != ",":
             row = [value.replace(",", ".") for value in row]

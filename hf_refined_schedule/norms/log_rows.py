@@ -1,5 +1,6 @@
 """Gradient norms from the rows of a log that another tool has written, whatever its format."""
 
+import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +27,8 @@ MAX_NOT_FINITE = 0.1
 
 ROWS_FOR_NAMES = 10_000
 """Columns are chosen from this many rows, because the rows of JSON Lines may differ."""
+
+_THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")
 
 Row = Mapping[str, Any]
 
@@ -220,7 +223,7 @@ def _gradient_norms(
     num_not_finite = int((~finite).sum())
     if num_not_finite > MAX_NOT_FINITE * len(norms):
         raise ValueError(
-            f"{shown(log.path)}: {num_not_finite} of {len(norms)} gradient norms are not finite, more than "
+            f"{shown(log.path)}: {num_not_finite} of {len(norms)} gradient norms are negative, not finite or no numbers, more than "
             f"{MAX_NOT_FINITE:.0%}; take the norms of a run that did not diverge."
         )
     _check_number(log.path, int(finite.sum()), entries.remark)
@@ -244,6 +247,11 @@ def _gradient_norms(
 
 
 def _check_number(path: Path, number: int, remark: str | None) -> None:
+    if number == 0 and remark is None:
+        raise ValueError(
+            f"{shown(path)} holds no gradient norms; pass the log of a run that logs grad_norm, as transformers 4.38 and later do, "
+            "or record a gradient_norms.jsonl."
+        )
     if number < MIN_LOGGED_NORMS:
         raise ValueError(
             f"{shown(path)} holds {number} gradient norms, too few for a schedule (at least {MIN_LOGGED_NORMS}"
@@ -257,9 +265,10 @@ def _is_given(value: Any) -> bool:
 
 
 def _step(value: Any) -> int | None:
-    """The number of an update, also out of "10/438"; None where it is no such number."""
+    """The number of an update, also out of "10/438" or "2,000"; None where it is no such number."""
     if type(value) is str:
-        value = _number(value if "/" not in value else value.partition("/")[0])
+        count = value.partition("/")[0].strip()
+        value = _number(count.replace(",", "") if _THOUSANDS.fullmatch(count) else count)
     if type(value) is float and value.is_integer():
         value = int(value)
     return value if type(value) is int and 0 <= value <= MAX_STEPS else None

@@ -51,7 +51,9 @@ def loss_column(names: Sequence[str], path: Path, column: str | None = None) -> 
         if len(found) == 1:
             return found[0]
         if found:
-            raise ValueError(f"{shown(path)} has several columns of losses; pass one as column, of {listed(found)}.")
+            raise ValueError(
+                f"{shown(path)} has several columns of losses; pass one as --column (column), of {listed(found)}."
+            )
     raise NoColumnError(f"{shown(path)} has no column that is named as a training loss (it has {listed(names)})")
 
 

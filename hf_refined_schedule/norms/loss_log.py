@@ -106,9 +106,9 @@ def rates_of_every_update(
 ) -> NDArray[np.float64]:
     """Rebuild the learning rate of every update from logged ones.
 
-    Between two logged rates, linear interpolation. Before the first, a warm-up is a line from 0 at update 1: over
-    `warmup_steps` if that is given, or to the first logged rate if the second is higher. Otherwise the first logged rate
-    holds from update 1 on. After the last, that one holds.
+    Between two logged rates, linear interpolation. Before the first, a warm-up is a line from 0 at update 1: to
+    the first logged rate if the second is higher and `warmup_steps` is not 0, otherwise over `warmup_steps`. Without either,
+    the first logged rate holds from update 1 on. After the last, that one holds.
 
     What this costs: with a rate logged every k updates, a corner of the schedule moves by less than k updates, and a curved
     decay is off by at most k ** 2 / 8 times its second derivative; both vanish for k = 1. A warm-up that ends before the
@@ -124,6 +124,9 @@ def rates_of_every_update(
     Returns:
         The rates of updates 1 .. T', shape (T',).
 
+    Raises:
+        ValueError: if the logged rates refute `warmup_steps`.
+
     Example:
         >>> rates_of_every_update(np.array([3, 5, 9]), np.array([0.2, 0.4, 0.0]), 9)
         array([0. , 0.1, 0.2, 0.3, 0.4, 0.3, 0.2, 0.1, 0. ])
@@ -131,9 +134,29 @@ def rates_of_every_update(
     updates = np.arange(1, last_step + 1)
     rebuilt: NDArray[np.float64] = np.interp(updates, steps, rates)
     first = int(steps[0])
-    if warmup_steps is None and len(rates) > 1 and rates[1] > rates[0]:
+    rises = len(rates) > 1 and rates[1] > rates[0]
+    if warmup_steps:
+        _check_warmup(steps, rates, warmup_steps, rises=rises)
+    if rises and warmup_steps != 0:
         warmup_steps = first - 1
     if warmup_steps:
         ramp = np.minimum((updates - 1) / warmup_steps, 1.0)
         rebuilt[: first - 1] *= ramp[: first - 1]
     return rebuilt
+
+
+def _check_warmup(steps: NDArray[np.int64], rates: NDArray[np.float64], warmup_steps: int, *, rises: bool) -> None:
+    """Refuse a warm-up that ends elsewhere than the logged rates show.
+
+    Where they rise, it ends within one entry of the highest; otherwise, before the first. An old Trainer's rates are one
+    update early.
+    """
+    highest = int(np.argmax(rates))
+    shortest = int(steps[highest - 1]) - 1 if rises else 0
+    longest = int(steps[min(highest + 1, len(steps) - 1)]) if rises else int(steps[0])
+    if not shortest <= warmup_steps <= longest:
+        raise ValueError(
+            f"--warmup-steps is {warmup_steps}, but the logged learning rates "
+            + (f"are highest at update {steps[highest]}" if rises else f"do not rise after update {steps[0]}")
+            + "; leave it out, or pass the length of the run's warm-up."
+        )

@@ -48,7 +48,7 @@ def load_losses(
             than one column that could be meant, or more than one run.
     """
     if warmup_steps is not None and not (type(warmup_steps) is int and 0 <= warmup_steps <= MAX_STEPS):
-        raise ValueError(f"warmup_steps is {warmup_steps!r}, but must be a number of updates, 0 for no warm-up.")
+        raise ValueError(f"--warmup-steps is {warmup_steps!r}, but must be a number of updates, 0 for no warm-up.")
     file = find_source(source)
     if file.kind == "norms file":
         file = _log_beside(file.path)
@@ -63,7 +63,8 @@ def load_losses(
         return _losses_of_log(open_log(file, wanted), column, warmup_steps)
     except NoColumnError as error:
         raise ValueError(
-            f"{error}; pass a log that holds both, such as the {TRAINER_STATE_NAME} of the run, or name the loss as column."
+            f"{error}; pass a log of losses and learning rates, such as the {TRAINER_STATE_NAME} of the run, or name the loss as "
+            "--column (column)."
         ) from None
 
 

@@ -19,7 +19,7 @@ from .message_text import quoted, shown
 from .norms_file import FORMAT as NORMS_FORMAT
 from .norms_file import NORMS_FILE_NAME, read_norms_file
 from .tensorboard_logs import open_tensorboard
-from .text_encoding import encoding_of
+from .text_encoding import encoding_of, read_lines
 
 TRAINER_STATE_NAME = "trainer_state.json"
 
@@ -155,11 +155,16 @@ def open_log(file: SourceFile, wanted: Wanted) -> RunLog:
         ValueError: if the file is damaged or too large.
     """
     path, kind = file
-    if kind == "single column" and wanted.column is not None:
+    if kind == "single column" and (wanted.column is not None or _is_name(next(read_lines(path), ""), wanted)):
         kind = "table"
     if kind not in OPENERS:
         raise NoColumnError(f"{shown(path)} holds no {wanted.plural} that can be read")
     return OPENERS[kind](path, wanted)
+
+
+def _is_name(first_line: str, wanted: Wanted) -> bool:
+    """Whether a line is the name of the quantity and no sentence about it."""
+    return len(first_line.split()) == 1 and wanted.names.search(first_line) is not None
 
 
 def _remedy(path: Path, kind: FileKind) -> str:
@@ -169,7 +174,7 @@ def _remedy(path: Path, kind: FileKind) -> str:
             return f"pass the {name} beside it, or the folder"
     if kind in ("unknown", "single column", "json document"):
         return EXPECTED_SOURCE
-    return f"name one as column, or pass a {NORMS_FILE_NAME} or a {TRAINER_STATE_NAME}"
+    return f"name one as --column (column), or pass a {NORMS_FILE_NAME} or a {TRAINER_STATE_NAME}"
 
 
 def begins_schedule_file(beginning: bytes) -> bool:
@@ -219,7 +224,7 @@ def _resolved(path: Path) -> Path:
     for candidate in [path / NORMS_FILE_NAME, *logs_in(path)]:
         if candidate.is_file():
             return candidate
-    raise MissingSourceError(f"The folder '{shown(path)}' holds no norms of a run; {EXPECTED_SOURCE}.")
+    raise MissingSourceError(f"The folder '{shown(path)}' holds no record of a run; {EXPECTED_SOURCE}.")
 
 
 def logs_in(folder: Path) -> list[Path]:

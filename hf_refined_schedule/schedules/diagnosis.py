@@ -36,11 +36,13 @@ class Observation(NamedTuple):
     """False for what deserves a look."""
 
 
-def rate_observations(log: RateLog) -> Iterator[Observation]:
+def rate_observations(log: RateLog, *, applied_as_asked: bool = False) -> Iterator[Observation]:
     """Which schedule the rates follow, whether its horizon is that of the run, and where a resume changed it.
 
     Args:
         log: the run.
+        applied_as_asked: whether the rates are those that the script asked for. A usual schedule that fits them only up to
+            some update is then not theirs.
 
     Yields:
         A line for each observation.
@@ -62,6 +64,9 @@ def rate_observations(log: RateLog) -> Iterator[Observation]:
         )
         return
     schedule, shifts = found
+    if applied_as_asked and shifts:
+        yield from shift_observations([], steps, log.checkpoints)
+        return
     yield _horizon(schedule, log.num_training_steps, int(steps[-1]))
     if schedule.lead:
         yield Observation(

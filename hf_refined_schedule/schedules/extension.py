@@ -56,17 +56,14 @@ def extended_multipliers(
     remaining = num_training_steps - len(past)
     if remaining < 1:
         raise ValueError(
-            f"num_training_steps is {num_training_steps}, but the checkpoint has made {len(past)} updates already; pass more."
+            f"--num-training-steps is {num_training_steps}, but the checkpoint has made {len(past)} updates already; pass more."
         )
-    for name, length in (("cooldown", cooldown or 0), ("rewarm", rewarm)):
-        if length < 0:
-            raise ValueError(f"{name} is {length}, but must be a number of updates, 0 for none.")
     if cooldown is None:
         cooldown = min(round(COOLDOWN * num_training_steps), remaining - rewarm)
-    if rewarm + max(cooldown, 0) > remaining:
+    if rewarm + cooldown > remaining:
         raise ValueError(
-            f"rewarm and cooldown take {rewarm + max(cooldown, 0)} updates together, but {remaining} are left after the "
-            "checkpoint; shorten them, or pass a larger num_training_steps."
+            f"--rewarm and --cooldown take {rewarm + cooldown} updates together, but {remaining} are left after the "
+            "checkpoint; shorten them, or pass a larger --num-training-steps."
         )
     updates = np.arange(remaining + 1)
     reached = start if level is None or not rewarm else level

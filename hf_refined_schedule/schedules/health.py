@@ -12,7 +12,6 @@ from ..theory.bounded_warmup import bound_warmup
 from ..theory.bounds import bound_from_squared_norms, squared_norms
 from ..theory.classical import linear_with_warmup, rmse, warmup_ramp
 from ..theory.refinement import (
-    DEFAULT_SMOOTHING,
     average_norms,
     peak_position,
     refine_schedule,
@@ -138,10 +137,7 @@ def _first_norm_sensitivity(evidence: Evidence) -> float:
 def _smoothing_sensitivity(evidence: Evidence) -> float:
     smoothing, smallest = evidence.schedule.smoothing, smallest_smoothing(evidence.runs)
     half = max(smoothing / 2, min(smoothing, smallest))
-    twice = min(1.0, 2 * smoothing)
-    if DEFAULT_SMOOTHING < smoothing <= smallest:  # it was widened already, because norms are few
-        twice = max(smoothing, 2 * DEFAULT_SMOOTHING)
-    return max(evidence.change(evidence.norms, other) for other in (half, twice))
+    return max(evidence.change(evidence.norms, other) for other in (half, min(1.0, 2 * smoothing)))
 
 
 def _late_norm(evidence: Evidence) -> float:

@@ -286,7 +286,7 @@ def _choose_norm(runs: Sequence[GradientNorms], optimizer: OptimizerFamily, norm
         for run in runs:
             if run.l2 is None:
                 raise ValueError(
-                    f'{shown(run.source)} has L1 norms only, but SGD\'s schedule needs L2 norms; pass norm="l1" to use the L1 '
+                    f"{shown(run.source)} has L1 norms only, but SGD's schedule needs L2 norms; pass --norm l1 (norm) to use the L1 "
                     "norms, or record a run."
                 )
         norm = "l2"
@@ -295,6 +295,6 @@ def _choose_norm(runs: Sequence[GradientNorms], optimizer: OptimizerFamily, norm
     for run in runs:
         if getattr(run, norm) is None:
             raise ValueError(
-                f'{shown(run.source)} has no {norm.upper()} norms; leave out norm="{norm}" or record a run.'
+                f"{shown(run.source)} has no {norm.upper()} norms; leave out --norm {norm} (norm) or record a run."
             )
     return norm

@@ -85,7 +85,8 @@ class RefinementOptions:
             raise ValueError(f'rising_norms is {quoted(self.rising_norms)}, but must be "keep" or "ignore".')
         if self.bounded_warmup and (self.rising_norms == "keep" or self.max_grad_norm):
             raise ValueError(
-                "bounded_warmup ignores rising norms and clipping; leave out rising_norms='keep' and max_grad_norm beside it."
+                "bounded_warmup ignores rising norms and clipping; leave out --rising-norms keep (rising_norms) and --max-grad-norm "
+                "(max_grad_norm) beside it."
             )
         if self.max_grad_norm is not None:
             checked_limit(self.max_grad_norm)

@@ -17,6 +17,8 @@ def bound_warmup(grid: NDArray[np.float64]) -> NDArray[np.float64]:
         multiplier(u) = (1 - u) * clip(factor(u), min(1, u / LONGEST_WARMUP), min(1, u / SHORTEST_WARMUP)),
         divided by its maximum
 
+    Between the ramps the factor may grow more slowly than 1 - u falls, so that the rate can dip before the last part of the warm-up.
+
     Args:
         grid: multipliers of such a schedule at progress u = t / T for t = 0 .. T, 0 at the end, shape (T+1,).
 

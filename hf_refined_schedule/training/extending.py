@@ -78,23 +78,28 @@ def extend_run(
     """
     if num_training_steps is not None and not is_step_number(num_training_steps):
         raise ValueError(
-            f"num_training_steps is {quoted(num_training_steps)}, but must be an integer from 1 to {MAX_STEPS:,}."
+            f"--num-training-steps is {quoted(num_training_steps)}, but must be an integer from 1 to {MAX_STEPS:,}."
         )
-    if learning_rate is not None and not (0 < learning_rate < float("inf") and rewarm):
+    for name, length in (("--cooldown", cooldown or 0), ("--rewarm", rewarm)):
+        if length < 0:
+            raise ValueError(f"{name} is {length}, but must be a number of updates, 0 for none.")
+    if learning_rate is not None and not 0 < learning_rate < float("inf"):
+        raise ValueError(f"--learning-rate is {learning_rate!r:.40}, but must be positive and finite.")
+    if learning_rate is not None and not rewarm:
         raise ValueError(
-            f"learning_rate is {learning_rate!r:.40}, but must be positive, and rewarm says over how many updates it is reached."
+            f"--learning-rate is {learning_rate!r:.40}, but nothing leads to it; pass --rewarm, the updates over which it is reached."
         )
     at = rate_at_checkpoint(checkpoint)
     if num_training_steps is None:
         if not cooldown:
             raise ValueError(
-                "How far should the run go on? Pass num_training_steps, the updates of the whole run, or cooldown."
+                "How far should the run go on? Pass --num-training-steps, the updates of the whole run, or --cooldown."
             )
         num_training_steps = at.step + rewarm + cooldown
     if at.multiplier < SMALLEST_START and not rewarm:
         raise ValueError(
             f"{shown(at.folder)} has cooled down: its learning rate is {at.multiplier * at.peak:.3g}, {at.multiplier:.1%} of the "
-            f"peak {at.peak:.3g}; pass rewarm, the updates to warm it up again, or extend an earlier checkpoint."
+            f"peak {at.peak:.3g}; pass --rewarm, the updates to warm it up again, or extend an earlier checkpoint."
         )
     past, notes = _past_multipliers(at)
     level = 1.0 if learning_rate is None else learning_rate / at.peak
