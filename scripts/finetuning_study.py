@@ -25,6 +25,7 @@ from experiments.fine_tuning import (
     TrainingOptions,
     check_positive,
     describe_setting,
+    describe_start,
     prepare_setting,
     train_cell,
 )
@@ -91,7 +92,7 @@ def run_study() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with ProvenanceFile(folder, SCRIPT) as provenance:
         setting = prepare_setting(model, data, training)
-        described = describe_setting(setting, size.max_steps)
+        described = {**describe_start(model, data, training), **describe_setting(setting, size.max_steps)}
         if size.reduced:
             described["protocol"] = REDUCED
         keep_setting(folder, described)

@@ -11,6 +11,8 @@ from pathlib import Path
 from experiments.arguments import exit_with_error
 from experiments.json_file import replace_text
 
+from hf_refined_schedule.schedules.track_record import parse_track_record
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 TRACK_RECORD = Path("results/problem_suite/track_record.json")
 TRACK_RECORD_OF_THE_PACKAGE = Path("hf_refined_schedule/schedules/track_record.json")
@@ -46,6 +48,7 @@ def main() -> None:
         readme = REPOSITORY / "README.md"
         replace_text(readme, with_results(readme.read_text(encoding="utf-8"), REPOSITORY))
         record = (REPOSITORY / TRACK_RECORD).read_text(encoding="utf-8")
+        parse_track_record(record)
         replace_text(REPOSITORY / TRACK_RECORD_OF_THE_PACKAGE, record)
     except (ValueError, OSError) as error:
         exit_with_error("publish_results.py", error)

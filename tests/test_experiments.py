@@ -360,6 +360,21 @@ def test_an_interrupted_run_leaves_its_provenance(tmp_path):
     assert len(json.loads((tmp_path / "grid.json").read_text())["commands"]) == 1
 
 
+def test_a_refused_run_leaves_no_provenance(tmp_path):
+    with pytest.raises(ValueError, match="an option"), ProvenanceFile(tmp_path, "pilot.py"):
+        raise ValueError("an option")
+    assert not (tmp_path / "grid.json").exists()
+
+
+def test_a_run_on_another_machine_is_added(tmp_path):
+    (tmp_path / "grid.json").write_text(json.dumps({"machine": "an abacus", "seconds": 1.0}))
+    for _ in range(2):
+        with ProvenanceFile(tmp_path, "pilot.py"):
+            pass
+    machines = json.loads((tmp_path / "grid.json").read_text())["machine"].split("; ")
+    assert (machines[0], len(machines)) == ("an abacus", 2)
+
+
 def test_writing_twice_does_not_count_the_time_twice(tmp_path):
     (tmp_path / "grid.json").write_text(json.dumps({"commands": [], "seconds": 1000.0}))
     with ProvenanceFile(tmp_path, "pilot.py") as file:

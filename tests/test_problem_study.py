@@ -118,6 +118,24 @@ def test_rules_are_scored_against_the_best_warm_up(measured):
     assert scores.loc[RISING_IGNORED, "mean"] == pytest.approx(-0.101 / 1.0505, rel=0.01)
 
 
+def test_a_rule_that_diverged_at_every_peak_is_worse(measured):
+    diverged = TunedSchedule("shrunk power", math.nan, False, pd.Series(dtype=float), "diverged")
+    choices = dataclasses.replace(measured.choices, tuned={**measured.choices.tuned, "shrunk power": diverged})
+    study = dataclasses.replace(measured, choices=choices, losses=measured.losses.drop(columns="shrunk power"))
+    scores = score_rules({"one": measured, "two": study}, ["shrunk power"])
+    assert scores[["problems", "undecided", "worse"]].to_numpy().tolist() == [[2, 1, 1]]
+    assert math.isfinite(scores.loc["shrunk power", "mean"])
+    assert "worse in 1 (problem, diverged at every peak)" in suite_report.aim("shrunk power", {"one": study})
+
+
+def test_a_best_peak_on_the_edge_is_no_outcome(measured):
+    on_edge = dataclasses.replace(measured.choices.tuned[REFINED], on_edge=True)
+    study = dataclasses.replace(
+        measured, choices=dataclasses.replace(measured.choices, tuned={**measured.choices.tuned, REFINED: on_edge})
+    )
+    assert score_rules({"one": study}, [REFINED])["undecided"].tolist() == [1]
+
+
 def test_the_aim_is_reached_by_a_rule_that_is_never_worse_and_better_in_a_third(measured):
     better = suite_report.aim(RISING_IGNORED, {"one": measured})
     assert "better than reference 2 in 1, undecided in 0, and worse in 0." in better

@@ -251,6 +251,13 @@ def test_contrasts_are_paired_and_only_the_primary_ones_corrected():
     assert rows["verdict"].to_dict() == {"refined": "worse", "rising norms ignored": "better", "cosine": "undecided"}
 
 
+def test_a_reference_on_the_edge_gives_no_verdict():
+    cells = selection({"linear": {1: 3.0, 2: 2.0}, "cosine": {1: 3.0, 2: 2.0, 4: 3.0}})
+    losses = pd.DataFrame({"linear": [2.0, 2.1, 2.2], "cosine": [1.0, 1.1, 1.2]})
+    study = StudyResults("x", cells, choose(cells), losses)
+    assert compare_with(study, "linear")["verdict"].tolist() == ["best peak on the edge"]
+
+
 def test_a_run_that_diverged_is_the_worst_of_its_seed():
     losses = pd.DataFrame({"linear": [2.0, 3.0], "WSD": [math.inf, 1.0], "cosine": [4.0, 5.0]})
     assert with_divergence_as_worst(losses)["WSD"].tolist() == [4.0, 1.0]
@@ -280,6 +287,15 @@ def test_a_folder_of_another_study_is_refused(tmp_path, label, steps):
     ResultsFile(tmp_path).append(Result(Cell("x", "linear", 1.0, 1000, 100, SELECTION), 2.0))
     with refuses("has runs of 'x' over 100 updates", "another folder"):
         Study(tmp_path, label, StudyOptions(steps, 1.0), loss_at, lambda cell: tmp_path)
+
+
+def test_baselines_at_another_peak_than_the_chosen_one_are_refused(tmp_path):
+    for peak, loss in ((0.5, 3.0), (1.0, 2.0), (2.0, 3.0)):
+        ResultsFile(tmp_path).append(Result(Cell("x", "linear", peak, 1000, 100, SELECTION), loss))
+    ResultsFile(tmp_path).append(Result(Cell("x", "linear", 2.0, 2000, 100, "baseline"), 2.0))
+    study = Study(tmp_path, "x", StudyOptions(100, 1.0, 1), loss_at, lambda cell: tmp_path)
+    with refuses("were trained at the peak 2, but the selection seeds now choose 1"):
+        study.run()
 
 
 def test_another_setting_is_refused_and_kept(tmp_path):
@@ -315,6 +331,18 @@ def test_a_study_has_selection_baselines_and_test_seeds(study):
     assert len(list((study / "baseline_norms").iterdir())) == 3
     forecasts = json.loads((study / "forecasts.json").read_text())["forecasts"]
     assert [row["baseline"] for row in forecasts] == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [("--regime", "scratch", "--regime finetune, not scratch"), ("--block_size", 8, "--block_size 16, not 8")],
+)
+def test_another_start_is_refused_and_noted_nowhere(study, option, value, words):
+    provenance = (study / "grid.json").read_text()
+    done = run_command(BIN / "python", SCRIPT, "--output_dir", study, *OPTIONS, option, value)
+    assert done.returncode == 2
+    assert words in done.stderr.splitlines()[-1]
+    assert (study / "grid.json").read_text() == provenance
 
 
 def test_a_killed_study_runs_only_what_is_missing(study):

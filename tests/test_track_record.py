@@ -1,13 +1,21 @@
 """The track record that `check` prints is that of the committed results."""
 
+import json
 import re
 
 import pandas as pd
 from experiments.json_file import read_json
 from publish_results import TRACK_RECORD, TRACK_RECORD_OF_THE_PACKAGE
 
-from hf_refined_schedule.schedules.track_record import RECORD_OF_RISING_NORMS, REPORT, Outcomes, read_track_record
+from hf_refined_schedule.schedules.track_record import (
+    RECORD_OF_RISING_NORMS,
+    REPORT,
+    Outcomes,
+    parse_track_record,
+    read_track_record,
+)
 
+from .refusals import refuses
 from .tiny import REPOSITORY
 
 
@@ -15,6 +23,15 @@ def test_it_is_that_of_the_results():
     written = read_json(REPOSITORY / TRACK_RECORD)
     assert read_json(REPOSITORY / TRACK_RECORD_OF_THE_PACKAGE) == written
     assert Outcomes(**written["bounded_warmup"]) == read_track_record().bounded_warmup
+
+
+def test_a_record_that_lacks_a_count_is_refused():
+    text = (REPOSITORY / TRACK_RECORD).read_text()
+    record = json.loads(text)
+    assert parse_track_record(text) == read_track_record()
+    del record["refined"]["degenerate"]
+    with refuses("The track record is incomplete: 'degenerate'"):
+        parse_track_record(json.dumps(record))
 
 
 def test_the_record_of_bounded_warmup_is_in_the_report():
@@ -39,7 +56,7 @@ def test_the_record_of_each_verdict_counts_a_problem_once():
 
 def test_the_promise_and_the_gain():
     report = (REPOSITORY / REPORT).read_text()
-    assert f"rank correlation of {read_track_record().promise_and_gain:+.2f} " in " ".join(report.split())
+    assert f"as `check` prints it, {read_track_record().promise_and_gain:+.2f}." in " ".join(report.split())
 
 
 def test_the_page_about_schedules_states_the_record_of_the_suite():

@@ -4,7 +4,7 @@ import math
 import os
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from hf_refined_schedule import RefinedScheduleArguments, RefinedScheduleTrainer
 from hf_refined_schedule.norms.norms_file import NORMS_FILE_NAME
 
 from .cells import Cell, Result
+from .json_file import read_json, write_json
 from .language_modeling import DataArguments, ModelArguments, load_model_and_blocks
 from .quiet_trainer import QuietTrainer
 from .schedules_compared import ComparedSchedule
@@ -36,6 +37,9 @@ BUILTIN_BLOCK_SIZE = 64
 MAX_EVALUATION_BLOCKS = 512
 
 NUM_CURVE_POINTS = 30
+
+START_OPTIONS_FILE = "options.json"
+"""What the start model and the text were made with; the last file that their preparation writes."""
 
 
 def default_num_workers() -> int:
@@ -172,6 +176,23 @@ def train_cell(setting: Setting, cell: Cell, schedule: ComparedSchedule, source:
     return Result(cell, loss if math.isfinite(loss) else math.inf, curve, seconds)
 
 
+def describe_start(
+    model_arguments: ModelArguments, data: DataArguments | None, options: TrainingOptions
+) -> dict[str, str]:
+    """What a report states about the start model and the text, from the arguments of `prepare_setting`."""
+    start, text = model_arguments.model_name_or_path, "CPython's source"
+    if start is None:
+        start = f"new {model_arguments.model_type}, {model_arguments.config_overrides or BUILTIN_CONFIG}"
+    if data is not None:
+        files = (data.train_file, data.validation_file)
+        names = (data.dataset_name, data.dataset_config_name, *files, data.builtin_text)
+        text = " ".join(name for name in names if name is not None)
+    elif options.regime != "scratch":
+        start += f", pretrained for {options.pretrain_steps:,} updates on CPython's source"
+        text = "Python's help texts"
+    return {"regime": options.regime, "start": start, "text": text}
+
+
 def describe_setting(setting: Setting, steps: int) -> dict[str, Any]:
     """What a report states about the model, the data and the optimizer of a run of `steps` updates."""
     set_seed(0)
@@ -212,7 +233,7 @@ def make_model(setting: Setting) -> torch.nn.Module:
 def prepare_setting(
     model_arguments: ModelArguments, data: DataArguments | None, options: TrainingOptions, size: str | None = None
 ) -> Setting:
-    """Make the start model and the blocks of text, unless the folder has them, and describe what the cells share.
+    """Make the start model and the blocks of text, unless the folder has them, and collect what the cells share.
 
     Args:
         model_arguments: the model; the built-in one if it names none and there is no `data`.
@@ -221,11 +242,19 @@ def prepare_setting(
         size: changes to the config of the built-in model, if several sizes are compared.
 
     Raises:
-        ValueError: if the model has a name and there is no text.
+        ValueError: if the model has a name and there is no text, or the folder has a start that was made with other options.
     """
     folder = Path(options.output_dir)
     prepared = folder / "start" / (size or "model").replace("=", "").replace(",", "_")
-    if not (prepared / "done").exists():
+    made_with = _options_of_start(model_arguments, data, options)
+    kept = read_json(prepared / START_OPTIONS_FILE)
+    for name in dict.fromkeys([*kept, *made_with] if kept else []):
+        if kept.get(name) != made_with.get(name):
+            raise ValueError(
+                f"{prepared} was made with --{name} {kept.get(name)}, not {made_with.get(name)}; give the options that the "
+                "study was started with, or another folder."
+            )
+    if not kept:
         if data is None and model_arguments.model_name_or_path is not None:
             raise ValueError("Text is missing; pass --dataset_name, --train_file or --builtin_text.")
         if data is None:
@@ -236,7 +265,7 @@ def prepare_setting(
         if PartialState().is_main_process:
             for name, part in blocks.items():
                 part.save_to_disk(str(prepared / "blocks" / name))
-            (prepared / "done").touch()
+            write_json(prepared / START_OPTIONS_FILE, made_with, indent=1)
         PartialState().wait_for_everyone()
     return Setting(
         regime=options.regime,
@@ -248,6 +277,19 @@ def prepare_setting(
         bf16=options.bf16,
         num_threads=max(1, torch.get_num_threads() // options.num_workers),
     )
+
+
+def _options_of_start(
+    model_arguments: ModelArguments, data: DataArguments | None, options: TrainingOptions
+) -> dict[str, Any]:
+    """The options that decide the start model and the text, by name."""
+    chosen = {**asdict(model_arguments), **({} if data is None else asdict(data))}
+    chosen.pop("preprocessing_num_workers", None)
+    chosen["regime"] = options.regime
+    if data is None and options.regime != "scratch":
+        chosen["pretrain_steps"] = options.pretrain_steps
+        chosen["per_device_train_batch_size"] = options.per_device_train_batch_size
+    return {name: value for name, value in chosen.items() if value is not None}
 
 
 def _make_builtin_start(

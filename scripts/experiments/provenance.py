@@ -100,8 +100,8 @@ def render_provenance(record: Mapping[str, Any]) -> str:
 class ProvenanceFile:
     """The provenance of a folder that several runs of a script add to.
 
-    As a context manager it writes the file when the run ends, also when an error or Ctrl-C ends it. A long run calls
-    `write` in between, so that a kill loses little.
+    As a context manager it writes the file when the run ends, also when an error or Ctrl-C ends it; but not when a ValueError
+    has refused the options. A long run calls `write` in between, so that a kill loses little.
 
     Args:
         folder: the folder of the results.
@@ -128,12 +128,14 @@ class ProvenanceFile:
                 the time since this object was created.
 
         Returns:
-            The contents of the file: the earlier commands and this one, the machine, the versions and the time.
+            The contents of the file: the earlier commands and this one, the machines, the versions and the time.
         """
         if seconds is None:
             seconds = self.previous.get("seconds", 0.0) + time.monotonic() - self._started
         record = collect_provenance(self._script, seconds, packages=self._packages, **self._details)
         record["commands"] = list(dict.fromkeys([*self.previous.get("commands", []), *record["commands"]]))
+        machines = [machine for machine in self.previous.get("machine", "").split("; ") if machine]
+        record["machine"] = "; ".join(dict.fromkeys([*machines, record["machine"]]))
         write_json(self.path, record, indent=1)
         return record
 
@@ -143,4 +145,5 @@ class ProvenanceFile:
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.write()
+        if error_type is None or not issubclass(error_type, ValueError):
+            self.write()

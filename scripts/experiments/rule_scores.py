@@ -1,5 +1,6 @@
 """How often a schedule is better and worse than the references of its studies."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,14 +12,28 @@ from .study_results import StudyResults, with_divergence_as_worst
 
 
 def relative_difference(study: StudyResults, name: str, reference: str) -> float:
-    """The mean difference of a schedule from a reference, as a fraction of the reference's loss."""
+    """The mean difference of a schedule from a reference, as a fraction of the reference's loss; NaN if it diverged at every peak."""
+    if study.diverged_everywhere(name):
+        return math.nan
     return float(study.relative_losses(reference)[name].mean())
 
 
 def descriptive_verdict(study: StudyResults, name: str, reference: str) -> str:
-    """The verdict on a schedule by its own interval, without correction for several contrasts. The reference is undecided."""
+    """The verdict on a schedule by its own interval, without correction for several contrasts.
+
+    The reference itself is undecided, as is a schedule whose best peak lies on the edge. One that diverged at every peak is worse.
+    """
+    if study.diverged_everywhere(name):
+        return "worse"
+    if study.choices.tuned[name].on_edge or study.choices.tuned[reference].on_edge:
+        return "undecided"
     losses = with_divergence_as_worst(study.losses)
     return str(paired_difference(losses[name], losses[reference])["verdict"])
+
+
+def is_scored(study: StudyResults, name: str) -> bool:
+    """Whether a study has an outcome of a schedule."""
+    return name in study.losses or study.diverged_everywhere(name)
 
 
 def score_rules(studies: Mapping[str, StudyResults], names: Sequence[str]) -> pd.DataFrame:
@@ -34,15 +49,15 @@ def score_rules(studies: Mapping[str, StudyResults], names: Sequence[str]) -> pd
     """
     rows = {}
     for name in names:
-        compared = [study for study in studies.values() if name in study.losses]
+        compared = [study for study in studies.values() if is_scored(study, name)]
         verdicts = [descriptive_verdict(study, name, study.reference) for study in compared]
         differences = [relative_difference(study, name, study.reference) for study in compared]
         if compared:
             rows[name] = {
                 "problems": len(compared),
                 **{verdict: verdicts.count(verdict) for verdict in ("better", "undecided", "worse")},
-                "mean": float(np.mean(differences)),
-                "largest": max(differences),
+                "mean": float(np.nanmean(differences)),
+                "largest": float(np.nanmax(differences)),
                 "worse in": [
                     study.label for study, verdict in zip(compared, verdicts, strict=True) if verdict == "worse"
                 ],

@@ -160,6 +160,13 @@ class Study:
 
     def _record_baselines(self, name: str, peak: float, kept_file: Callable[[Path, int], Path]) -> None:
         cells = [self._cell(name, peak, seed, BASELINE) for seed in baseline_seeds()]
+        table = self.results.table()
+        recorded = table[(table["role"] == BASELINE) & (table["schedule"] == name)]
+        for other in recorded["peak"][recorded["peak"] != peak]:
+            raise ValueError(
+                f"The baselines in {self.folder} were trained at the peak {other:g}, but the selection seeds now choose {peak:g}; give "
+                "the options that the study was started with, or another folder."
+            )
         self._run([cell for cell in cells if not kept_file(self.folder, cell.seed).exists()], "baselines")
         for cell in cells:
             kept = kept_file(self.folder, cell.seed)

@@ -218,7 +218,7 @@ def summary_table(studies: Mapping[Path, StudyResults]) -> str:
         decimals = num_decimals(with_divergence_as_worst(study.losses).mean())
         references = list(study.contrasts)
         row = {
-            "setting": f"{study.label} ({len(study.losses)} seeds)",
+            "setting": f"{study.label} ({len(study.losses)} seeds{', reduced' if study.reduced else ''})",
             "check beforehand": forecast_summary(folder),
             "difference from": references if len(references) > 1 else [f"{LINEAR} (no warm-up is best)"],
         }

@@ -57,6 +57,10 @@ class StudyResults:
         needed = {LINEAR, self.reference, *PRIMARY} & set(self.choices.compared)
         return not needed <= set(self.losses.columns)
 
+    def diverged_everywhere(self, name: str) -> bool:
+        """Whether a schedule diverged at every peak that the selection seeds tried, so that no test seed has it."""
+        return name in self.choices.tuned and self.choices.tuned[name].problem == "diverged"
+
     def relative_losses(self, reference: str) -> pd.DataFrame:
         """The difference of every schedule from a reference by test seed, as a fraction of the mean loss of the reference."""
         losses = with_divergence_as_worst(self.losses)
@@ -146,7 +150,7 @@ def compare_with(study: StudyResults, reference: str) -> pd.DataFrame:
         diverged = int((np.isinf(study.losses[name]) & np.isfinite(study.losses[reference])).sum())
         if diverged and row["verdict"] in ("better", "no worse"):
             row["verdict"] = f"diverged in {diverged} of {len(losses)}"
-        if study.choices.tuned[name].on_edge:
+        if study.choices.tuned[name].on_edge or study.choices.tuned[reference].on_edge:
             row["verdict"] = "best peak on the edge"
     columns = ["schedule", "difference", "low", "high", "p_value", "verdict", "corrected"]
     return pd.DataFrame([{"schedule": name, **row} for name, row in rows.items()], columns=columns)

@@ -11,7 +11,7 @@ from .markdown_tables import markdown_table
 from .problems import CHOOSING, PROBLEMS
 from .protocol import CONTROLS, LINEAR, REFINED, RISING_IGNORED
 from .provenance import render_provenance
-from .rule_scores import descriptive_verdict, relative_difference, rule_table, score_rules
+from .rule_scores import descriptive_verdict, is_scored, relative_difference, rule_table, score_rules
 from .rules import BETWEEN_WARMUPS, CLIPPED_RULES, RULES
 from .study_folder import PROVENANCE_FILE, SCHEDULES_FILE
 from .study_pictures import add_legend, style_of
@@ -141,7 +141,8 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
         "## The rule",
         f"On the half of the problems that chooses ({', '.join(choosing) or 'none is finished'}), against reference 2:",
         rule_table(chosen_scores),
-        "The controls need no norms: linear decay with one warm-up for all problems. On the same half:",
+        "The controls need no norms: linear decay with one warm-up for all problems; where that is reference 2, it counts as undecided. "
+        "On the same half:",
         rule_table(score_rules(choosing, CONTROLS)),
         f"The choice is *{rule}*. On the half that tests ({', '.join(testing) or 'none is finished'}), once:",
         rule_table(score_rules(testing, [*candidates, *CONTROLS, *CLIPPED_RULES])),
@@ -172,10 +173,15 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
 
 def aim(rule: str, studies: Mapping[str, StudyResults]) -> str:
     """Whether the rule reached the aim of the protocol over all problems and studies, and by how much it failed where."""
-    compared = [study for study in studies.values() if rule in study.losses]
+    compared = [study for study in studies.values() if is_scored(study, rule)]
     verdicts = [descriptive_verdict(study, rule, study.reference) for study in compared]
     worse = [
-        f"{study.label}, by {relative_difference(study, rule, study.reference):.1%} of the loss"
+        f"{study.label}, "
+        + (
+            "diverged at every peak"
+            if study.diverged_everywhere(rule)
+            else f"by {relative_difference(study, rule, study.reference):.1%} of the loss"
+        )
         for study, verdict in zip(compared, verdicts, strict=True)
         if verdict == "worse"
     ]

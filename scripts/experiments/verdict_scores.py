@@ -3,21 +3,24 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 from scipy.stats import spearmanr
 
+from hf_refined_schedule.schedules.health import PROMISE, Verdict
 from hf_refined_schedule.schedules.refining import refine_sources
 
 from .json_file import read_json
 from .markdown_tables import markdown_table
 from .problems import CHOOSING
 from .protocol import LINEAR, REFINED, RISING_IGNORED, WORTH_A_RUN, baseline_file
-from .rule_scores import descriptive_verdict, relative_difference
+from .rule_scores import descriptive_verdict, is_scored, relative_difference
 from .study_folder import FORECASTS_FILE
 from .study_results import StudyResults
 from .thresholds import choose_threshold, figures_of
+
+VERDICTS = get_args(Verdict)
 
 LINEAR_DECAY = "linear decay"
 """The advice of `check` not to refine."""
@@ -44,23 +47,26 @@ def advice_table(studies: Mapping[str, StudyResults], folders: Mapping[str, Path
     """The advice of `check` on each baseline of each study, and whether it was right.
 
     Args:
-        studies: the studies, by name. One in which refined or rising norms ignored diverged at every peak is left out.
+        studies: the studies, by name. One that lacks refined or rising norms ignored is left out.
         folders: the folder of each study.
 
     Returns:
-        Columns `problem`, `half`, `check now` (the verdict of today's thresholds), `verdict` (as recorded beforehand), `advice`, how refined compared with each reference, `promise` and
-        `gain` (of refined over reference 1), and whether `check`, `always` (rising norms ignored) and `never` were right against
+        Columns `problem`, `half`, `check now` (the verdict of today's thresholds), `verdict` (as recorded beforehand), `advice`, how refined compared with each reference, `promise` (recorded beforehand,
+        without warm-up), `promise now` (as `check` prints it, with 5 % warm-up), `gain` (of refined over reference 1), and whether `check`, `always` (rising norms ignored) and `never` were right against
         each reference.
     """
     rows = []
     for name, study in studies.items():
-        if not {REFINED, RISING_IGNORED} <= set(study.losses.columns):
+        if not all(is_scored(study, schedule) for schedule in (REFINED, RISING_IGNORED)):
             continue
         forecasts = read_json(folders[name] / FORECASTS_FILE)["forecasts"]
         for baseline in sorted({row["baseline"] for row in forecasts}):
             kept = next(row for row in forecasts if row["baseline"] == baseline and row["schedule"] == REFINED)
             advice = advice_of(forecasts, baseline)
             health = refine_sources(baseline_file(folders[name], baseline)).health
+            promises = (
+                [] if health is None else [figure.value for figure in health.findings if figure.name == PROMISE.name]
+            )
             rows.append(
                 {
                     "problem": name,
@@ -73,6 +79,7 @@ def advice_table(studies: Mapping[str, StudyResults], folders: Mapping[str, Path
                         for number, reference in (("1", LINEAR), ("2", study.reference))
                     },
                     "promise": kept["promise"],
+                    "promise now": promises[0] if promises else math.nan,
                     "gain": -relative_difference(study, REFINED, LINEAR),
                     **{
                         f"{who}, reference {number}": is_right(study, given, reference)
@@ -142,20 +149,26 @@ def new_threshold(studies: Mapping[str, StudyResults], folders: Mapping[str, Pat
     return " ".join(sentences)
 
 
-def promise_and_gain(advised: pd.DataFrame) -> float:
-    """Spearman's rank correlation, over problems, of the promise of the bound with the measured gain; NaN below three problems."""
-    means = advised.groupby("problem")[["promise", "gain"]].mean()
-    return math.nan if len(means) < 3 else float(spearmanr(means["promise"], means["gain"]).statistic)
+def promise_and_gain(advised: pd.DataFrame, promise: str) -> float:
+    """Spearman's rank correlation, over problems, of the promise of the bound with the measured gain; NaN below three problems.
+
+    Args:
+        advised: the output of `advice_table`.
+        promise: its column, `"promise"` or `"promise now"`.
+    """
+    means = advised.groupby("problem")[[promise, "gain"]].mean().dropna()
+    return math.nan if len(means) < 3 else float(spearmanr(means[promise], means["gain"]).statistic)
 
 
 def describe_promise_and_gain(advised: pd.DataFrame) -> str:
     """How the promise of the bound went with the measured gain, in a sentence."""
-    rank = promise_and_gain(advised)
-    if math.isnan(rank):
+    beforehand, now = (promise_and_gain(advised, promise) for promise in ("promise", "promise now"))
+    if math.isnan(beforehand):
         return "Too few problems to compare the promise of the bound with the measured gain."
     return (
         "The gain that the bound promises for refined over linear decay and the measured gain over reference 1 have a rank "
-        f"correlation of {rank:+.2f} (Spearman, {advised['problem'].nunique()} problems)."
+        f"correlation of {beforehand:+.2f} (Spearman, {advised['problem'].nunique()} problems). With 5 % warm-up for both, as `check` "
+        f"prints it, {now:+.2f}."
     )
 
 
@@ -202,6 +215,7 @@ def track_record(advised: pd.DataFrame, bounded_warmup: Mapping[str, Any] | None
         counts = {outcome: int(bounded_warmup[outcome]) for outcome in ("better", "undecided", "worse")}
         record = {"bounded_warmup": counts, "bounded_warmup_worse_in": list(bounded_warmup["worse in"])}
     problems = problems_by_verdict(advised)
-    record["refined"] = {verdict: refined_outcomes(problems[verdict]) for verdict in sorted(problems)}
-    record["promise_and_gain"] = round(promise_and_gain(advised), 2)
+    nothing = advised.iloc[:0]
+    record["refined"] = {verdict: refined_outcomes(problems.get(verdict, nothing)) for verdict in VERDICTS}
+    record["promise_and_gain"] = round(promise_and_gain(advised, "promise now"), 2)
     return record
