@@ -4,6 +4,7 @@ Steps count from 1 here, as in the papers; position t of a list is step t + 1.
 """
 
 import math
+from itertools import accumulate
 
 
 def median_smoothing(norms, smoothing):
@@ -46,6 +47,20 @@ def multipliers_of(smoothed, power):
 def refined_schedule(norms, power, smoothing):
     """Smooth, weigh, sum the tail: arXiv 2310.07831, Algorithm 1."""
     return multipliers_of(median_smoothing(norms, smoothing), power)
+
+
+def bounded_warmup_rates(norms, smoothing):
+    """Adam's multipliers at t = 0 .. T-1: (1 - u) times the factor of rising norms ignored, between ramps over 20 % and 5 %."""
+    smallest = list(accumulate(median_smoothing(norms, smoothing), min))
+    grid = multipliers_of([*smallest, smallest[-1]], -1)
+    steps = len(grid) - 1
+    factors = [grid[t] / (1 - t / steps) for t in range(steps)]
+    rates = []
+    for t in range(steps):
+        progress = t / steps
+        lower, upper = min(1, progress / 0.2), min(1, progress / 0.05)
+        rates.append((1 - progress) * min(max(factors[t] / factors[-1], lower), upper))
+    return [rate / max(rates) for rate in rates]
 
 
 def refined_grid(norms, power, smoothing, num_training_steps=None):

@@ -11,7 +11,7 @@ import hf_refined_schedule
 from hf_refined_schedule.compatibility.import_hook import call_once_imported
 
 from .pages import blocks
-from .reference import median_smoothing, multipliers_of
+from .reference import bounded_warmup_rates
 from .tiny import BIN, PYTHONPATH, read_rows, run_command
 
 SITECUSTOMIZE, BASELINE, REFINED = (code for language, code in blocks("without-code") if language in ("python", "json"))
@@ -62,8 +62,7 @@ def test_a_configuration_file_alone_records_and_refines(tmp_path, site):
     assert (header["num_training_steps"], len(rows), len(refined)) == (24, 24, 24)
     # transformers' default peak is 5e-5.
     assert [row["learning_rate"] for row in rows] == pytest.approx([5e-5 * (1 - t / 24) for t in range(24)])
-    smoothed = median_smoothing([row["l1"] for row in rows], 0.2)  # a window of five, the default for so few norms
-    expected = multipliers_of([*smoothed, smoothed[-1]], -1)[:-1]
+    expected = bounded_warmup_rates([row["l1"] for row in rows], 0.2)  # a window of five, the default for so few norms
     assert [row["learning_rate"] for row in refined] == pytest.approx([5e-5 * value for value in expected])
 
 

@@ -5,7 +5,7 @@ import yaml
 from transformers import Trainer
 
 from .pages import blocks
-from .reference import median_smoothing, multipliers_of
+from .reference import bounded_warmup_rates
 from .refusals import refuses
 from .tiny import rates, read_rows, tiny_arguments, tiny_data, tiny_model
 
@@ -61,8 +61,7 @@ def test_the_page(manager, configurations, tmp_path, monkeypatch):
     for configuration in configurations:
         trainer = train(manager, prepare(manager, configuration), tmp_path)
     norms = [row["l1"] for row in read_rows(tmp_path / "runs" / "baseline" / "gradient_norms.jsonl")[1]]
-    smoothed = median_smoothing(norms, 0.2)  # a window of five norms, the default for so few
-    expected = multipliers_of([*smoothed, smoothed[-1]], -1)[:-1]
+    expected = bounded_warmup_rates(norms, 0.2)  # a window of five norms, the default for so few
     assert rates(trainer) == pytest.approx([2e-4 * value for value in expected])
     assert len(read_rows(tmp_path / "runs" / "refined" / "gradient_norms.jsonl")[1]) == 24
 

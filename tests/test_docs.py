@@ -26,7 +26,15 @@ DOCS = REPOSITORY / "docs"
 BLOCK = re.compile(r"(<!-- not run by the tests: [^>]+ -->\n)?```(python|bash)\n(.*?)```", re.S)
 
 PAGES = (
-    *("index.md", "how-to/preview.md", "how-to/diagnose.md", "how-to/model-card.md", "method.md", "file-formats.md"),
+    *(
+        "index.md",
+        "how-to/preview.md",
+        "how-to/diagnose.md",
+        "how-to/model-card.md",
+        "how-to/extend-and-predict.md",
+        "method.md",
+        "file-formats.md",
+    ),
     *("how-to/unmodified-script.md", "how-to/accelerate-loop.md"),
 )
 """The pages with blocks, in an order in which each finds the runs that it needs. A page about another tool has a test of its own."""
@@ -50,7 +58,7 @@ def test_every_block_runs(tmp_path):
             )
             assert done.returncode == 0, f"{page}: {code}\n{done.stderr}"
     assert sorted(path.name for path in (tmp_path / "runs").glob("*.*")) == [
-        "norms_and_schedule.png", "rates.png", "schedule.json"
+        "extension.json", "norms_and_schedule.png", "rates.png", "schedule.json"
     ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import transformers
 from packaging.version import Version
 
 from .pages import blocks, run_page
-from .reference import median_smoothing, multipliers_of
+from .reference import bounded_warmup_rates
 from .tiny import PYTHONPATH, read_rows
 from .tiny_hub import Speaker, save_dataset, save_model
 
@@ -62,8 +62,7 @@ def instructions():
 
 def grid_of(norms):
     """Multipliers at the updates and at the end, with a window of five norms: the default for so few."""
-    smoothed = median_smoothing(norms, 0.2)
-    return multipliers_of([*smoothed, smoothed[-1]], -1)
+    return [*bounded_warmup_rates(norms, 0.2), 0.0]
 
 
 # --- version 1, which has a trainer of its own ---

@@ -1,4 +1,4 @@
-"""The notebook of the documentation runs from top to bottom in a fresh kernel, as it does on Colab."""
+"""The notebook of the documentation runs from top to bottom in a fresh kernel."""
 
 import json
 import os
@@ -31,6 +31,6 @@ def test_it_runs(tmp_path, monkeypatch):
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
     assert "verdict: " in printed
-    assert "rising norms ignored " in printed
+    assert "bounded_warmup " in printed
     assert [output for output in outputs if "image/png" in output.get("data", {})]
     assert (tmp_path / "runs" / "refined" / "gradient_norms.jsonl").is_file()

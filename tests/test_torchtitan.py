@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from .pages import blocks, run_page
-from .reference import median_smoothing, multipliers_of
+from .reference import bounded_warmup_rates
 from .refusals import refuses
 
 pytest.importorskip("torchtitan", reason="torchtitan is not installed")
@@ -58,8 +58,7 @@ def config(folder, monkeypatch, **options):
 
 
 def expected():
-    smoothed = median_smoothing(NORMS, 0.1)
-    return multipliers_of([*smoothed, smoothed[-1]], -1)[:-1]
+    return bounded_warmup_rates(NORMS, 0.1)
 
 
 def test_the_page(folder, monkeypatch):
