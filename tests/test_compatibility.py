@@ -340,6 +340,24 @@ def test_a_keyword_that_this_package_does_not_know_is_passed_on(monkeypatch, met
     assert given == [(([], 1.0), {"unheard_of": 5})]
 
 
+def test_an_optimizer_is_prepared_when_the_outermost_call_returns(monkeypatch):
+    """FSDP2 replaces parameters after `prepare_optimizer`, and DeepSpeed's optimizers are never given to it."""
+    events = []
+    prepare = Accelerator.prepare
+
+    def prepare_in_two_steps(self, *args):
+        prepared = prepare(self, *args)
+        events.append("parameters replaced")
+        return prepared
+
+    monkeypatch.setattr(Accelerator, "prepare", prepare_in_two_steps)
+    accelerator = Accelerator(cpu=True)
+    with prepared_optimizers(lambda *both: events.append(both)):
+        optimizer = accelerator.prepare(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1))
+        accelerator.prepare(optimizer)
+    assert events == ["parameters replaced", (accelerator, optimizer), "parameters replaced"]
+
+
 def test_prepared_optimizers_ends_with_its_block():
     method, prepared = Accelerator.prepare_optimizer, []
     with prepared_optimizers(lambda accelerator, optimizer: prepared.append(optimizer)):

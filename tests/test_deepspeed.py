@@ -144,7 +144,7 @@ def test_a_loop_that_clips_is_not_asked_twice():
 @pytest.mark.parametrize(
     "engine",
     [
-        pytest.param(engine_of(LIMIT, float("inf"), overflow=True), id="an update that overflowed"),
+        pytest.param(engine_of(LIMIT, 13.0, overflow=True), id="an update that overflowed after another"),
         pytest.param(engine_of(LIMIT, None), id="a config with compute_grad_norm false"),
     ],
 )
@@ -155,7 +155,11 @@ def test_an_engine_without_a_norm(engine):
 
 
 def test_an_update_that_overflowed_first_decides_nothing():
+    """DeepSpeed reports 0 then, and later the norm of the update before."""
     engine = engine_of(LIMIT)
-    assert step_and_clip(engine, [], None)[0] is None
-    step_and_clip(engine, [], float("inf"))
+    engine._optimizer.step_was_skipped = True
+    for stale in (None, 0.0, 13.0):
+        limit, update = step_and_clip(engine, [], stale)
+        assert (limit, update.norms) == (None, None)
+    engine._optimizer.step_was_skipped = False
     assert step_and_clip(engine, CLIPPED, 13.0)[1].norms.l1.item() == pytest.approx(19, rel=FLOAT32_GRADIENTS)

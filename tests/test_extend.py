@@ -270,6 +270,8 @@ def test_the_command(run, tmp_path, capsys):
         f"""next run: --max_steps 45 --lr_scheduler_type refined --lr_scheduler_kwargs '{{"refined_from": "{path}"}}' """
         f"--resume_from_checkpoint {run}/checkpoint-30"
     )
+    assert main(["extend", str(run), "-o", str(path), "--cooldown", "10", "--rewarm", "5"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"--resume_from_checkpoint {run}/checkpoint-40")
     for command in (["plot", "--text"], ["plot", "-o", str(tmp_path / "picture.png")]):
         assert main([command[0], str(path), *command[1:]]) == 0
     assert (tmp_path / "picture.png").exists()

@@ -145,6 +145,21 @@ def test_a_raw_loop_with_literal_choices(tmp_path):
         assert raw_report(tmp_path / "two", rank) == {"world_size": 2, "rates": pytest.approx(rates)}, done.stderr
 
 
+def test_a_raw_loop_under_fsdp2(tmp_path):
+    """FSDP2 puts shards in the place of the parameters while the script prepares its optimizer. The norms are those of one process."""
+    for name, words in (("one", ()), ("two", ("--nproc_per_node", 2, "--master_port", free_port()))):
+        (tmp_path / name).mkdir()
+        command = (BIN / "torchrun", *words) if words else (BIN / "python",)
+        options = ("launch", "--gradient-norms-file", tmp_path / name, RAW, "--report", tmp_path / name / "report")
+        fsdp2 = ("--fsdp2",) if words else ()
+        done = run_command(*command, "-m", "hf_refined_schedule", *options, *fsdp2, timeout=90)
+        assert done.returncode == 0, done.stderr
+    (_, one), (header, two) = (read_rows(tmp_path / name / "gradient_norms.jsonl") for name in ("one", "two"))
+    assert (header["world_size"], header["num_training_steps"]) == (2, 24)
+    for norm in ("l1", "l2"):
+        assert [row[norm] for row in two] == pytest.approx([row[norm] for row in one], rel=1e-5)
+
+
 def test_trainers_one_after_another_into_one_file(tmp_path):
     """Each records; neither is said to be left out."""
     script = tmp_path / "two.py"

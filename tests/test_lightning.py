@@ -106,6 +106,44 @@ def test_two_callbacks_record_once(tmp_path):
     assert [path.parent.name for path in tmp_path.rglob("*.jsonl")] == ["first"]
 
 
+class TwoOptimizers(Quadratic):
+    """The second optimizer makes two steps for each of the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.other = torch.nn.Parameter(torch.zeros(1))
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD([self.weight], lr=0.1), torch.optim.SGD([self.other], lr=0.1)]
+
+    def training_step(self, batch):
+        first, second = self.optimizers()
+        for optimizer, loss in (
+            (first, super().training_step(batch)),
+            (second, self.other.sum()),
+            (second, self.other.sum()),
+        ):
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+
+
+def test_the_first_of_two_optimizers_is_recorded_on_after_a_resume(tmp_path):
+    for values, checkpoint in (([1.0, 2.0, 3.0], None), ([1.0, 2.0, 3.0, 4.0], "last.ckpt")):
+        callback = GradientNormCallback(tmp_path / "norms")
+        trainer = pl.Trainer(
+            max_epochs=1 if checkpoint is None else 2, callbacks=[callback], accelerator="cpu", logger=False,
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path, enable_checkpointing=False,
+        )  # fmt: skip
+        loader = torch.utils.data.DataLoader(torch.tensor(values)[:, None])
+        trainer.fit(TwoOptimizers(), loader, ckpt_path=checkpoint and tmp_path / checkpoint, weights_only=True)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+    header, rows = read_rows(tmp_path / "norms" / "gradient_norms.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 8))
+    assert header["num_training_steps"] == 7
+
+
 class WithoutGradient(Quadratic):
     def __init__(self):
         super().__init__()

@@ -10,6 +10,8 @@ import pytest
 from transformers import Trainer
 
 from hf_refined_schedule import RefinedScheduleMixin, RefinedScheduleTrainer
+from hf_refined_schedule.schedules.refined_schedule import Extension, RefinedSchedule
+from hf_refined_schedule.schedules.schedule_file import write_schedule
 from hf_refined_schedule.training import model_card
 
 from .records import write_norms
@@ -70,6 +72,30 @@ def test_a_source_that_is_gone_or_has_changed(tmp_path, source):
     text = card(trainer)
     assert "- Verdict: not known, because the source no longer gives this schedule\n" in text
     assert "](learning_rate_schedule.png)" in text  # of the schedule alone
+
+
+def test_an_extended_run(tmp_path):
+    extended = RefinedSchedule(
+        grid=np.array([1.0, 1.0, 1.0, 0.5, 0.0]),
+        source=str(tmp_path / "secret" / "runs" / "checkpoint-2"),
+        weights=None,
+        extension=Extension(2, 4, 1e-3),
+    )
+    write_schedule(extended, tmp_path / "extension.json")
+    text = card(trained(tmp_path, **refined(tmp_path / "extension.json")))
+    assert "followed a schedule that extends the run after `runs/checkpoint-2`, by" in text
+    assert "- Extended after update 2\n" in text
+    assert "secret" not in text
+    assert "](learning_rate_schedule.png)\n" in text
+
+
+def test_a_section_that_fails_costs_no_checkpoint(tmp_path, source, monkeypatch, caplog):
+    def fail(*args):
+        raise KeyError("a fault")
+
+    monkeypatch.setattr(model_card, "_section", fail)
+    assert "### Training hyperparameters" in card(trained(tmp_path, **refined(source)))
+    assert "The model card says nothing about the refined schedule: KeyError" in caplog.text
 
 
 class CardAtEveryCheckpoint(RefinedScheduleTrainer):

@@ -14,6 +14,7 @@ from transformers.trainer_utils import SchedulerType
 
 from hf_refined_schedule import (
     GradientNormCallback,
+    GradientNorms,
     RefinedScheduleArguments,
     get_refined_schedule,
     register,
@@ -206,6 +207,11 @@ def test_without_the_schedule_nothing_changes(tmp_path):
     )
 
 
+def load_norms_of_ones():
+    ones = [1.0] * 20
+    return GradientNorms(steps=range(1, 21), l1=ones, l2=ones, num_training_steps=20)
+
+
 def test_an_option_that_is_set_later_counts(tmp_path):
     """As a hyperparameter search sets it."""
     kwargs = {"min_lr_ratio": 0.1}
@@ -225,10 +231,24 @@ def test_an_option_that_is_set_later_counts(tmp_path):
     assert linear.lr_scheduler_kwargs == tiny_arguments(tmp_path).lr_scheduler_kwargs
 
 
+def test_another_schedule_that_is_set_later_is_without_the_options(tmp_path):
+    """As a search over schedules sets it, in any order with the options."""
+    kwargs = {"min_lr_ratio": 0.1}
+    arguments = refined_arguments(tmp_path, lr_scheduler_type="refined", refined_from="a", lr_scheduler_kwargs=kwargs)
+    for _ in range(2):
+        arguments.lr_scheduler_type = SchedulerType("linear")
+        assert arguments.lr_scheduler_kwargs == {}
+    arguments.refined_smoothing = 0.3
+    assert arguments.lr_scheduler_kwargs == {}
+    arguments.lr_scheduler_type = SchedulerType("refined")
+    assert arguments.lr_scheduler_kwargs == {"min_lr_ratio": 0.1, "refined_from": "a", "smoothing": 0.3}
+
+
 @pytest.mark.parametrize("make", [tiny_arguments, refined_arguments])
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"refined_from": [load_norms_of_ones()]}, "is GradientNorms, which arguments cannot hold as JSON; pass the path"),
         ("{'refined_from': 'a'}", r"""but must be a JSON object .* pass --lr_scheduler_kwargs '{"refined_from": "runs/baseline"}'"""),
         ("refined_from=a", r"""but must be a JSON object .* pass --lr_scheduler_kwargs '{"refined_from": "runs/baseline"}'"""),
         ('["a"]', "but must be a JSON object"),

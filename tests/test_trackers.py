@@ -5,7 +5,11 @@ import re
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import numpy as np
 import pytest
+from transformers import TrainerCallback
+
+from hf_refined_schedule.training import trackers
 
 from .pages import blocks, run_code
 from .records import write_norms
@@ -84,6 +88,23 @@ from mlflow import MlflowClient
 (run,) = MlflowClient().search_runs(["0"])
 print(json.dumps([run.data.tags["refined_schedule"], run.data.metrics["grad_norm_l1"], run.info.artifact_uri]))
 """
+
+
+@pytest.mark.parametrize("fault", [OSError("No space left on device"), ImportError("numpy.core.multiarray")])
+def test_a_picture_that_cannot_be_drawn_costs_a_warning(monkeypatch, caplog, fault):
+    def fail(*args, **kwargs):
+        raise fault
+
+    class Tracker(TrainerCallback):
+        pass
+
+    seen = []
+    monkeypatch.setattr(trackers, "find_spec", lambda name: name)
+    monkeypatch.setattr(trackers, "norms_and_schedule_figure", fail)
+    monkeypatch.setitem(trackers._SHOWS, Tracker, lambda callback, shown: seen.append(shown))
+    trackers.show_schedule([Tracker()], "0123", np.ones(3))
+    assert seen == [("0123", None)]
+    assert "The trackers get no picture of the refined schedule: " in caplog.text
 
 
 def test_mlflow(folder):

@@ -79,5 +79,5 @@ def run(options: argparse.Namespace) -> None:
     kwargs = shlex.quote(json.dumps({"refined_from": options.output}))
     print(
         f"next run: --max_steps {total} --lr_scheduler_type refined --lr_scheduler_kwargs {kwargs} "
-        f"--resume_from_checkpoint {shlex.quote(options.checkpoint)}"
+        f"--resume_from_checkpoint {shlex.quote(schedule.source)}"
     )

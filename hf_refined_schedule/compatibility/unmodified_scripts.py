@@ -5,7 +5,7 @@ As in `libraries`, each has its reason, versions and end.
 
 import argparse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from accelerate import Accelerator
@@ -19,24 +19,36 @@ from .method_wrap import MethodWrap
 def prepared_optimizers(notify: Callable[[Accelerator, Any], None]) -> Iterator[None]:
     """Call `notify` for every optimizer that an Accelerator prepares in the `with` block.
 
-    A wrap of the public `Accelerator.prepare_optimizer` (accelerate 1.1 to 1.15), for raw loops in scripts that do not
-    import this package. It can go when accelerate has callbacks.
+    A wrap of the public `Accelerator.prepare` and `Accelerator.prepare_optimizer`, and the list `Accelerator._optimizers`
+    (accelerate 1.1 to 1.15), for raw loops in scripts that do not import this package. It can go when accelerate has callbacks.
 
     Args:
-        notify: called with the Accelerator and the prepared optimizer.
+        notify: called with the Accelerator and the prepared optimizer, once the outermost of these calls returns: until then
+            FSDP2 has not put shards in the place of the parameters, and DeepSpeed never calls `prepare_optimizer`.
 
     Yields:
         None.
     """
 
-    def prepare_and_notify(
-        prepare_optimizer: Callable[..., Any], accelerator: Accelerator, *args: Any, **kwargs: Any
-    ) -> Any:
-        prepared = prepare_optimizer(*args, **kwargs)
-        notify(accelerator, prepared)
+    preparing: list[Accelerator] = []
+
+    def prepare_and_notify(prepare: Callable[..., Any], accelerator: Accelerator, *args: Any, **kwargs: Any) -> Any:
+        if accelerator in preparing:
+            return prepare(*args, **kwargs)
+        before = list(accelerator._optimizers)
+        preparing.append(accelerator)
+        try:
+            prepared = prepare(*args, **kwargs)
+        finally:
+            preparing.remove(accelerator)
+        for optimizer in accelerator._optimizers:
+            if not any(optimizer is one for one in before):
+                notify(accelerator, optimizer)
         return prepared
 
-    with MethodWrap("prepare_optimizer", prepare_and_notify).installed(Accelerator):
+    with ExitStack() as exits:
+        for method in ("prepare", "prepare_optimizer"):
+            exits.enter_context(MethodWrap(method, prepare_and_notify).installed(Accelerator))
         yield
 
 

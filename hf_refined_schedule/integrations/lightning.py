@@ -17,6 +17,9 @@ from ..recording.measuring import clip_factor, measure_gradient_norms
 from ..recording.norms_log import NormsLog, RecordedUpdate, norms_path
 from ..recording.optimizers import parameters_of
 
+STEP_KEY = "hf_refined_schedule_step"
+"""The key in a checkpoint of the number of updates that the recorded optimizer has made."""
+
 
 class GradientNormCallback(Callback):
     """Records L1 and L2 of the whole gradient, before clipping, at every optimizer update of Lightning's Trainer.
@@ -37,18 +40,24 @@ class GradientNormCallback(Callback):
         self.path = None if path is None else norms_path(path)
         self._log: NormsLog | None = None
         self._step = 0
+        self._resumed_step: int | None = None
+        self._records = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a recording, unless a callback of this kind that comes earlier does."""
         self._log = None
+        self._records = False
         if next(one for one in trainer.callbacks if isinstance(one, GradientNormCallback)) is not self:
             return
-        self._step = trainer.global_step
+        self._records = True
+        self._step = trainer.global_step if self._resumed_step is None else self._resumed_step
+        self._resumed_step = None
         if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy):
             self._fail(trainer, f"{type(trainer.strategy).__name__} keeps the gradients to itself or in pieces")
             return
         folder = trainer.log_dir or trainer.default_root_dir  # asked for on every rank, because Lightning broadcasts it
-        planned = trainer.estimated_stepping_batches
+        # With several optimizers, max_steps counts the steps of all.
+        planned = trainer.estimated_stepping_batches if len(trainer.optimizers) == 1 else math.inf
         self._log = NormsLog(
             self.path or Path(os.path.abspath(folder)) / NORMS_FILE_NAME,
             _WithState(trainer.optimizers[0], _State(trainer.world_size, trainer.is_global_zero)),
@@ -85,9 +94,18 @@ class GradientNormCallback(Callback):
         self.log_dict({"grad_norm_l1": l1, "grad_norm": l2})
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write the norms, so that the file is never behind a checkpoint."""
+        """Write the norms, so that the file is never behind a checkpoint, and note the number of updates in it.
+
+        Lightning's `global_step` counts the steps of all optimizers. A `state_dict` would forbid a second callback of this kind.
+        """
         if self._log is not None:
             self._log.flush()
+        if self._records:
+            checkpoint[STEP_KEY] = self._step
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remember the number of updates of the run that is resumed."""
+        self._resumed_step = checkpoint.get(STEP_KEY)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write the norms of a run that stops with an error."""

@@ -82,10 +82,11 @@ class NormsFileWriter:
         Raises:
             OSError: as `append`.
         """
-        with lock_folder(self.path.parent), self.path.open(encoding="utf-8") as file:
-            self._raise_if_replaced(file)
-            file.readline()
-            self._replace(header, file)
+        with lock_folder(self.path.parent):
+            with self.path.open(encoding="utf-8") as file:
+                self._raise_if_replaced(file)
+                _, *rows = file.readlines()
+            self._replace(header, rows)  # Windows replaces no open file
 
     def _create(self, header: Mapping[str, Any]) -> None:
         """Create the file, and never on top of one that another run has created since the old one was moved aside."""

@@ -76,7 +76,8 @@ def replace_file(path: Path) -> Iterator[IO[str]]:
             yield file.file
             file.flush()
             os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            if hasattr(os, "fchmod"):  # Windows has none, and gives new files the rights of their folder
+                os.fchmod(file.fileno(), 0o666 & ~_umask())
             file.close()
             os.replace(file.name, path)
         except BaseException:

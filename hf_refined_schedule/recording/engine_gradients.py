@@ -142,7 +142,8 @@ class DeepSpeedEngine(NormSource):
 
     def after_clip(self, update: OpenUpdate, max_norm: float, total_norm: torch.Tensor | None) -> float | None:
         """Take the L2 norm. DeepSpeed clips to the limit in its config and ignores that of the loop."""
-        if total_norm is None:  # of an update that was not taken
+        # After an overflow, DeepSpeed still reports the norm of the last update that it took, 0 before the first.
+        if total_norm is None or self._optimizer.step_was_skipped:
             return None
         limit = engine_clip_limit(self._optimizer)
         update.norms = Norms(self._l1_of_shards(update, limit, total_norm), total_norm)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from ..norms.checkpoint_folders import checkpoint_folders
 
 
-def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
+def last_complete_checkpoint(output_dir: str | os.PathLike[str], *, save_on_each_node: bool = False) -> str | None:
     """Find the newest complete checkpoint.
 
     A Trainer writes a checkpoint file by file and `trainer_state.json` last, so a run that is killed leaves the last one
@@ -27,6 +27,7 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
 
     Args:
         output_dir: the Trainer's `output_dir`.
+        save_on_each_node: that of `TrainingArguments`: the folder holds the files of one node's ranks.
 
     Returns:
         The path of the checkpoint, or None if there is none.
@@ -40,18 +41,19 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
     """
     folder = Path(output_dir)
     if not (dist.is_available() and dist.is_initialized()):  # PartialState() would choose a device and start a group
-        name = _last_complete(folder)
+        name = _last_complete(folder, one_rank=False)
     else:
-        name = _last_complete_on_rank_zero(folder)
+        one_rank = save_on_each_node and os.environ.get("LOCAL_WORLD_SIZE") == "1"
+        name = _last_complete_on_rank_zero(folder, one_rank=one_rank)
     return None if name is None else str(folder / name)
 
 
-def _last_complete_on_rank_zero(folder: Path) -> str | None:
+def _last_complete_on_rank_zero(folder: Path, *, one_rank: bool) -> str | None:
     """Broadcast the name, not the path: every node may have a folder of its own."""
     answer: list[str | OSError | None] = [None]
     if PartialState().is_main_process:
         try:
-            answer[0] = _last_complete(folder)
+            answer[0] = _last_complete(folder, one_rank=one_rank)
         except OSError as error:  # other ranks wait for the answer
             answer[0] = error
     broadcast_object_list(answer)
@@ -60,17 +62,17 @@ def _last_complete_on_rank_zero(folder: Path) -> str | None:
     return answer[0]
 
 
-def _last_complete(folder: Path) -> str | None:
+def _last_complete(folder: Path, *, one_rank: bool) -> str | None:
     for step, checkpoint in checkpoint_folders(folder).items():
         try:
-            if _is_complete(checkpoint, step):
+            if _is_complete(checkpoint, step, one_rank=one_rank):
                 return checkpoint.name
         except (OSError, ValueError, RecursionError, SafetensorError):  # a file that is missing or cannot be parsed
             continue
     return None
 
 
-def _is_complete(checkpoint: Path, step: int) -> bool:
+def _is_complete(checkpoint: Path, step: int, *, one_rank: bool) -> bool:
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     return (
         isinstance(state, dict)
@@ -79,7 +81,7 @@ def _is_complete(checkpoint: Path, step: int) -> bool:
         and all(zipfile.is_zipfile(file) for kind in ("*.pt", "*.pth", "*.bin") for file in checkpoint.glob(kind))
         and all(map(_is_whole_safetensors, checkpoint.glob("*.safetensors")))
         and _has_weights(checkpoint)
-        and _has_all_random_states(checkpoint)
+        and _has_all_random_states(checkpoint, one_rank=one_rank)
     )
 
 
@@ -97,12 +99,13 @@ def _has_weights(checkpoint: Path) -> bool:
     )
 
 
-def _has_all_random_states(checkpoint: Path) -> bool:
+def _has_all_random_states(checkpoint: Path, *, one_rank: bool) -> bool:
     """Each of several ranks saves its own, and rank 0 ends the checkpoint without waiting for the others.
 
-    The number of ranks is not stored, but several ranks never leave a single file, or a gap in the numbers.
+    The number of ranks is not stored, but several ranks never leave a gap in the numbers, or a single file, unless each node has one
+    rank and a folder of its own (`one_rank`).
     """
     ranks = {
         int(match[1]) for path in checkpoint.iterdir() if (match := re.fullmatch(r"rng_state_(\d+)\.pth", path.name))
     }
-    return ranks != {0} and ranks == set(range(len(ranks)))
+    return ranks == set(range(len(ranks))) and (one_rank or ranks != {0})

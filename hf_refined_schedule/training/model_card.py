@@ -1,6 +1,7 @@
 """What the model card of a refined run says about its schedule."""
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,15 +12,17 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from transformers import Trainer
 
-from ..norms.gradient_norms import GradientNorms
 from ..norms.message_text import shown
 from ..plots import DrawnRun, norms_and_schedule_figure
+from ..recording.failures import in_one_line
 from ..recording.optimizers import optimizer_family
 from ..schedules.refinement_options import RefinementOptions
-from ..schedules.refining import Refinement, Source, listed_sources, refine_sources
+from ..schedules.refining import Refinement, listed_sources, refine_sources
 from ..theory.refinement import peak_position, smooth_norms
 from .scheduler import FOLDER_VARIABLE, OPTIONS_VARIABLE, REFINED_FROM_VARIABLE, RefinedLR
 from .scheduler_kwargs import parse_scheduler_kwargs
+
+logger = logging.getLogger(__name__)
 
 HEADING = "### Learning-rate schedule"
 
@@ -33,7 +36,7 @@ PARTS_OF_A_PATH = 2
 class _Request(NamedTuple):
     """Where the schedule of a run came from, as its arguments say it."""
 
-    sources: list[Source]
+    sources: list[str]
     options: RefinementOptions
     folder: str
 
@@ -58,12 +61,19 @@ _KNOWN: WeakKeyDictionary[RefinedLR, _Known] = WeakKeyDictionary()
 def add_schedule_section(trainer: Trainer) -> None:
     """Add a section about the refined schedule to the model card that a Trainer has written.
 
-    It says which run the schedule was refined from, with which verdict, and how it was capped; a picture shows the norms and
+    A section that cannot be written costs a warning: Trainers write the card before a checkpoint. It says which run the schedule was refined from, with which verdict, and how it was capped; a picture shows the norms and
     the schedule if matplotlib is installed. The card of a run with another schedule stays as it is.
 
     Args:
         trainer: the Trainer, after its `create_model_card`.
     """
+    try:
+        _add_section(trainer)
+    except Exception as error:  # a checkpoint must not be lost for it
+        logger.warning("The model card says nothing about the refined schedule: %s", in_one_line(error))
+
+
+def _add_section(trainer: Trainer) -> None:
     scheduler = _refined_scheduler(trainer)
     card = Path(str(trainer.args.output_dir)) / "README.md"
     if scheduler is None or not trainer.is_world_process_zero() or not card.is_file():
@@ -99,7 +109,9 @@ def _request(trainer: Trainer) -> _Request | None:
         source, folder = os.environ[REFINED_FROM_VARIABLE], os.environ.get(FOLDER_VARIABLE, "")
         keywords = {**json.loads(os.environ.get(OPTIONS_VARIABLE, "{}")), **keywords}
     return (
-        None if source is None else _Request(listed_sources(source), RefinementOptions.from_keywords(keywords), folder)
+        None
+        if source is None
+        else _Request([str(one) for one in listed_sources(source)], RefinementOptions.from_keywords(keywords), folder)
     )
 
 
@@ -115,7 +127,7 @@ def _known(request: _Request | None, trainer: Trainer, scheduler: RefinedLR) -> 
 
 def _refinement(request: _Request, trainer: Trainer, scheduler: RefinedLR) -> Refinement | None:
     """The schedule again, with its verdict; None if the source no longer gives the schedule of this run."""
-    located = [one if isinstance(one, GradientNorms) else os.path.join(request.folder, one) for one in request.sources]
+    located = [os.path.join(request.folder, one) for one in request.sources]
     family = None if trainer.optimizer is None else optimizer_family(trainer.optimizer)
     try:
         refinement = refine_sources(located, family, request.options)
@@ -127,12 +139,18 @@ def _refinement(request: _Request, trainer: Trainer, scheduler: RefinedLR) -> Re
 def _section(scheduler: RefinedLR, request: _Request | None, refinement: Refinement | None) -> str:
     grid = _grid(scheduler)
     names = "an earlier run" if request is None else _names(request.sources)
+    by = "by [hf-refined-schedule](https://pypi.org/project/hf-refined-schedule/)"
+    if refinement is not None and refinement.schedule.extension is not None:
+        origin = f"The learning rate followed a schedule that extends the run after {_names([refinement.schedule.source])}, {by}."
+    else:
+        origin = (
+            f"The learning rate followed a schedule refined from the gradient norms of {names}, {by}, after "
+            "[arXiv 2310.07831](https://arxiv.org/abs/2310.07831)."
+        )
     lines = [
         HEADING,
         "",
-        f"The learning rate followed a schedule refined from the gradient norms of {names}, by "
-        "[hf-refined-schedule](https://pypi.org/project/hf-refined-schedule/), after "
-        "[arXiv 2310.07831](https://arxiv.org/abs/2310.07831).",
+        origin,
         "",
         f"- Fingerprint: `{scheduler.fingerprint}`",
         f"- Peak at {peak_position(grid):.0%} of {scheduler.num_training_steps} updates, mean multiplier {grid[:-1].mean():.2f} "
@@ -142,6 +160,8 @@ def _section(scheduler: RefinedLR, request: _Request | None, refinement: Refinem
         lines.append(f"- Capped by a linear warm-up of {scheduler.num_warmup_steps} updates")
     if refinement is None:
         lines.append("- Verdict: not known, because the source no longer gives this schedule")
+    elif refinement.schedule.extension is not None:
+        lines.append(f"- Extended after update {refinement.schedule.extension.start_step}")
     elif refinement.health is None:
         lines.append("- Verdict: not known, because the source is a schedule file")
     else:
@@ -149,14 +169,16 @@ def _section(scheduler: RefinedLR, request: _Request | None, refinement: Refinem
         lines.append(f"- Verdict on that run: {refinement.health.verdict}{reasons}")
     if refinement is not None:
         schedule = refinement.schedule
-        lines.append(f"- Weights: {schedule.norm.upper()} ** {schedule.power:g}, smoothing {schedule.smoothing:.3g}")
+        if schedule.weights is not None:
+            lines.append(
+                f"- Weights: {schedule.norm.upper()} ** {schedule.power:g}, smoothing {schedule.smoothing:.3g}"
+            )
         lines += [f"- {note}" for note in schedule.notes]
     return "\n".join(lines) + "\n"
 
 
-def _names(sources: Sequence[Source]) -> str:
-    names = [one.source if isinstance(one, GradientNorms) else os.fspath(one) for one in sources]
-    return ", ".join(f"`{shown('/'.join(Path(name).parts[-PARTS_OF_A_PATH:]))}`" for name in names)
+def _names(sources: Sequence[str]) -> str:
+    return ", ".join(f"`{shown('/'.join(Path(source).parts[-PARTS_OF_A_PATH:]))}`" for source in sources)
 
 
 def _picture(folder: Path, scheduler: RefinedLR, refinement: Refinement | None) -> Path | None:
@@ -166,7 +188,7 @@ def _picture(folder: Path, scheduler: RefinedLR, refinement: Refinement | None) 
     if refinement is not None and len(runs) == 1:
         raw = runs[0].at_every_step(refinement.schedule.norm)
         smoothed = smooth_norms(raw, refinement.schedule.smoothing)
-    kind = "" if refinement is None else f" {refinement.schedule.norm.upper()}"
+    kind = "" if refinement is None or refinement.schedule.weights is None else f" {refinement.schedule.norm.upper()}"
     try:
         return norms_and_schedule_figure(
             folder / PICTURE_NAME,

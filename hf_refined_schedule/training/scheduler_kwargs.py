@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from ..norms.gradient_norms import GradientNorms
 from ..schedules.refinement_options import RefinementOptions
 
 EXAMPLE = """--lr_scheduler_kwargs '{"refined_from": "runs/baseline"}'"""
@@ -26,7 +27,7 @@ def parse_scheduler_kwargs(kwargs: Mapping[str, Any] | str | None) -> dict[str, 
         A dictionary of the options, in which paths are text.
 
     Raises:
-        ValueError: if the text is not a JSON object, or an option does not exist.
+        ValueError: if the text is not a JSON object, an option does not exist, or the source is `GradientNorms`.
 
     Example:
         >>> parse_scheduler_kwargs('{"refined_from": "runs/baseline"}')
@@ -49,7 +50,16 @@ def parse_scheduler_kwargs(kwargs: Mapping[str, Any] | str | None) -> dict[str, 
 
 
 def _as_text(value: Any) -> Any:
-    """A path as text, because arguments are written as JSON to checkpoints and trackers."""
+    """A path as text, because arguments are written as JSON to checkpoints and trackers.
+
+    Raises:
+        ValueError: if the value is `GradientNorms`.
+    """
+    if isinstance(value, GradientNorms):
+        raise ValueError(
+            "refined_from in lr_scheduler_kwargs is GradientNorms, which arguments cannot hold as JSON; pass the path of the run, or "
+            "create the scheduler with get_refined_schedule."
+        )
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, (list, tuple)):

@@ -2,8 +2,8 @@
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from transformers import TrainerCallback, integrations
 
 from ..plots import DrawnRun, norms_and_schedule_figure
+from ..recording.failures import in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ def show_schedule(callbacks: Iterable[TrainerCallback], fingerprint: str, grid: 
     shows = [(callback, show) for callback in callbacks for kind, show in _SHOWS.items() if isinstance(callback, kind)]
     if not shows:
         return
-    with _picture_of(fingerprint, grid) as picture:
+    with ExitStack() as exits:
+        picture = _picture(exits, fingerprint, grid)
         for callback, show in shows:
             try:
                 show(callback, ShownSchedule(fingerprint, picture))
@@ -53,15 +55,18 @@ def show_schedule(callbacks: Iterable[TrainerCallback], fingerprint: str, grid: 
                 logger.warning("%s does not show the refined schedule: %r", type(callback).__name__, error)
 
 
-@contextmanager
-def _picture_of(fingerprint: str, grid: NDArray[np.float64]) -> Iterator[Path | None]:
+def _picture(exits: ExitStack, fingerprint: str, grid: NDArray[np.float64]) -> Path | None:
+    """Draw the schedule into a folder that is there until `exits` closes; None without matplotlib, or with a warning."""
     if find_spec("matplotlib") is None:
-        yield None
-        return
-    with tempfile.TemporaryDirectory(prefix="hf_refined_schedule-") as folder:
+        return None
+    try:
+        folder = exits.enter_context(tempfile.TemporaryDirectory(prefix="hf_refined_schedule-"))
         runs = [DrawnRun("refined", grid)]
         title = f"Refined schedule {fingerprint}"
-        yield norms_and_schedule_figure(Path(folder) / f"{KEY}.png", runs, label="", title=title)
+        return norms_and_schedule_figure(Path(folder) / f"{KEY}.png", runs, label="", title=title)
+    except Exception as error:  # a matplotlib that cannot be imported, a full disk
+        logger.warning("The trackers get no picture of the refined schedule: %s", in_one_line(error))
+        return None
 
 
 def _show_in_tensorboard(callback: Any, shown: ShownSchedule) -> None:

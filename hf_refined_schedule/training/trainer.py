@@ -52,7 +52,9 @@ class RefinedScheduleMixin(_Base):
             ValueError: if `output_dir` holds no complete checkpoint.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
+            resume_from_checkpoint = last_complete_checkpoint(
+                str(self.args.output_dir), save_on_each_node=self.args.save_on_each_node
+            )
             if resume_from_checkpoint is None:
                 raise ValueError(
                     f"There is no complete checkpoint in the output directory {self.args.output_dir!r}; train without "

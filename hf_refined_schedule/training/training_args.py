@@ -72,11 +72,18 @@ class RefinedScheduleArguments(_OptionFields, TrainingArguments):  # type: ignor
         if name == "refined_from" and isinstance(value, os.PathLike):
             value = os.fspath(value)  # JSON has no paths
         super().__setattr__(name, value)
-        if name in KEYWORDS and vars(self).get("_options_written"):
-            kwargs = {key: old for key, old in self._scheduler_kwargs().items() if key != KEYWORDS[name]}
+        if not vars(self).get("_options_written"):
+            return
+        if name == "lr_scheduler_type":
+            self._swap_scheduler_kwargs(value)
+        elif name in KEYWORDS:
+            set_aside = self._set_aside
+            kwargs = self._scheduler_kwargs() if set_aside is None else set_aside
+            kwargs.pop(KEYWORDS[name], None)
             if value != _default_of(name):
                 kwargs[KEYWORDS[name]] = value
-            self.lr_scheduler_kwargs = kwargs
+            if set_aside is None:
+                self.lr_scheduler_kwargs = kwargs
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,7 +108,16 @@ class RefinedScheduleArguments(_OptionFields, TrainingArguments):  # type: ignor
             {key: value for key, value in kwargs.items() if key not in ("refined_from", "min_lr_ratio")}
         )
         self.lr_scheduler_kwargs = kwargs
+        self._set_aside: dict[str, Any] | None = None
         self._options_written = True
+
+    def _swap_scheduler_kwargs(self, scheduler_type: SchedulerType | str) -> None:
+        """Set the options of a refined schedule aside while another one is chosen, as by a trial of a search."""
+        if scheduler_type != "refined" and self._set_aside is None:
+            self._set_aside = self._scheduler_kwargs()
+            self.lr_scheduler_kwargs = {}
+        elif scheduler_type == "refined" and self._set_aside is not None:
+            self.lr_scheduler_kwargs, self._set_aside = self._set_aside, None
 
     def _scheduler_kwargs(self) -> dict[str, Any]:
         """A copy of `lr_scheduler_kwargs`, which the command line gives as JSON text."""

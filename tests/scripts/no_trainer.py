@@ -5,7 +5,7 @@ import json
 import sys
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from transformers import SchedulerType, get_scheduler
 
 if __name__ == "__main__":
@@ -18,8 +18,10 @@ if __name__ == "__main__":
     )
     parser.add_argument("--report", required=True)
     parser.add_argument("--max_train_steps", type=int, default=24)
+    parser.add_argument("--fsdp2", action="store_true")
     options = parser.parse_args()
-    accelerator = Accelerator(cpu=True)
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2) if options.fsdp2 else None
+    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
     torch.manual_seed(0)
     model = torch.nn.Linear(8, 1)
     data = torch.randn(24 * 8, 9, generator=torch.Generator().manual_seed(1))
