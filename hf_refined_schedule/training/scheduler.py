@@ -68,7 +68,7 @@ def get_refined_schedule(
         refined_from: The earlier run: its `gradient_norms.jsonl` or `trainer_state.json`, the folder that holds one of
             them, another log as `load_norms` takes it, a schedule file written by `hf-refined-schedule refine`, or
             `GradientNorms`; or a list of several runs, to average. By default the environment variable
-            HF_REFINED_SCHEDULE_FROM names it.
+            HF_REFINED_SCHEDULE_FROM names it. Of several processes, rank 0 reads it, once for the life of the process group.
         min_lr_ratio: r, the floor of the learning rate as a fraction of its peak, from 0 to 1.
         last_epoch: The index of the last epoch when resuming training.
         **options: The fields of `RefinementOptions`: `column`, `norm`, `power`, `smoothing`, `rising_norms`, `bounded_warmup`, `max_grad_norm`, `pilot`,
