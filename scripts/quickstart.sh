@@ -40,7 +40,7 @@ for peak in "${peaks[@]}"; do
     finetune "cosine_warmup_$peak" "$peak" --lr_scheduler_type cosine --warmup_steps 0.05
 done
 
-baseline=$out/linear_${peaks[1]}
+baseline=$out/linear_${peaks[${#peaks[@]} / 2]}
 .venv/bin/hf-refined-schedule check "$baseline"
 .venv/bin/hf-refined-schedule refine "$baseline" -o "$out/schedule.json"
 .venv/bin/hf-refined-schedule plot "$baseline" -o "$out/norms_and_schedule.png"

@@ -317,7 +317,7 @@ def test_refusals(options, message):
 
 
 def test_sgd_with_l1_norms_alone_names_the_option():
-    with pytest.raises(ValueError, match='norm="l1"'):
+    with pytest.raises(ValueError, match="--norm l1"):
         get_refined_schedule(optimizer_of(torch.optim.SGD), 0, 10, refined_from=norms(FALLING))
 
 

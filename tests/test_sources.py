@@ -117,7 +117,7 @@ def test_a_stray_entry_is_passed_over(tmp_path, stray):
     assert norms.l2.tolist() == [1.0] * 30
 
 
-@pytest.mark.parametrize("count", [0, 1, 19])
+@pytest.mark.parametrize("count", [1, 19])
 def test_too_few_logged_norms_are_refused(tmp_path, count):
     path = write_state(tmp_path / "trainer_state.json", [*entries(count), {"step": 100, "eval_loss": 2.0}])
     with refuses(str(path), f"{count} gradient norms", "20", "logging_steps", "logging_first_step"):
@@ -362,8 +362,8 @@ def test_sgd_with_l1_norms_alone_is_refused(options):
 @pytest.mark.parametrize(
     ("norms", "norm", "words"),
     [
-        pytest.param(norms_of(l1=[1.0] * 30), "l2", ["no L2 norms", 'norm="l2"'], id="L2 asked for, only L1"),
-        pytest.param(norms_of(l2=[1.0] * 30), "l1", ["no L1 norms", 'norm="l1"'], id="L1 asked for, only L2"),
+        pytest.param(norms_of(l1=[1.0] * 30), "l2", ["no L2 norms", "--norm l2"], id="L2 asked for, only L1"),
+        pytest.param(norms_of(l2=[1.0] * 30), "l1", ["no L1 norms", "--norm l1"], id="L1 asked for, only L2"),
     ],
 )
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
