@@ -265,7 +265,7 @@ def _is_given(value: Any) -> bool:
 
 
 def _step(value: Any) -> int | None:
-    """The number of an update, also out of "10/438" or "2,000"; None where it is no such number."""
+    """Parse the number of an update, such as 10, "10/438" or "2,000"; None if the value is no whole number."""
     if type(value) is str:
         count = value.partition("/")[0].strip()
         value = _number(count.replace(",", "") if _THOUSANDS.fullmatch(count) else count)

@@ -23,6 +23,7 @@ from .json_file import read_json, write_json
 from .language_modeling import DataArguments, ModelArguments, load_model_and_blocks
 from .quiet_trainer import QuietTrainer
 from .schedules_compared import ComparedSchedule
+from .study_folder import differing_names
 from .variants import schedule_and_source
 
 REGIMES = ("finetune", "lora", "scratch")
@@ -248,12 +249,11 @@ def prepare_setting(
     prepared = folder / "start" / (size or "model").replace("=", "").replace(",", "_")
     made_with = _options_of_start(model_arguments, data, options)
     kept = read_json(prepared / START_OPTIONS_FILE)
-    for name in dict.fromkeys([*kept, *made_with] if kept else []):
-        if kept.get(name) != made_with.get(name):
-            raise ValueError(
-                f"{prepared} was made with --{name} {kept.get(name)}, not {made_with.get(name)}; give the options that the "
-                "study was started with, or another folder."
-            )
+    for name in differing_names(kept, made_with) if kept else []:
+        raise ValueError(
+            f"{prepared} was made with --{name} {kept.get(name)}, not {made_with.get(name)}; give the options that the "
+            "study was started with, or another folder."
+        )
     if not kept:
         if data is None and model_arguments.model_name_or_path is not None:
             raise ValueError("Text is missing; pass --dataset_name, --train_file or --builtin_text.")

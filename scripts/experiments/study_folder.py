@@ -24,6 +24,11 @@ SETTING_FILE = "setting.json"
 """The model, the data and the optimizer of a study, for its report."""
 
 
+def differing_names(kept: Mapping[str, object], given: Mapping[str, object]) -> list[str]:
+    """The names whose values differ, or that only one of two records has."""
+    return [name for name in dict.fromkeys([*kept, *given]) if kept.get(name) != given.get(name)]
+
+
 def keep_setting(folder: Path, setting: Mapping[str, object]) -> None:
     """Write setting.json.
 
@@ -36,10 +41,9 @@ def keep_setting(folder: Path, setting: Mapping[str, object]) -> None:
     """
     path = folder / SETTING_FILE
     if kept := read_json(path):
-        for name in dict.fromkeys([*kept, *setting]):
-            if kept.get(name) != setting.get(name):
-                raise ValueError(
-                    f"{path} is of another study: {name} is {kept.get(name)!r} there and {setting.get(name)!r} here; give the options "
-                    "that the study was started with, or another folder."
-                )
+        for name in differing_names(kept, setting):
+            raise ValueError(
+                f"{path} is of another study: {name} is {kept.get(name)!r} there and {setting.get(name)!r} here; give the options "
+                "that the study was started with, or another folder."
+            )
     write_json(path, setting, indent=1)
