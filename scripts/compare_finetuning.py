@@ -79,7 +79,7 @@ class GridOptions:
     sizes: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Sizes of the built-in model to compare at, each as config overrides: n_embd=64,n_layer=2,n_head=2."
+            "help": "Sizes of the new model to compare at, each as config overrides: n_embd=64,n_layer=2,n_head=2."
         },
     )
 

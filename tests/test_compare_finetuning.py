@@ -27,12 +27,23 @@ def compare(*words):
     return done
 
 
+@pytest.fixture(scope="module")
+def small_text(tmp_path_factory):
+    """Options for a text that takes no time to tokenize, unlike that of the default."""
+    text = tmp_path_factory.mktemp("text") / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 400)
+    return ("--vocab_size", 300, "--train_file", text)
+
+
+TINY_MODEL = ("--config_overrides", "n_embd=16,n_layer=1,n_head=2,n_positions=32", "--block_size", 32)
+
+
 def rows_of(folder):
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
-def grid(tmp_path_factory):
+def grid(tmp_path_factory, small_text):
     folder = tmp_path_factory.mktemp("grid")
     words = (
         "--output_dir",
@@ -46,6 +57,8 @@ def grid(tmp_path_factory):
         "refined",
         "--equal_compute",
         "true",
+        *TINY_MODEL,
+        *small_text,
     )
     compare(*words)
     return folder, words
@@ -100,17 +113,7 @@ def test_a_rerun_finishes_what_a_kill_has_left_and_repeats_it_exactly(grid):
     assert about["commands"][0].startswith("python scripts/compare_finetuning.py --output_dir")
 
 
-def test_cells_on_two_processes(tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text("the quick brown fox jumps over the lazy dog\n" * 400)
-    model = (
-        "--config_overrides",
-        "n_embd=16,n_layer=1,n_head=2,n_positions=32",
-        "--vocab_size",
-        300,
-        "--train_file",
-        text,
-    )
+def test_cells_on_two_processes(tmp_path, small_text):
     words = (
         "--output_dir",
         tmp_path / "out",
@@ -123,18 +126,18 @@ def test_cells_on_two_processes(tmp_path):
         "--equal_compute",
         "false",
     )
-    done = accelerate_launch(SCRIPT, *words, *model)
+    done = accelerate_launch(SCRIPT, *words, *TINY_MODEL, *small_text)
     assert (tmp_path / "out" / "results.jsonl").exists(), done.stderr
     assert len(rows_of(tmp_path / "out")) == 5, done.stderr
     assert json.loads((tmp_path / "out" / "grid.json").read_text())["processes"] == 2
     assert read_rows(tmp_path / "out" / "baseline.jsonl")[0]["world_size"] == 2
 
 
-def test_variants_at_two_sizes_from_scratch(tmp_path):
-    sizes = [f"n_embd={width},n_layer=1,n_head=2,n_positions=64" for width in (16, 32)]
+def test_variants_at_two_sizes_from_scratch(tmp_path, small_text):
+    sizes = [f"n_embd={width},n_layer=1,n_head=2,n_positions=32" for width in (16, 32)]
     schedules = ("linear", "refined", "refined_ignore_rising+warmup", "variants")
-    words = (*GRID, "--num_seeds", 1, "--peaks", 2e-3, "--schedules", *schedules, "--sizes", *sizes)
-    compare("--output_dir", tmp_path, "--regime", "scratch", *words)
+    words = (*GRID, "--num_seeds", 1, "--peaks", 2e-3, "--schedules", *schedules, "--sizes", *sizes, "--block_size", 32)
+    compare("--output_dir", tmp_path, "--regime", "scratch", *words, *small_text)
     for size in sizes:
         rows = rows_of(tmp_path / size)
         assert {row["regime"] for row in rows} == {f"scratch, {size}"}
@@ -162,6 +165,8 @@ def test_lora_trains_with_a_schedule_that_check_would_refuse(tmp_path):
         (("--num_seeds", "0"), "--num_seeds is 0"),
         (("--train_file", "nothing.txt"), "There is no file 'nothing.txt'"),
         (("--model_name_or_path", "somewhere"), "Text is missing"),
+        (("--model_name_or_path", "somewhere", "--sizes", "n_embd=16"), "leave out --model_name_or_path"),
+        (("--config_overrides", "n_layer=1", "--sizes", "n_embd=16"), "leave out --config_overrides"),
     ],
 )
 def test_bad_usage_is_one_line(tmp_path, words, message):

@@ -240,11 +240,17 @@ def prepare_setting(
         model_arguments: the model; the built-in one if it names none and there is no `data`.
         data: the text, or None for the built-in model's.
         options: how every cell trains.
-        size: changes to the config of the built-in model, if several sizes are compared.
+        size: the config overrides of a new model, if several sizes are compared.
 
     Raises:
-        ValueError: if the model has a name and there is no text, or the folder has a start that was made with other options.
+        ValueError: if the model has a name and there is no text, or there is a size and the model has a name or overrides of
+            its own, or the folder has a start that was made with other options.
     """
+    if size is not None:
+        for name in ("model_name_or_path", "config_overrides"):
+            if getattr(model_arguments, name) is not None:
+                raise ValueError(f"--sizes are those of new models; leave out --{name}.")
+        model_arguments = replace(model_arguments, config_overrides=size)
     folder = Path(options.output_dir)
     prepared = folder / "start" / (size or "model").replace("=", "").replace(",", "_")
     made_with = _options_of_start(model_arguments, data, options)
@@ -258,7 +264,7 @@ def prepare_setting(
         if data is None and model_arguments.model_name_or_path is not None:
             raise ValueError("Text is missing; pass --dataset_name, --train_file or --builtin_text.")
         if data is None:
-            overrides = size or model_arguments.config_overrides or BUILTIN_CONFIG
+            overrides = model_arguments.config_overrides or BUILTIN_CONFIG
             blocks = _make_builtin_start(replace(model_arguments, config_overrides=overrides), prepared, options)
         else:
             blocks = _make_start(model_arguments, data, prepared, options)
