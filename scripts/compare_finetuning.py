@@ -18,6 +18,7 @@ it stopped. `accelerate launch` trains each cell on several processes.
 """
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -196,13 +197,10 @@ def run_comparison() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     sizes: list[str | None] = [*grid.sizes] or [None]
     provenance = ProvenanceFile(folder, SCRIPT, processes=PartialState().num_processes)
-    try:
+    with provenance if PartialState().is_main_process else nullcontext():
         for size in sizes:
             setting = prepare_setting(model_arguments, data, training, size)
             Comparison(setting, grid, training.num_workers).run()
-    finally:
-        if PartialState().is_main_process:
-            provenance.write()
     for size in sizes:
         print(f"Finished; the report: python scripts/report_comparison.py {folder / (size or '')}")
 

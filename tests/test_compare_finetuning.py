@@ -2,8 +2,10 @@
 
 import json
 
+import compare_finetuning
 import pytest
 
+from .refusals import refusal
 from .tiny import BIN, REPOSITORY, accelerate_launch, read_rows, run_command
 
 SCRIPT = REPOSITORY / "scripts" / "compare_finetuning.py"
@@ -169,8 +171,13 @@ def test_lora_trains_with_a_schedule_that_check_would_refuse(tmp_path):
         (("--config_overrides", "n_layer=1", "--sizes", "n_embd=16"), "leave out --config_overrides"),
     ],
 )
-def test_bad_usage_is_one_line(tmp_path, words, message):
-    done = run_command(BIN / "python", SCRIPT, "--output_dir", tmp_path, *words)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+def test_bad_usage_is_one_line(tmp_path, monkeypatch, capsys, words, message):
+    words = ("--output_dir", tmp_path, *words)
+    assert message in refusal(compare_finetuning.main, words, monkeypatch, capsys)
+    assert not (tmp_path / "grid.json").exists()
+
+
+def test_a_user_sees_no_traceback(tmp_path):
+    done = run_command(BIN / "python", SCRIPT, "--output_dir", tmp_path, "--num_seeds", 0)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "compare_finetuning.py: error: --num_seeds is 0, but must be at least 1.\n"

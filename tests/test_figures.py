@@ -2,10 +2,12 @@
 
 import re
 
+import figures
 import numpy as np
 import pytest
 
 from .records import write_norms
+from .refusals import refusal
 from .tiny import BIN, REPOSITORY, run_command
 
 FIGURES = REPOSITORY / "scripts" / "figures.py"
@@ -57,16 +59,8 @@ def test_a_source_of_ones_own(tmp_path):
     assert float(cells[3]) < 0.4
 
 
-def refused(tmp_path, *words):
-    """The one line of an error with exit status 2."""
-    done = run_command(BIN / "python", FIGURES, *words, folder=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("figures.py: error: ")
-    return line
-
-
-def test_sources_without_an_answer(tmp_path):
+def test_sources_without_an_answer(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "log.csv").write_text("step,total_grad_norm\n" + "".join(f"{step},1.5\n" for step in range(1, 50)))
     write_norms(tmp_path / "vanished.jsonl", [0.0] * 100)
     write_norms(tmp_path / "half.jsonl", [1.0] * 50, planned=100)
@@ -76,10 +70,13 @@ def test_sources_without_an_answer(tmp_path):
         ("vanished.jsonl", "100 of 100 gradient norms are 0"),
         ("half.jsonl", "covers 50 of 100"),
     ):
-        assert words in refused(tmp_path, source, "--output_dir", "figures")
+        assert words in refusal(figures.main, (source, "--output_dir", "figures"), monkeypatch, capsys)
     assert not (tmp_path / "figures").exists()
 
 
 def test_an_output_that_cannot_be_written(tmp_path):
     (tmp_path / "taken").write_text("")
-    assert "taken" in refused(tmp_path, "--output_dir", "taken")
+    done = run_command(BIN / "python", FIGURES, "--output_dir", "taken", folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("figures.py: error: ") and "taken" in line
