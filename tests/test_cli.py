@@ -13,6 +13,8 @@ from transformers import get_scheduler
 import hf_refined_schedule
 from hf_refined_schedule import get_refined_schedule
 from hf_refined_schedule.cli import main
+from hf_refined_schedule.schedules.refined_schedule import Extension, RefinedSchedule
+from hf_refined_schedule.schedules.schedule_file import write_schedule
 
 from .records import entry, write_norms, write_state
 from .tiny import BIN, run_command
@@ -352,8 +354,11 @@ def test_schedule_file_is_not_a_source_of_norms(run, tmp_path, capsys):
     assert "is a schedule file; pass the run" in refused(capsys, "check", out)
 
 
-def test_a_run_is_not_ranked_as_a_schedule_file(run, capsys):
+def test_what_is_no_schedule_of_a_whole_run_is_not_ranked(run, tmp_path, capsys):
     assert f"{run} is no schedule file; write one with" in refused(capsys, "rank", run, "--with", run)
+    extension = RefinedSchedule(np.ones(81), "a checkpoint", None, extension=Extension(40, 80, 1e-3))
+    write_schedule(extension, tmp_path / "extension.json")
+    assert "extends a run from its checkpoint" in refused(capsys, "rank", run, "--with", tmp_path / "extension.json")
 
 
 def test_norms_are_not_replaced_by_their_schedule(run, tmp_path, capsys):

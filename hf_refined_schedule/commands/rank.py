@@ -7,9 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..norms.message_text import shown
-from ..norms.sources import find_source
 from ..schedules.predicting import fit_law
-from ..schedules.schedule_file import read_schedule
+from ..schedules.schedule_file import read_whole_schedule
 from ..theory.bounds import rank_by_squared_norms
 from ..theory.classical import classical_schedules, warmup_ramp
 from .source_options import refine_runs, schedule_options
@@ -56,10 +55,7 @@ def run(options: argparse.Namespace) -> None:
     schedules = {"refined": multipliers, **classical_schedules(num_steps)}
     schedules["refined, warm-up"] = np.minimum(multipliers, warmup_ramp(num_steps))
     for other in options.others:
-        file = find_source(other)
-        if file.kind != "schedule file":
-            raise ValueError(f"{shown(other)} is no schedule file; write one with 'hf-refined-schedule refine'.")
-        grid = read_schedule(file.path).grid
+        grid = read_whole_schedule(other).grid
         name = shown(other)
         while name in schedules:  # a file may be called linear
             name = f"{name} (file)"

@@ -19,7 +19,7 @@ from ..theory.loss_law import LossLaw, fit_loss_law, minimize_predicted_loss
 from .refined_schedule import RefinedSchedule
 from .refinement_options import RefinementOptions
 from .refining import refine_sources
-from .schedule_file import read_schedule
+from .schedule_file import read_whole_schedule
 
 Array = NDArray[np.float64]
 Path = str | os.PathLike[str]
@@ -305,20 +305,13 @@ def _schedule_files(schedules: Sequence[str]) -> dict[str, Array]:
         if one in names or one == "refined":
             continue
         try:
-            file = find_source(one)
+            find_source(one)
         except ValueError:
             raise ValueError(
                 f"schedule is {quoted(one)}, which is neither a schedule file nor a known schedule; pass refined or one of "
                 f"{listed(names, 200)}."
             ) from None
-        if file.kind != "schedule file":
-            raise ValueError(f"{shown(one)} is no schedule file; write one with 'hf-refined-schedule refine'.")
-        schedule = read_schedule(file.path)
-        if schedule.extension is not None:
-            raise ValueError(
-                f"{shown(one)} extends a run from its checkpoint; 'hf-refined-schedule extend' itself says what is predicted."
-            )
-        grids[one] = schedule.grid
+        grids[one] = read_whole_schedule(one).grid
     return grids
 
 

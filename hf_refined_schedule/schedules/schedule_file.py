@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..norms.message_text import shown
-from ..norms.sources import SCHEDULE_FORMAT
+from ..norms.sources import SCHEDULE_FORMAT, find_source
 from ..norms.text_encoding import replace_file
 from ..theory.refinement import checked_limit
 from .refined_schedule import Extension, RefinedSchedule, Weights
@@ -170,3 +170,26 @@ def read_schedule(path: str | os.PathLike[str]) -> RefinedSchedule:
         return schedule_from_fields(content, multipliers)
     except ValueError:
         raise ValueError(damaged) from None
+
+
+def read_whole_schedule(path: str | os.PathLike[str]) -> RefinedSchedule:
+    """Read a schedule file that is to be compared with schedules of whole runs.
+
+    Args:
+        path: a file written by `write_schedule`.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: as `find_source` and `read_schedule`, and if the file is no schedule file or extends a run.
+    """
+    source = find_source(path)
+    if source.kind != "schedule file":
+        raise ValueError(f"{shown(path)} is no schedule file; write one with 'hf-refined-schedule refine'.")
+    schedule = read_schedule(source.path)
+    if schedule.extension is not None:
+        raise ValueError(
+            f"{shown(path)} extends a run from its checkpoint; 'hf-refined-schedule extend' itself says what is predicted."
+        )
+    return schedule
