@@ -6,6 +6,7 @@ import pytest
 
 from hf_refined_schedule import load_norms
 from hf_refined_schedule.norms.columns import NoColumnError, epoch_column, kind_of, norm_columns, step_candidates
+from hf_refined_schedule.norms.step_order import ENTRIES_COUNTED
 
 from .records import entry, json_lines, write_state
 from .refusals import refuses
@@ -158,7 +159,7 @@ def test_where_no_steps_are_found_it_is_said(tmp_path):
     rows.insert(10, {"eval_loss": 3.0})
     norms = load_norms(json_lines(tmp_path / "log.jsonl", rows))
     assert norms.steps.tolist() == list(range(1, 41))
-    assert norms.description.endswith("to update 40 of 40, no column of steps, so entries are counted")
+    assert norms.description.endswith(f"norms, of every entry, to entry 40 of 40, {ENTRIES_COUNTED}")
 
 
 def test_norm_decides_what_a_column_is_whatever_its_name(tmp_path):

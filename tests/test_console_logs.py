@@ -67,7 +67,7 @@ def test_learning_rates_of_megatron(tmp_path):
     ],
 )
 @pytest.mark.parametrize("end", ["\n", "\n  1%|1  | 9/900 [00:01<01:30, 10.0it/s]\r  2%|2  | 18/900 [00:02<01:28]\r"])
-def test_a_trainer_prints_no_steps(tmp_path, line, end):
+def test_a_trainer_without_a_progress_bar_of_the_updates(tmp_path, line, end):
     summary = "{'train_runtime': 10.0, 'train_loss': 2.0, 'epoch': 0.3}\n"
     path = console(tmp_path / "train.log", line, end=end)
     path.write_text(path.read_text() + summary)
@@ -75,6 +75,37 @@ def test_a_trainer_prints_no_steps(tmp_path, line, end):
     assert norms.l2.tolist() == VALUES
     assert norms.steps.tolist() == list(range(1, 31))
     assert "entries are counted" in norms.description
+
+
+EVALUATION = "\r 50%|#####     | 1/2 [00:00<00:00]\r          \r{'eval_loss': '2.5', 'epoch': '0.1'}\n"
+
+
+def trainer_output(path, updates, total=300, bar=" {percent}%|###       | {update}/{total} [00:01<00:02, 150.2it/s]"):
+    """What a Trainer and its progress bar write to one file, with an evaluation after each tenth entry."""
+    text = "\r  0%|          | 0/300 [00:00<?, ?it/s]A warning in between\n"
+    for number, (update, value) in enumerate(zip(updates, VALUES, strict=False), start=1):
+        epoch = update / 1000
+        drawn = "\r" + bar.format(percent=update * 100 // total, update=update, total=total)
+        text += f"\r          \r{{'loss': '{value}', 'grad_norm': '{value}', 'learning_rate': '1e-05', 'epoch': '{epoch}'}}\n"
+        text += drawn + (f"{EVALUATION}\r100%|##########| 2/2 [00:00<00:00]{drawn}" if number % 10 == 0 else "")
+    path.write_text(text + "\n{'train_runtime': 10.0, 'train_loss': 2.0, 'epoch': 0.3}\n")
+    return path
+
+
+def test_updates_are_read_from_the_progress_bar_of_a_trainer(tmp_path):
+    norms = load_norms(trainer_output(tmp_path / "train.log", range(10, 301, 10)))
+    assert norms.l2.tolist() == VALUES
+    assert norms.steps.tolist() == list(range(10, 301, 10))
+    assert "30 L2 norms, one every 10 updates, to update 300 of 300" in norms.description
+    losses = load_losses(tmp_path / "train.log")
+    assert losses.steps.tolist() == norms.steps.tolist()
+
+
+def test_an_early_end_and_a_resumed_run_are_seen_in_the_progress_bar(tmp_path):
+    updates = [*range(10, 211, 10), *range(190, 241, 10)]
+    norms = load_norms(trainer_output(tmp_path / "train.log", updates))
+    assert norms.steps.tolist() == list(range(10, 241, 10))
+    assert norms.num_training_steps == 300
 
 
 def test_a_norm_that_is_not_finite_is_counted(tmp_path):

@@ -10,6 +10,7 @@ from transformers import Trainer
 from hf_refined_schedule import GradientNormCallback, LossLog, load_losses
 from hf_refined_schedule.norms.loss_columns import loss_column, rate_column
 from hf_refined_schedule.norms.loss_log import rates_of_every_update
+from hf_refined_schedule.norms.step_order import ENTRIES_COUNTED
 
 from .records import entry, json_lines, write_norms, write_state
 from .refusals import refuses
@@ -114,7 +115,7 @@ def test_console_output(tmp_path):
     assert log.losses.tolist() == LOSSES
     assert log.learning_rates.tolist() == RATES
     assert log.steps.tolist() == list(range(1, 41))
-    assert log.remarks == ("no column of steps, so entries are counted",)
+    assert log.remarks == (ENTRIES_COUNTED,)
 
 
 def test_rates_in_rows_of_their_own(tmp_path):

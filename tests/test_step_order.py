@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hf_refined_schedule import load_norms
-from hf_refined_schedule.norms.step_order import RestartError, order_by_entry, order_by_step
+from hf_refined_schedule.norms.step_order import ENTRIES_COUNTED, RestartError, order_by_entry, order_by_step
 
 from .records import json_lines
 from .refusals import refuses
@@ -100,7 +100,7 @@ def test_two_runs_in_one_log_are_refused(steps, epochs, words):
 def test_entries_without_steps_are_counted(numbers, epochs, positions, expected):
     entries = order_by_entry(np.array(numbers), np.array(epochs))
     assert (entries.positions.tolist(), entries.steps.tolist()) == (positions, expected)
-    assert entries.remark == "no column of steps, so entries are counted"
+    assert entries.remark == ENTRIES_COUNTED
 
 
 def test_two_runs_without_steps_are_refused():

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,15 @@ _NORM_AND_VALUE = re.compile(rf"(?:{NORM_NAME.pattern})\w*['\"]?[ \t]*[:=\t ][ \
 _LOSS_AND_VALUE = re.compile(rf"loss['\"]?[ \t]*[:=][ \t]*{_VALUE}", re.IGNORECASE)
 """Stricter than for a norm, because the header of a table may name losses."""
 
+_PROGRESS_BAR = re.compile(r"\d+%\|[^|]*\|[ ]*(?P<update>\d+)/(?P<total>\d+)[ ]\[")
+"""tqdm's: " 43%|####3     | 130/300 [00:03<00:04, 40.1it/s]"."""
+
+_TRAINING_ENTRY = frozenset({"learning_rate", "epoch"})
+"""What a Trainer prints with the quantities of training, and not with those of an evaluation."""
+
+MOSTLY = 0.9
+"""The fraction of entries that a progress bar must number to be believed."""
+
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 _NOT_FINITE = re.compile(r"(?<![\w'\"])[-+]?(?:nan|inf)(?![\w'\"])")
@@ -62,22 +72,70 @@ def open_console_log(path: Path, wanted: Wanted) -> RunLog:
         wanted: the quantity to read.
 
     Returns:
-        The log. A Trainer prints no steps, so that its entries are counted.
+        The log. A Trainer prints no steps: they are read from its progress bar, or entries are counted where there is none.
 
     Raises:
         NoColumnError: if no line holds the quantity.
     """
-    log = RunLog(path, "console output", lambda: _rows(path, wanted))
+    read = _numbered_rows if _bar_counts_updates(path, wanted) else _rows
+    log = RunLog(path, "console output", lambda: read(path, wanted))
     if wanted.column is None and next(iter(log.rows()), None) is None:
         raise NoColumnError(f"{shown(path)} holds no {wanted.plural}")
     return log
 
 
 def _rows(path: Path, wanted: Wanted) -> Iterator[Row]:
-    for line in read_lines(path):
-        line = line[:MAX_CONSOLE_CHARACTERS]
-        if wanted.names.search(line) or (wanted.column is not None and wanted.column in line):
+    for line in _lines(path):
+        if _holds(line, wanted):
             yield _values(_COLOR.sub("", line))
+
+
+def _numbered_rows(path: Path, wanted: Wanted) -> Iterator[Row]:
+    """The rows, those that a Trainer printed with a step such as "130/300".
+
+    After each entry, tqdm draws its bars again. The bar of training is the first one after an entry of training, and later the one
+    with the same total.
+    """
+    entry: Row | None = None
+    total: str | None = None
+    for line in _lines(path):
+        if entry is not None and (bar := _PROGRESS_BAR.search(line)):
+            if total is None and _is_training_entry(entry):
+                total = bar["total"]
+            if bar["total"] == total:
+                yield {"step": f"{bar['update']}/{total}", **entry}
+                entry = None
+        elif _holds(line, wanted):
+            if entry is not None:
+                yield entry
+            entry = _values(_COLOR.sub("", line))
+    if entry is not None:
+        yield entry
+
+
+def _lines(path: Path) -> Iterator[str]:
+    return (line[:MAX_CONSOLE_CHARACTERS] for line in read_lines(path))
+
+
+def _holds(line: str, wanted: Wanted) -> bool:
+    return wanted.names.search(line) is not None or (wanted.column is not None and wanted.column in line)
+
+
+def _is_training_entry(row: Row) -> bool:
+    return row.keys() >= _TRAINING_ENTRY
+
+
+def _bar_counts_updates(path: Path, wanted: Wanted) -> bool:
+    """Whether a progress bar numbers the entries of training: nearly all of them, and nearly always upwards."""
+    numbers: list[int] = []
+    num_entries = 0
+    for row in _numbered_rows(path, wanted):
+        if _is_training_entry(row):
+            num_entries += 1
+            update = str(row.get("step")).partition("/")[0]
+            numbers += [int(update)] if update.isdigit() else []
+    upwards = sum(before < after for before, after in pairwise(numbers))
+    return len(numbers) > 1 and len(numbers) >= MOSTLY * num_entries and upwards >= MOSTLY * (len(numbers) - 1)
 
 
 def _values(line: str) -> dict[str, Any]:

@@ -11,6 +11,10 @@ Steps = NDArray[np.int64]
 Epochs = NDArray[np.float64]
 
 
+ENTRIES_COUNTED = "no column of steps, so entries are counted, and an early end cannot be seen"
+"""The remark on a log without steps."""
+
+
 class RestartError(ValueError):
     """The steps of a log begin again."""
 
@@ -79,9 +83,8 @@ def order_by_entry(numbers: Steps, epochs: Epochs) -> Entries:
     Raises:
         RestartError: if the epochs begin again, because the log holds two runs.
     """
-    remark = "no column of steps, so entries are counted"
     if len(numbers) < 2 or not np.isfinite(epochs).all():
-        return Entries(np.arange(len(numbers)), numbers, remark)
+        return Entries(np.arange(len(numbers)), numbers, ENTRIES_COUNTED)
     back = np.flatnonzero(np.diff(epochs) < 0) + 1
     restarts = back[epochs[back] <= epochs[0]]
     if len(restarts):
@@ -91,7 +94,7 @@ def order_by_entry(numbers: Steps, epochs: Epochs) -> Entries:
             "pass the log of one run"
         )
     kept = np.append(epochs[:-1] <= _lowest_after(epochs), True)
-    return Entries(np.flatnonzero(kept), (numbers - np.cumsum(~kept))[kept], remark)
+    return Entries(np.flatnonzero(kept), (numbers - np.cumsum(~kept))[kept], ENTRIES_COUNTED)
 
 
 def _without_replaced(positions: NDArray[np.intp], steps: Steps) -> Entries:
