@@ -35,7 +35,7 @@ def checkpoint_to_resume(training: RefinedScheduleArguments) -> str | None:
         return None
     if str(requested).lower() != "true":
         return requested
-    checkpoint = last_complete_checkpoint(training.output_dir)
+    checkpoint = last_complete_checkpoint(training.output_dir, save_on_each_node=training.save_on_each_node)
     if checkpoint is None:
         logger.warning("%s has no complete checkpoint; training starts from the beginning.", training.output_dir)
     return checkpoint

@@ -153,6 +153,23 @@ def test_nested_objects(tmp_path):
     assert load_norms(path, column="data.actor/grad_norm").l2.tolist() == VALUES
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_separators_of_thousands(tmp_path, delimiter):
+    norms = [f"{value + 1500:,.2f}" for value in VALUES]
+    rows = [["step", "grad_norm"], *([f"{500 * number:,}", norm] for number, norm in enumerate(norms, start=1))]
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join(delimiter.join(f'"{value}"' for value in row) for row in rows))
+    assert load_norms(path).steps.tolist() == list(range(500, 500 * len(VALUES) + 1, 500))
+    assert load_norms(path).l2.tolist() == [float(norm.replace(",", "")) for norm in norms]
+
+
+def test_steps_that_are_no_numbers_are_named(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("step,grad_norm\n" + "".join(f"{number}k,1.5\n" for number in range(1, 31)))
+    with refuses("'step' holds no numbers of updates, such as '30k'", "leave the column out"):
+        load_norms(path)
+
+
 def test_where_no_steps_are_found_it_is_said(tmp_path):
     """Rows without the norm, such as those of an evaluation, are no updates."""
     rows = [{"grad_norm": value} for value in VALUES]

@@ -86,6 +86,16 @@ def test_a_schedule_that_is_known_by_its_arguments_alone(tmp_path, capsys):
     assert not any(name.endswith("!") for name in lines)
 
 
+def test_a_linear_decay_to_a_floor_is_that_of_the_arguments(tmp_path):
+    """Trainer's polynomial schedule ends at 1e-7. By itself, that is linear decay over more updates than the run has."""
+    log = log_of(tmp_path, [5e-5 - (5e-5 - 1e-7) * step / 1000 for step in range(1000)], 1000)
+    assert [line.text for line in rate_observations(log) if not line.ok] == [
+        "rates: linear, peak 5e-05, over 1002 updates, but the run has 1000; at update 1000 the rate is still 0% of its peak; pass the "
+        "number of optimizer updates as num_training_steps"
+    ]
+    assert all(line.ok for line in rate_observations(log, applied_as_asked=True))
+
+
 def test_a_scheduler_that_is_stepped_twice_an_update(tmp_path, capsys):
     """As that of a raw loop with two processes, whose horizon nobody doubled."""
 

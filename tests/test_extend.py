@@ -80,6 +80,7 @@ def warnings_of(caplog):
         ([1.0], 1.0, 3, {"cooldown": 0, "rewarm": 2, "level": 0.5}, [1, 1, 0.75, 0.5]),  # to a lower rate
         ([1.0] * 10, 1.0, 20, {}, [1.0] * 17 + [0.75, 0.5, 0.25, 0.0]),  # 20 % of 20 updates
         ([1.0] * 9, 1.0, 10, {}, [1.0] * 10 + [0.0]),  # or what is left
+        ([1.0], 0.0, 3, {"rewarm": 2, "level": 1.0}, [1, 0, 0.5, 1]),  # or none
     ],
 )
 def test_multipliers(past, start, total, options, expected):
@@ -90,7 +91,8 @@ def test_multipliers(past, start, total, options, expected):
 @pytest.mark.parametrize(
     "total, options, words",
     [
-        (4, {}, ["--num-training-steps is 4", "made 4 updates already"]),
+        (4, {}, ["--num-training-steps (num_training_steps) is 4", "made 4 updates already"]),
+        (8, {"rewarm": 5, "level": 1.0}, ["take 5 updates together, but 4 are left"]),
         (6, {"cooldown": 3}, ["take 3 updates together, but 2 are left"]),
         (8, {"cooldown": 3, "rewarm": 2, "level": 1.0}, ["take 5 updates together, but 4 are left"]),
         (8, {"decay": "cosine"}, ["decay is 'cosine'", '"linear" or "1-sqrt"']),

@@ -144,6 +144,39 @@ def test_the_first_of_two_optimizers_is_recorded_on_after_a_resume(tmp_path):
     assert header["num_training_steps"] == 7
 
 
+def trainer_of(folder, callback, **options):
+    return pl.Trainer(
+        max_epochs=1, callbacks=[callback], accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=folder, enable_checkpointing=False, **options,
+    )  # fmt: skip
+
+
+def test_a_checkpoint_that_is_tested_does_not_continue_the_recording(tmp_path):
+    class Tested(Quadratic):
+        def test_step(self, batch):
+            pass
+
+    def loader(*values):
+        return torch.utils.data.DataLoader(torch.tensor(values)[:, None])
+
+    callback = GradientNormCallback(tmp_path / "norms")
+    trainer = trainer_of(tmp_path, callback)
+    trainer.fit(Tested(), loader(1.0, 2.0, 3.0))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    trainer.test(Tested(), loader(1.0), ckpt_path=tmp_path / "last.ckpt", weights_only=True, verbose=False)
+    trainer_of(tmp_path, callback).fit(Tested(), loader(4.0, 5.0))
+    header, rows = read_rows(tmp_path / "norms" / "gradient_norms.jsonl")
+    assert (header["num_training_steps"], [row["step"] for row in rows]) == (2, [1, 2])
+
+
+def test_a_checkpoint_knows_its_updates_where_recording_has_failed(tmp_path):
+    trainer = trainer_of(tmp_path, GradientNormCallback())
+    trainer.fit(WithoutGradient(), torch.utils.data.DataLoader(torch.ones(3, 1)))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert checkpoint["hf_refined_schedule_step"] == checkpoint["global_step"] == 3
+
+
 class WithoutGradient(Quadratic):
     def __init__(self):
         super().__init__()

@@ -206,6 +206,7 @@ def test_unclear_columns_are_refused(tmp_path, names, words):
         ([3, 4], [0.2, 0.3], 5, None, [0.0, 0.1, 0.2, 0.3, 0.3]),  # a warm-up that goes on
         ([5, 6], [0.4, 0.3], 6, 2, [0.0, 0.2, 0.4, 0.4, 0.4, 0.3]),  # a warm-up that the user knows of
         ([3, 5, 7], [0.2, 0.4, 0.3], 7, 4, [0.0, 0.1, 0.2, 0.3, 0.4, 0.35, 0.3]),  # or sees, too
+        ([3, 4, 5], [0.2, 0.1, 0.3], 5, 2, [0.0, 0.1, 0.2, 0.1, 0.3]),  # before a restart with a higher peak
         ([5, 6], [0.4, 0.5], 6, 0, [0.4, 0.4, 0.4, 0.4, 0.4, 0.5]),  # or knows not to be
     ],
 )
@@ -218,12 +219,13 @@ def test_rates_of_every_update(steps, logged, last, warmup, expected):
     "logged, warmup, words",
     [
         ([0.4, 0.3, 0.2, 0.1], 6, ["do not rise after update 5"]),
-        ([0.1, 0.2, 0.4, 0.3], 11, ["are highest at update 7"]),
-        ([0.1, 0.2, 0.4, 0.3], 4, ["are highest at update 7"]),
+        ([0.1, 0.2, 0.4, 0.3], 11, ["rise to update 7"]),
+        ([0.1, 0.2, 0.4, 0.3], 4, ["rise to update 7"]),
+        ([0.1, 0.2, 0.1, 0.3], 8, ["rise to update 6"]),  # the later peak is a restart
     ],
 )
 def test_a_warmup_that_the_log_refutes(logged, warmup, words):
-    with refuses(f"--warmup-steps is {warmup}", *words):
+    with refuses(f"--warmup-steps (warmup_steps) is {warmup}", *words):
         rates_of_every_update(np.array([5, 6, 7, 8]), np.array(logged), 8, warmup)
 
 
@@ -291,7 +293,7 @@ def test_a_recorded_file_alone_has_no_losses(tmp_path):
 
 @pytest.mark.parametrize("warmup_steps", [-1, 1.5, True])
 def test_a_warmup_that_is_no_number_of_updates_is_refused(tmp_path, warmup_steps):
-    with refuses("--warmup-steps is", "number of updates"):
+    with refuses("--warmup-steps (warmup_steps) is", "number of updates"):
         load_losses(
             write_state(tmp_path / "trainer_state.json", [entry(step) for step in STEPS]), warmup_steps=warmup_steps
         )

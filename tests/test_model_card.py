@@ -12,7 +12,7 @@ from transformers import Trainer
 from hf_refined_schedule import RefinedScheduleMixin, RefinedScheduleTrainer
 from hf_refined_schedule.schedules.refined_schedule import Extension, RefinedSchedule
 from hf_refined_schedule.schedules.schedule_file import write_schedule
-from hf_refined_schedule.training import model_card
+from hf_refined_schedule.training import model_card, optional_pictures
 
 from .records import write_norms
 from .tiny import tiny_arguments, tiny_data, tiny_model
@@ -116,8 +116,8 @@ def test_a_run_refines_and_draws_once_for_all_its_cards(tmp_path, source, monkey
 
         return call
 
-    for name in ("refine_sources", "norms_and_schedule_figure"):
-        monkeypatch.setattr(model_card, name, counted(getattr(model_card, name)))
+    for module, name in ((model_card, "refine_sources"), (optional_pictures, "norms_and_schedule_figure")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
     once = ["refine_sources", "norms_and_schedule_figure"]
     trainer = trained(tmp_path, CardAtEveryCheckpoint, **refined(source), save_strategy="steps", save_steps=1)
     assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == [

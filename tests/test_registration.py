@@ -244,6 +244,26 @@ def test_another_schedule_that_is_set_later_is_without_the_options(tmp_path):
     assert arguments.lr_scheduler_kwargs == {"min_lr_ratio": 0.1, "refined_from": "a", "smoothing": 0.3}
 
 
+@pytest.mark.parametrize("kwargs_first", [False, True])
+def test_a_trial_with_kwargs_of_its_own(tmp_path, kwargs_first):
+    """A search sets what a trial chose in the order in which its space names it."""
+    arguments = refined_arguments(tmp_path, lr_scheduler_type="refined", refined_from="a", refined_smoothing=0.3)
+    trial = [("lr_scheduler_type", "cosine_with_restarts"), ("lr_scheduler_kwargs", {"num_cycles": 3})]
+    for name, value in reversed(trial) if kwargs_first else trial:
+        setattr(arguments, name, value)
+    assert arguments.lr_scheduler_kwargs == {"num_cycles": 3}
+    arguments.lr_scheduler_type = "refined"
+    assert arguments.lr_scheduler_kwargs == {"refined_from": "a", "smoothing": 0.3}
+
+
+def test_a_trial_of_refined_where_the_arguments_are_of_another_schedule(tmp_path):
+    for trial in ("lr_scheduler_type", "refined_from"), ("refined_from", "lr_scheduler_type"):
+        arguments = refined_arguments(tmp_path, lr_scheduler_type="linear")
+        for name in trial:
+            setattr(arguments, name, {"lr_scheduler_type": "refined", "refined_from": "a"}[name])
+        assert arguments.lr_scheduler_kwargs == {"refined_from": "a"}
+
+
 @pytest.mark.parametrize("make", [tiny_arguments, refined_arguments])
 @pytest.mark.parametrize(
     ("given", "message"),

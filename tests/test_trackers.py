@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from transformers import TrainerCallback
 
-from hf_refined_schedule.training import trackers
+from hf_refined_schedule.training import optional_pictures, trackers
 
 from .pages import blocks, run_code
 from .records import write_norms
@@ -99,12 +99,12 @@ def test_a_picture_that_cannot_be_drawn_costs_a_warning(monkeypatch, caplog, fau
         pass
 
     seen = []
-    monkeypatch.setattr(trackers, "find_spec", lambda name: name)
-    monkeypatch.setattr(trackers, "norms_and_schedule_figure", fail)
+    monkeypatch.setattr(optional_pictures, "find_spec", lambda name: name)
+    monkeypatch.setattr(optional_pictures, "norms_and_schedule_figure", fail)
     monkeypatch.setitem(trackers._SHOWS, Tracker, lambda callback, shown: seen.append(shown))
     trackers.show_schedule([Tracker()], "0123", np.ones(3))
     assert seen == [("0123", None)]
-    assert "The trackers get no picture of the refined schedule: " in caplog.text
+    assert "There is no picture of the refined schedule: " in caplog.text
 
 
 def test_mlflow(folder):

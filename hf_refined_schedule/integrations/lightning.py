@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 
 from ..autoregister import is_asked_for
 from ..compatibility.libraries import loss_scale
@@ -47,13 +48,14 @@ class GradientNormCallback(Callback):
         """Begin a recording, unless a callback of this kind that comes earlier does."""
         self._log = None
         self._records = False
+        resumed_step, self._resumed_step = self._resumed_step, None
         if next(one for one in trainer.callbacks if isinstance(one, GradientNormCallback)) is not self:
             return
         self._records = True
-        self._step = trainer.global_step if self._resumed_step is None else self._resumed_step
-        self._resumed_step = None
+        self._step = trainer.global_step if resumed_step is None else resumed_step
         if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy):
-            self._fail(trainer, f"{type(trainer.strategy).__name__} keeps the gradients to itself or in pieces")
+            reason = f"{type(trainer.strategy).__name__} keeps the gradients to itself or in pieces"
+            self._fail(trainer, reason, self._step + 1)
             return
         folder = trainer.log_dir or trainer.default_root_dir  # asked for on every rank, because Lightning broadcasts it
         # With several optimizers, max_steps counts the steps of all.
@@ -71,7 +73,10 @@ class GradientNormCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Measure. Lightning clips after this event."""
-        if self._log is None or optimizer is not trainer.optimizers[0]:
+        if not self._records or optimizer is not trainer.optimizers[0]:
+            return
+        self._step += 1  # checkpoints need the number, also once recording has failed
+        if self._log is None:
             return
         # A fused optimizer divides fp16's loss scale out in its own step.
         scaled = getattr(optimizer, "_step_supports_amp_scaling", False)
@@ -79,15 +84,14 @@ class GradientNormCallback(Callback):
         try:
             norms = measure_gradient_norms(parameters_of(optimizer), scale)
         except Exception as error:  # a gradient may be any subclass of a tensor
-            self._fail(trainer, f"a gradient cannot be measured ({in_one_line(error)})")
+            self._fail(trainer, f"a gradient cannot be measured ({in_one_line(error)})", self._step)
             return
         if norms is None:
-            self._fail(trainer, "no parameter of the optimizer had a gradient at its step")
+            self._fail(trainer, "no parameter of the optimizer had a gradient at its step", self._step)
             return
         l1, l2 = norms
         limit = self._limit(trainer)
         factor = None if limit is None else clip_factor(limit, l2)
-        self._step += 1
         self._log.append(RecordedUpdate(self._step, l1, l2, factor, optimizer.param_groups[0].get("lr")))
         if self._log.is_due:
             self._log.flush()
@@ -104,8 +108,8 @@ class GradientNormCallback(Callback):
             checkpoint[STEP_KEY] = self._step
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Remember the number of updates of the run that is resumed."""
-        self._resumed_step = checkpoint.get(STEP_KEY)
+        """Remember the number of updates of the run that is resumed. Lightning also loads a checkpoint to validate or test it."""
+        self._resumed_step = checkpoint.get(STEP_KEY) if trainer.state.fn == TrainerFn.FITTING else None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write the norms of a run that stops with an error."""
@@ -125,11 +129,11 @@ class GradientNormCallback(Callback):
         by_value = str(trainer.gradient_clip_algorithm).endswith("value")
         return None if not limit or by_value else float(limit)
 
-    def _fail(self, trainer: Trainer, reason: str) -> None:
+    def _fail(self, trainer: Trainer, reason: str, step: int) -> None:
         if self._log is not None:
             self._log.flush()
             self._log = None
-        report_failure(reason, self._step + 1, on_failure="warn", is_main_process=trainer.is_global_zero)
+        report_failure(reason, step, on_failure="warn", is_main_process=trainer.is_global_zero)
 
 
 class _State(NamedTuple):

@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from .columns import Wanted
-from .log_rows import Row, RunLog
+from .columns import Wanted, step_candidates
+from .log_rows import THOUSANDS, Row, RunLog
 from .message_text import shown
 from .text_encoding import read_lines
 
@@ -40,6 +40,7 @@ def _records(path: Path, delimiter: str) -> Iterator[list[str]]:
 def _rows(path: Path, delimiter: str) -> Iterator[Row]:
     rows = _records(path, delimiter)
     names = next(rows, [])
+    steps = set(step_candidates(names))
     for number, row in enumerate(rows, 2):
         if any(value.strip() for value in row[len(names) :]):
             raise ValueError(
@@ -49,6 +50,13 @@ def _rows(path: Path, delimiter: str) -> Iterator[Row]:
         row = row[: len(names)]
         if len(row) < len(names):  # a torn end
             continue
+        values = dict(zip(names, row, strict=True))
         if delimiter != ",":
-            row = [value.replace(",", ".") for value in row]
-        yield dict(zip(names, row, strict=True))
+            values = {name: _with_point(value, is_step=name in steps) for name, value in values.items()}
+        yield values
+
+
+def _with_point(value: str, *, is_step: bool) -> str:
+    """A number with a decimal point instead of a decimal comma. A comma beside a point, or in a step, separates thousands."""
+    separates_thousands = "." in value or (is_step and THOUSANDS.fullmatch(value.strip()))
+    return value if separates_thousands else value.replace(",", ".")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..theory.refinement import NormKind
 from .columns import NORM_NAME, Wanted, epoch_column, is_trainer_norm, norm_columns, step_candidates
 from .gradient_norms import GradientNorms
-from .message_text import shown
+from .message_text import quoted, shown
 from .size_limits import MAX_STEPS
 from .step_order import Entries, RestartError, order_by_entry, order_by_step
 
@@ -28,7 +28,11 @@ MAX_NOT_FINITE = 0.1
 ROWS_FOR_NAMES = 10_000
 """Columns are chosen from this many rows, because the rows of JSON Lines may differ."""
 
-_THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")
+THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")
+"""A whole number with separators of thousands."""
+
+_THOUSANDS_AND_FRACTION = re.compile(THOUSANDS.pattern + r"\.\d*")
+"""Without the point, the comma of a value may be that of a decimal fraction."""
 
 Row = Mapping[str, Any]
 
@@ -192,10 +196,13 @@ def collect(log: RunLog, columns: Columns) -> Logged:
 
     Returns:
         The values. Steps that are counted from zero are shifted.
+
+    Raises:
+        ValueError: if no row with the quantity has a readable step.
     """
     steps, epochs, values, values_beside = array("q"), array("d"), array("d"), array("d")
     main, beside, step_name, epoch_name = columns
-    number = 0
+    number, unreadable = 0, None
     for row in log.rows():
         if main not in row:
             continue
@@ -203,12 +210,19 @@ def collect(log: RunLog, columns: Columns) -> Logged:
         value = row[main]
         step = number if step_name is None else _step(row.get(step_name))
         if step is None or not _is_given(value):
+            if step is None and _is_given(value):
+                unreadable = row.get(step_name or "")
             continue
         steps.append(step)
         values.append(_norm(value))
         epochs.append(float("nan") if epoch_name is None else _epoch(row.get(epoch_name)))
         if beside is not None:
             values_beside.append(_norm(row.get(beside)))
+    if not steps and unreadable is not None:
+        raise ValueError(
+            f"{shown(log.path)}: {quoted(step_name or '')} holds no numbers of updates, such as {quoted(str(unreadable))}; write "
+            "whole numbers, or leave the column out to count the entries."
+        )
     by_step = np.array(steps, dtype=np.int64)
     if len(by_step) and by_step.min() == 0:  # counted from zero
         by_step += 1
@@ -268,7 +282,7 @@ def _step(value: Any) -> int | None:
     """Parse the number of an update, such as 10, "10/438" or "2,000"; None if the value is no whole number."""
     if type(value) is str:
         count = value.partition("/")[0].strip()
-        value = _number(count.replace(",", "") if _THOUSANDS.fullmatch(count) else count)
+        value = _number(count.replace(",", "") if THOUSANDS.fullmatch(count) else count)
     if type(value) is float and value.is_integer():
         value = int(value)
     return value if type(value) is int and 0 <= value <= MAX_STEPS else None
@@ -290,6 +304,8 @@ def _number(value: Any) -> float:
     """A number or its text as a float. Python's own `float` takes "1_0" for ten."""
     if type(value) is bool or (type(value) is str and "_" in value):
         return float("nan")
+    if type(value) is str and _THOUSANDS_AND_FRACTION.fullmatch(value.strip()):
+        value = value.replace(",", "")
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):

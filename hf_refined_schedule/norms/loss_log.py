@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .message_text import shown
+from .step_order import ENTRIES_COUNTED
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,10 +92,11 @@ class LossLog:
     def description(self) -> str:
         """One line: the source, the number of losses, their spacing, the part of the run, the rates, what was noticed."""
         every = round(float(np.median(np.diff(self.steps)))) if len(self.steps) > 1 else 1
+        unit = "entry" if ENTRIES_COUNTED in self.remarks else "update"
         words = [
             f"{shown(self.source)} ({self.origin}): {len(self.steps)} losses",
-            "of every update" if every == 1 else f"one every {every} updates",
-            f"to update {self.last_step} of {self.total_steps}",
+            f"of every {unit}" if every == 1 else f"one every {every} updates",
+            f"to {unit} {self.last_step} of {self.total_steps}",
             f"learning rate up to {self.peak:.3g}",
         ]
         words += [f"{self.num_epochs:.2f} epochs"] if self.num_epochs is not None else []
@@ -148,15 +150,16 @@ def rates_of_every_update(
 def _check_warmup(steps: NDArray[np.int64], rates: NDArray[np.float64], warmup_steps: int, *, rises: bool) -> None:
     """Refuse a warm-up that ends elsewhere than the logged rates show.
 
-    Where they rise, it ends within one entry of the highest; otherwise, before the first. An old Trainer's rates are one
-    update early.
+    Where they rise, it ends within one entry of the first that no higher one follows; otherwise, before the first. Later peaks are
+    restarts. An old Trainer's rates are one update early.
     """
-    highest = int(np.argmax(rates))
+    falls = np.flatnonzero(np.diff(rates) <= 0)
+    highest = int(falls[0]) if len(falls) else len(rates) - 1
     shortest = int(steps[highest - 1]) - 1 if rises else 0
     longest = int(steps[min(highest + 1, len(steps) - 1)]) if rises else int(steps[0])
     if not shortest <= warmup_steps <= longest:
         raise ValueError(
-            f"--warmup-steps is {warmup_steps}, but the logged learning rates "
-            + (f"are highest at update {steps[highest]}" if rises else f"do not rise after update {steps[0]}")
+            f"--warmup-steps (warmup_steps) is {warmup_steps}, but the logged learning rates "
+            + (f"rise to update {steps[highest]}" if rises else f"do not rise after update {steps[0]}")
             + "; leave it out, or pass the length of the run's warm-up."
         )

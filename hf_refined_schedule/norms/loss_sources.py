@@ -48,7 +48,9 @@ def load_losses(
             than one column that could be meant, or more than one run.
     """
     if warmup_steps is not None and not (type(warmup_steps) is int and 0 <= warmup_steps <= MAX_STEPS):
-        raise ValueError(f"--warmup-steps is {warmup_steps!r}, but must be a number of updates, 0 for no warm-up.")
+        raise ValueError(
+            f"--warmup-steps (warmup_steps) is {warmup_steps!r}, but must be a number of updates, 0 for no warm-up."
+        )
     file = find_source(source)
     if file.kind == "norms file":
         file = _log_beside(file.path)
@@ -125,6 +127,11 @@ def _losses_of_log(log: RunLog, column: str | None, warmup_steps: int | None) ->
     loss = loss_column(names, log.path, column)
     rate = rate_column(names, loss, log.path)
     step, planned = step_column(log, names, loss)
+    if step is None and warmup_steps:
+        raise ValueError(
+            f"{shown(log.path)} has no steps, so --warmup-steps (warmup_steps) cannot be placed in it; leave it out, or pass a log "
+            "with steps."
+        )
     epoch = epoch_column(names)
     # Where entries are counted, a rate is that of the loss in the same entry. Otherwise they may be in different ones.
     losses = _read(log, Columns(loss, rate if step is None else None, step, epoch))
@@ -210,7 +217,12 @@ def _every_rate(
 ) -> NDArray[np.float64]:
     """The rate of every update: recorded where a file of the same run is there, otherwise rebuilt."""
     recorded = _recorded_rates(log, steps, logged, last_step)
-    return rates_of_every_update(steps, logged, last_step, warmup_steps) if recorded is None else recorded
+    if recorded is not None:
+        return recorded
+    try:
+        return rates_of_every_update(steps, logged, last_step, warmup_steps)
+    except ValueError as error:
+        raise ValueError(f"{shown(log)}: {error}") from None
 
 
 def _recorded_rates(

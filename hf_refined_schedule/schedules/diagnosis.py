@@ -42,7 +42,7 @@ def rate_observations(log: RateLog, *, applied_as_asked: bool = False) -> Iterat
     Args:
         log: the run.
         applied_as_asked: whether the rates are those that the script asked for. A usual schedule that fits them only up to
-            some update is then not theirs.
+            some update, or over another number of updates, is then not theirs.
 
     Yields:
         A line for each observation.
@@ -64,7 +64,8 @@ def rate_observations(log: RateLog, *, applied_as_asked: bool = False) -> Iterat
         )
         return
     schedule, shifts = found
-    if applied_as_asked and shifts:
+    is_another = math.isfinite(schedule.horizon) and round(schedule.horizon) != log.num_training_steps
+    if applied_as_asked and (shifts or is_another):
         yield from shift_observations([], steps, log.checkpoints)
         return
     yield _horizon(schedule, log.num_training_steps, int(steps[-1]))

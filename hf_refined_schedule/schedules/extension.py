@@ -56,14 +56,14 @@ def extended_multipliers(
     remaining = num_training_steps - len(past)
     if remaining < 1:
         raise ValueError(
-            f"--num-training-steps is {num_training_steps}, but the checkpoint has made {len(past)} updates already; pass more."
+            f"--num-training-steps (num_training_steps) is {num_training_steps}, but the checkpoint has made {len(past)} updates already; pass more."
         )
     if cooldown is None:
-        cooldown = min(round(COOLDOWN * num_training_steps), remaining - rewarm)
+        cooldown = max(0, min(round(COOLDOWN * num_training_steps), remaining - rewarm))
     if rewarm + cooldown > remaining:
         raise ValueError(
-            f"--rewarm and --cooldown take {rewarm + cooldown} updates together, but {remaining} are left after the "
-            "checkpoint; shorten them, or pass a larger --num-training-steps."
+            f"--rewarm and --cooldown (rewarm, cooldown) take {rewarm + cooldown} updates together, but {remaining} are left after "
+            "the checkpoint; shorten them, or pass a larger --num-training-steps (num_training_steps)."
         )
     updates = np.arange(remaining + 1)
     reached = start if level is None or not rewarm else level

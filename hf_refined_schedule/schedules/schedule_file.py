@@ -190,6 +190,7 @@ def read_whole_schedule(path: str | os.PathLike[str]) -> RefinedSchedule:
     schedule = read_schedule(source.path)
     if schedule.extension is not None:
         raise ValueError(
-            f"{shown(path)} extends a run from its checkpoint; 'hf-refined-schedule extend' itself says what is predicted."
+            f"{shown(path)} extends a run from its checkpoint and cannot be compared with schedules of whole runs; "
+            "'hf-refined-schedule extend' itself says what is predicted."
         )
     return schedule

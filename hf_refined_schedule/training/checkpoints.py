@@ -27,7 +27,8 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str], *, save_on_each
 
     Args:
         output_dir: the Trainer's `output_dir`.
-        save_on_each_node: that of `TrainingArguments`: the folder holds the files of one node's ranks.
+        save_on_each_node: that of `TrainingArguments`: the folder holds the files of one node's ranks. Before a process group
+            exists, each node is taken to have one rank.
 
     Returns:
         The path of the checkpoint, or None if there is none.
@@ -41,7 +42,7 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str], *, save_on_each
     """
     folder = Path(output_dir)
     if not (dist.is_available() and dist.is_initialized()):  # PartialState() would choose a device and start a group
-        name = _last_complete(folder, one_rank=False)
+        name = _last_complete(folder, one_rank=save_on_each_node)
     else:
         one_rank = save_on_each_node and os.environ.get("LOCAL_WORLD_SIZE") == "1"
         name = _last_complete_on_rank_zero(folder, one_rank=one_rank)

@@ -128,8 +128,8 @@ def rate_at_checkpoint(checkpoint: str | os.PathLike[str]) -> CheckpointRate:
         found = last_complete_checkpoint(folder)
         if found is None or not (Path(found) / SCHEDULER_NAME).is_file():
             raise ValueError(
-                f"{shown(folder)} holds no {SCHEDULER_NAME}, and no complete checkpoint with one; pass a checkpoint that a "
-                "Trainer saved with its optimizer (save_only_model=False)."
+                f"{shown(folder)} holds no {SCHEDULER_NAME}, and no complete checkpoint with one; pass the "
+                "checkpoint-N itself, of a Trainer that saves its optimizer (save_only_model=False)."
             )
         folder = Path(found)
     state = _scheduler_state(folder)

@@ -13,12 +13,13 @@ import numpy as np
 from transformers import Trainer
 
 from ..norms.message_text import shown
-from ..plots import DrawnRun, norms_and_schedule_figure
+from ..plots import DrawnRun
 from ..recording.failures import in_one_line
 from ..recording.optimizers import optimizer_family
 from ..schedules.refinement_options import RefinementOptions
 from ..schedules.refining import Refinement, listed_sources, refine_sources
 from ..theory.refinement import peak_position, smooth_norms
+from .optional_pictures import draw_if_possible
 from .scheduler import FOLDER_VARIABLE, OPTIONS_VARIABLE, REFINED_FROM_VARIABLE, RefinedLR
 from .scheduler_kwargs import parse_scheduler_kwargs
 
@@ -61,8 +62,9 @@ _KNOWN: WeakKeyDictionary[RefinedLR, _Known] = WeakKeyDictionary()
 def add_schedule_section(trainer: Trainer) -> None:
     """Add a section about the refined schedule to the model card that a Trainer has written.
 
-    A section that cannot be written costs a warning: Trainers write the card before a checkpoint. It says which run the schedule was refined from, with which verdict, and how it was capped; a picture shows the norms and
-    the schedule if matplotlib is installed. The card of a run with another schedule stays as it is.
+    It says which run the schedule was refined from, with which verdict, and how it was capped; a picture shows the norms and the
+    schedule if matplotlib is installed. The card of a run with another schedule stays as it is. A section that cannot be written
+    costs a warning, because Trainers write the card before a checkpoint.
 
     Args:
         trainer: the Trainer, after its `create_model_card`.
@@ -182,21 +184,15 @@ def _names(sources: Sequence[str]) -> str:
 
 
 def _picture(folder: Path, scheduler: RefinedLR, refinement: Refinement | None) -> Path | None:
-    """Draw the norms and the schedule; None without matplotlib, which is an extra, or where it cannot be written."""
+    """Draw the norms and the schedule; None as `draw_if_possible`."""
     runs = [] if refinement is None else refinement.runs
     raw = smoothed = None
     if refinement is not None and len(runs) == 1:
         raw = runs[0].at_every_step(refinement.schedule.norm)
         smoothed = smooth_norms(raw, refinement.schedule.smoothing)
     kind = "" if refinement is None or refinement.schedule.weights is None else f" {refinement.schedule.norm.upper()}"
-    try:
-        return norms_and_schedule_figure(
-            folder / PICTURE_NAME,
-            [DrawnRun("refined", _grid(scheduler), raw, smoothed)],
-            label=f"gradient{kind} norm, before clipping",
-        )
-    except (ValueError, OSError):  # a picture must not stop a Trainer that writes its card at every checkpoint
-        return None
+    drawn = DrawnRun("refined", _grid(scheduler), raw, smoothed)
+    return draw_if_possible(folder / PICTURE_NAME, [drawn], label=f"gradient{kind} norm, before clipping")
 
 
 def _grid(scheduler: RefinedLR) -> np.ndarray[Any, np.dtype[np.float64]]:

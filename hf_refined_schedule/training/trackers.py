@@ -4,7 +4,6 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import TrainerCallback, integrations
 
-from ..plots import DrawnRun, norms_and_schedule_figure
+from ..plots import DrawnRun
 from ..recording.failures import in_one_line
+from .optional_pictures import draw_if_possible
 
 logger = logging.getLogger(__name__)
 
@@ -56,17 +56,14 @@ def show_schedule(callbacks: Iterable[TrainerCallback], fingerprint: str, grid: 
 
 
 def _picture(exits: ExitStack, fingerprint: str, grid: NDArray[np.float64]) -> Path | None:
-    """Draw the schedule into a folder that is there until `exits` closes; None without matplotlib, or with a warning."""
-    if find_spec("matplotlib") is None:
-        return None
+    """Draw the schedule into a folder that is there until `exits` closes; None as `draw_if_possible`, or on a full disk."""
     try:
         folder = exits.enter_context(tempfile.TemporaryDirectory(prefix="hf_refined_schedule-"))
-        runs = [DrawnRun("refined", grid)]
-        title = f"Refined schedule {fingerprint}"
-        return norms_and_schedule_figure(Path(folder) / f"{KEY}.png", runs, label="", title=title)
-    except Exception as error:  # a matplotlib that cannot be imported, a full disk
+    except OSError as error:
         logger.warning("The trackers get no picture of the refined schedule: %s", in_one_line(error))
         return None
+    title = f"Refined schedule {fingerprint}"
+    return draw_if_possible(Path(folder) / f"{KEY}.png", [DrawnRun("refined", grid)], label="", title=title)
 
 
 def _show_in_tensorboard(callback: Any, shown: ShownSchedule) -> None:

@@ -72,21 +72,22 @@ class RefinedScheduleArguments(_OptionFields, TrainingArguments):  # type: ignor
         if name == "refined_from" and isinstance(value, os.PathLike):
             value = os.fspath(value)  # JSON has no paths
         super().__setattr__(name, value)
-        if not vars(self).get("_options_written"):
+        if not vars(self).get("_is_initialized"):
             return
         if name == "lr_scheduler_type":
             self._swap_scheduler_kwargs(value)
         elif name in KEYWORDS:
-            set_aside = self._set_aside
-            kwargs = self._scheduler_kwargs() if set_aside is None else set_aside
-            kwargs.pop(KEYWORDS[name], None)
+            self._remember_options()
+            self._options.pop(KEYWORDS[name], None)
             if value != _default_of(name):
-                kwargs[KEYWORDS[name]] = value
-            if set_aside is None:
-                self.lr_scheduler_kwargs = kwargs
+                self._options[KEYWORDS[name]] = value
+            if self.lr_scheduler_type == "refined":
+                self.lr_scheduler_kwargs = dict(self._options)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._options: dict[str, Any] = {}
+        self._is_initialized = True
         given = {name: getattr(self, name) for name in KEYWORDS if getattr(self, name) != _default_of(name)}
         if self.lr_scheduler_type != "refined":
             if given:
@@ -108,16 +109,28 @@ class RefinedScheduleArguments(_OptionFields, TrainingArguments):  # type: ignor
             {key: value for key, value in kwargs.items() if key not in ("refined_from", "min_lr_ratio")}
         )
         self.lr_scheduler_kwargs = kwargs
-        self._set_aside: dict[str, Any] | None = None
-        self._options_written = True
+        self._options = dict(kwargs)
 
     def _swap_scheduler_kwargs(self, scheduler_type: SchedulerType | str) -> None:
-        """Set the options of a refined schedule aside while another one is chosen, as by a trial of a search."""
-        if scheduler_type != "refined" and self._set_aside is None:
-            self._set_aside = self._scheduler_kwargs()
-            self.lr_scheduler_kwargs = {}
-        elif scheduler_type == "refined" and self._set_aside is not None:
-            self.lr_scheduler_kwargs, self._set_aside = self._set_aside, None
+        """Keep the options of a refined schedule while another one is chosen, as by a trial of a search.
+
+        A trial may set `lr_scheduler_kwargs` before or after the type. Those of another schedule are left to it.
+        """
+        if scheduler_type != "refined":
+            if self._remember_options():
+                self.lr_scheduler_kwargs = {}
+        elif not self._remember_options():
+            self.lr_scheduler_kwargs = dict(self._options)
+
+    def _remember_options(self) -> bool:
+        """Remember the options in `lr_scheduler_kwargs`, and return whether it holds those of a refined schedule."""
+        try:
+            kwargs = self._scheduler_kwargs()
+        except ValueError:  # those of another schedule
+            return False
+        if kwargs:
+            self._options = kwargs
+        return bool(kwargs)
 
     def _scheduler_kwargs(self) -> dict[str, Any]:
         """A copy of `lr_scheduler_kwargs`, which the command line gives as JSON text."""
