@@ -34,7 +34,7 @@ from experiments.protocol import OTHER_SCHEDULES, REDUCED, SCHEDULES, WITHOUT_CA
 from experiments.provenance import ProvenanceFile
 from experiments.quiet_trainer import print_errors_only
 from experiments.rules import RULES
-from experiments.study import Study, StudyOptions
+from experiments.study import Study, StudyOptions, describe_selection
 from experiments.study_folder import keep_setting
 from transformers import HfArgumentParser
 
@@ -95,7 +95,6 @@ def run_study() -> None:
         described = {**describe_start(model, data, training), **describe_setting(setting, size.max_steps)}
         if size.reduced:
             described["protocol"] = REDUCED
-        keep_setting(folder, described)
         options = StudyOptions(
             size.max_steps,
             size.start_peak,
@@ -105,6 +104,7 @@ def run_study() -> None:
             others=(*(WITHOUT_CAP if size.reduced else OTHER_SCHEDULES), *size.rules),
             reduced=size.reduced,
         )
+        keep_setting(folder, {**described, **describe_selection(options)})
         label = size.label or f"{training.regime}, {size.max_steps} updates"
         Study(folder, label, options, partial(train, setting), setting.norms_file, provenance.write).run()
     print(f"Finished; the report: python scripts/report_studies.py {folder}")

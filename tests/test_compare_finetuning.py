@@ -37,7 +37,14 @@ def small_text(tmp_path_factory):
     return ("--vocab_size", 300, "--train_file", text)
 
 
-TINY_MODEL = ("--config_overrides", "n_embd=16,n_layer=1,n_head=2,n_positions=32", "--block_size", 32)
+TINY_MODEL = (
+    "--regime",
+    "scratch",
+    "--config_overrides",
+    "n_embd=16,n_layer=1,n_head=2,n_positions=32",
+    "--block_size",
+    32,
+)
 
 
 def rows_of(folder):
@@ -92,7 +99,7 @@ def test_a_diverged_cell_is_a_result(grid):
 def test_the_refined_schedule_comes_from_the_best_run_of_the_seed_that_is_not_compared(grid):
     header, rows = read_rows(grid[0] / "baseline.jsonl")
     assert (header["num_training_steps"], len(rows), rows[0]["learning_rate"]) == (12, 12, 2e-3)
-    schedules = json.loads((grid[0] / "schedules.json").read_text())["finetune"]
+    schedules = json.loads((grid[0] / "schedules.json").read_text())["scratch"]
     assert schedules["linear"] == pytest.approx([1 - point / 200 for point in range(201)], abs=1e-4)
     assert max(schedules["refined"]) == pytest.approx(1.0, abs=1e-2)
     assert schedules["refined"] != schedules["linear"]

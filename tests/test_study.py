@@ -5,6 +5,7 @@ import math
 import shutil
 from pathlib import Path
 
+import finetuning_study
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,12 +23,13 @@ from experiments.protocol import (
 )
 from experiments.results_file import ResultsFile
 from experiments.results_table import read_results, results_table
+from experiments.rule_scores import descriptive_verdict
 from experiments.size_report import change_with_size, num_parameters, write_size_report
 from experiments.statistics import TunedSchedule, holm
 from experiments.study import Study, StudyOptions
 from experiments.study_folder import keep_setting
 from experiments.study_pictures import draw_loss_by_peak, draw_schedules
-from experiments.study_report import notes, without_test
+from experiments.study_report import notes, unclear_over_baselines, without_test
 from experiments.study_results import (
     StudyResults,
     compare_with,
@@ -41,7 +43,7 @@ from matplotlib.figure import Figure
 from hf_refined_schedule import load_norms
 
 from .records import write_norms
-from .refusals import refuses
+from .refusals import refusal, refuses
 from .tiny import BIN, REPOSITORY, run_command
 
 SCRIPT = REPOSITORY / "scripts" / "finetuning_study.py"
@@ -214,8 +216,8 @@ def test_the_verdicts_of_the_protocol(low, high, p_value, expected):
 
 def study_of(losses):
     names = list(losses)
-    choices = choose(selection({name: {1: 3.0, 2: 2.0, 4: 3.0} for name in names}))
-    return StudyResults("x", pd.DataFrame(), choices, pd.DataFrame(losses))
+    cells = selection({name: {1: 3.0, 2: 2.0, 4: 3.0} for name in names})
+    return StudyResults("x", cells, choose(cells), pd.DataFrame(losses))
 
 
 def test_the_pictures_of_a_study_show_both_references_and_what_the_readme_compares():
@@ -272,6 +274,45 @@ def test_a_schedule_that_diverged_is_never_called_better():
     assert verdicts["refined"] in ("diverged in 1 of 3", "undecided")
 
 
+def test_a_schedule_that_is_better_where_it_did_not_diverge_is_not_scored_as_better():
+    losses = {"linear": [2.0, 2.1, 2.2, 2.0, 2.1], "WSD": [1.0, 1.1, 1.2, 1.0, math.inf], "cosine": [5.0] * 5}
+    study = study_of({**losses, "cosine": [2.2, 2.2, 2.4, 2.1, 2.2]})
+    assert descriptive_verdict(study, "cosine", "linear") == "worse"
+    assert descriptive_verdict(study, "WSD", "linear") == "undecided"
+    study = study_of({**losses, "WSD": [1.0, 1.1, 1.2, 1.0, 1.1]})
+    assert descriptive_verdict(study, "WSD", "linear") == "better"
+
+
+def test_contrasts_that_vanish_over_the_means_of_the_baselines_are_named():
+    """Seeds 0 and 3, 1 and 4, 2 and 5 share a baseline."""
+    linear = [2.0, 2.1, 2.2, 2.0, 2.1, 2.2]
+    by_baseline = [loss - gain for loss, gain in zip(linear, [0.3, 0.15, 0.1] * 2, strict=True)]
+    study = study_of(
+        {
+            "linear": linear,
+            "refined": by_baseline,
+            "rising norms ignored": [loss - 0.1 for loss in linear],
+            "WSD": by_baseline,
+        }
+    )
+    assert set(compare_with(study, "linear")["verdict"]) == {"better"}
+    assert unclear_over_baselines(study) == ["refined against linear"]
+
+
+def test_a_reduced_study_says_at_which_of_two_peaks_a_schedule_was_best():
+    cells = selection(
+        {
+            "linear": {1: 3.0, 2: 2.0, 4: 3.0},
+            "refined": {2: 2.0, 4: 3.0},
+            "WSD": {1: 3.0, 2: 2.0},
+            "linear, 5 % warm-up": {2: 3.0},
+        }
+    )
+    losses = pd.DataFrame({name: [2.0] for name in ("linear", "refined", "WSD", "linear, 5 % warm-up")})
+    study = StudyResults("x", cells, choose(cells, reduced=True), losses, reduced=True)
+    assert "Of two peaks, these schedules were best at the higher: WSD; at the lower: refined." in notes(study)
+
+
 def test_schedules_that_diverged_at_every_peak_are_named():
     cells = selection(
         {"linear": {1: 3.0, 2: 2.0, 4: 3.0}, "refined": {1: math.inf, 2: math.inf}, "WSD": {1: 3.0, 2: 2.0, 4: 3.0}}
@@ -308,7 +349,18 @@ def test_another_setting_is_refused_and_kept(tmp_path):
 
 OPTIONS = (
     *("--max_steps", 12, "--num_test_seeds", 2, "--num_workers", 1, "--start_peak", 1e-2, "--vocab_size", 300),
-    *("--builtin_text", "english", "--max_train_samples", 64, "--max_eval_samples", 8, "--block_size", 16),
+    *(
+        "--regime",
+        "scratch",
+        "--builtin_text",
+        "english",
+        "--max_train_samples",
+        64,
+        "--max_eval_samples",
+        8,
+        "--block_size",
+        16,
+    ),
     *("--config_overrides", "n_embd=8,n_layer=1,n_head=1,n_positions=16"),
 )
 
@@ -335,14 +387,20 @@ def test_a_study_has_selection_baselines_and_test_seeds(study):
 
 @pytest.mark.parametrize(
     ("option", "value", "words"),
-    [("--regime", "scratch", "--regime finetune, not scratch"), ("--block_size", 8, "--block_size 16, not 8")],
+    [
+        ("--vocab_size", 400, "--vocab_size 300, not 400"),
+        ("--block_size", 8, "--block_size 16, not 8"),
+        ("--start_peak", 2e-2, "starting peak is 0.01 there and 0.02 here"),
+        ("--num_selection_seeds", 2, "selection seeds is 1 there and 2 here"),
+        ("--regime", "finetune", "--regime finetune with a text of your own needs a trained model"),
+    ],
 )
-def test_another_start_is_refused_and_noted_nowhere(study, option, value, words):
-    provenance = (study / "grid.json").read_text()
-    done = run_command(BIN / "python", SCRIPT, "--output_dir", study, *OPTIONS, option, value)
-    assert done.returncode == 2
-    assert words in done.stderr.splitlines()[-1]
-    assert (study / "grid.json").read_text() == provenance
+def test_another_study_is_refused_and_noted_nowhere(study, monkeypatch, capsys, option, value, words):
+    before = {name: (study / name).read_text() for name in ("grid.json", "setting.json", "results.jsonl")}
+    monkeypatch.setattr(finetuning_study, "print_errors_only", lambda: None)  # it would change the loggers of all tests
+    words_given = ("--output_dir", study, *OPTIONS, option, value)
+    assert words in refusal(finetuning_study.main, words_given, monkeypatch, capsys)
+    assert {name: (study / name).read_text() for name in before} == before
 
 
 def test_a_killed_study_runs_only_what_is_missing(study):
@@ -380,15 +438,18 @@ def test_a_study_that_is_under_way_is_left_out(study, tmp_path):
     unfinished = tmp_path / "unfinished"  # each schedule has a test seed, but not all
     shutil.copytree(study, unfinished)
     (unfinished / "schedules.json").unlink()
-    assert read_studies([unfinished]) == {}
+    young = tmp_path / "young"
+    young.mkdir()
+    ResultsFile(young).append(Result(Cell("x", "linear", 1.0, 1000, 10, SELECTION), math.inf))
+    assert read_studies([unfinished, young]) == {}
     done = run_command(BIN / "python", REPORT, under_way, study, "--summary", tmp_path / "summary.md")
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == (
         f"{under_way} has too few test runs yet; run the study again to continue it."
     )
     summary = (tmp_path / "summary.md").read_text()
-    assert [line.split("|")[1].strip() for line in summary.splitlines() if line.startswith("| finetune")] == [
-        "finetune, 12 updates (2 seeds)"
+    assert [line.split("|")[1].strip() for line in summary.splitlines() if line.startswith("| scratch")] == [
+        "scratch, 12 updates (2 seeds)"
     ]
     assert not under_way.with_suffix(".md").exists()
 

@@ -104,4 +104,4 @@ def record_of_verdict(verdict: Verdict) -> str:
 
 def record_of_promise() -> str:
     """What promises were worth, in a clause."""
-    return f"rank correlation with the measured gain: {read_track_record().promise_and_gain:+.2f}, {REPORT}"
+    return f"rank correlation with the gain measured without warm-up: {read_track_record().promise_and_gain:+.2f}, {REPORT}"

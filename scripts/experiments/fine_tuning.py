@@ -183,7 +183,8 @@ def describe_start(
     """What a report states about the start model and the text, from the arguments of `prepare_setting`."""
     start, text = model_arguments.model_name_or_path, "CPython's source"
     if start is None:
-        start = f"new {model_arguments.model_type}, {model_arguments.config_overrides or BUILTIN_CONFIG}"
+        config = model_arguments.config_overrides or (BUILTIN_CONFIG if data is None else "its default configuration")
+        start = f"new {model_arguments.model_type}, {config}"
     if data is not None:
         files = (data.train_file, data.validation_file)
         names = (data.dataset_name, data.dataset_config_name, *files, data.builtin_text)
@@ -243,7 +244,7 @@ def prepare_setting(
         size: the config overrides of a new model, if several sizes are compared.
 
     Raises:
-        ValueError: if the model has a name and there is no text, or there is a size and the model has a name or overrides of
+        ValueError: if the model has a name and there is no text, or a new model is to be fine-tuned on a text, or there is a size and the model has a name or overrides of
             its own, or the folder has a start that was made with other options.
     """
     if size is not None:
@@ -251,6 +252,10 @@ def prepare_setting(
             if getattr(model_arguments, name) is not None:
                 raise ValueError(f"--sizes are those of new models; leave out --{name}.")
         model_arguments = replace(model_arguments, config_overrides=size)
+    if data is not None and model_arguments.model_name_or_path is None and options.regime != "scratch":
+        raise ValueError(
+            f"--regime {options.regime} with a text of your own needs a trained model; pass --model_name_or_path, or --regime scratch."
+        )
     folder = Path(options.output_dir)
     prepared = folder / "start" / (size or "model").replace("=", "").replace(",", "_")
     made_with = _options_of_start(model_arguments, data, options)

@@ -16,7 +16,7 @@ from .protocol import CONTROLS, SCHEDULES, WITHOUT_CAP, source_file
 from .provenance import ProvenanceFile
 from .quiet_trainer import print_errors_only
 from .rules import CLIPPED_RULES
-from .study import Study, StudyOptions
+from .study import Study, StudyOptions, describe_selection
 from .study_folder import keep_setting
 
 SCRIPT = "problem_suite.py"
@@ -65,7 +65,7 @@ class ProblemStudy:
             max_grad_norm=problem.max_grad_norm,
         )
         with ProvenanceFile(self.folder, SCRIPT) as provenance:
-            keep_setting(self.folder, describe(problem, self.data_dir))
+            keep_setting(self.folder, {**describe(problem, self.data_dir), **describe_selection(options)})
             Study(self.folder, self.name, options, self.train, self.norms_file, provenance.write).run()
         shutil.rmtree(self.folder / "cells", ignore_errors=True)
 

@@ -21,14 +21,16 @@ def relative_difference(study: StudyResults, name: str, reference: str) -> float
 def descriptive_verdict(study: StudyResults, name: str, reference: str) -> str:
     """The verdict on a schedule by its own interval, without correction for several contrasts.
 
-    The reference itself is undecided, as is a schedule whose best peak lies on the edge. One that diverged at every peak is worse.
+    The reference itself is undecided, as is a schedule whose best peak lies on the edge, or one that is better where it did not
+    diverge. One that diverged at every peak is worse.
     """
     if study.diverged_everywhere(name):
         return "worse"
     if study.choices.tuned[name].on_edge or study.choices.tuned[reference].on_edge:
         return "undecided"
     losses = with_divergence_as_worst(study.losses)
-    return str(paired_difference(losses[name], losses[reference])["verdict"])
+    verdict = str(paired_difference(losses[name], losses[reference])["verdict"])
+    return "undecided" if verdict == "better" and study.num_divergences(name, reference) else verdict
 
 
 def is_scored(study: StudyResults, name: str) -> bool:

@@ -139,10 +139,16 @@ def write_size_report(studies: Mapping[Path, StudyResults], output: Path) -> Non
     figure.suptitle(f"Differences over the size of the model ({number} test seeds)")
     figure.savefig(output.with_suffix(".png"), dpi=150)
     diverged = sum(int(np.isinf(study.losses).to_numpy().sum()) for study in by_size.values())
+    lengths = ", ".join(
+        f"{int(study.cells['steps'].iloc[0]):,} updates with {len(study.losses)} test seeds"
+        for _, study in sorted(by_size.items())
+    )
     references = ", ".join(f"{size:,} parameters: {study.reference}" for size, study in sorted(by_size.items()))
     parts = [
         "# Sizes of the model",
         "Differences in final loss in per cent of the loss of the reference, with 95 % intervals over test seeds; a negative one is better. "
+        f"Larger models train longer, as tokens in proportion to parameters ask for ({lengths}), so that size and length change together. "
+        "The studies follow the protocol in its reduced form: every schedule but linear decay has two peaks, and its best may lie beyond them. "
         "The last column is the slope over the logarithm of the size, in percentage points; its 95 % interval takes each size as one "
         f"observation. {diverged or 'No'} test runs diverged{' and count as the worst of their seed' if diverged else ''}.",
         "Against linear decay:",

@@ -76,6 +76,11 @@ class StudyOptions:
     reduced: bool = False
 
 
+def describe_selection(options: StudyOptions) -> dict[str, object]:
+    """What a setting states about the choice of peaks: with other values, a rerun would choose others among the same results."""
+    return {"starting peak": options.start_peak, "selection seeds": options.num_selection_seeds}
+
+
 class Study:
     """One setting, studied by the protocol.
 

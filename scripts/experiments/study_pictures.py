@@ -104,9 +104,9 @@ def add_legend(axes: Axes) -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
 
 
-def save_picture(path: Path, draw: Callable[[Figure], None], study: StudyResults) -> None:
-    """Write a picture, titled with the setting and the number of seeds."""
+def save_picture(path: Path, draw: Callable[[Figure], None], title: str) -> None:
+    """Write a picture with a title."""
     figure = Figure(figsize=(9.5, 4.5), layout="constrained")
     draw(figure)
-    figure.suptitle(f"{study.label} ({len(study.losses)} test seeds)")
+    figure.suptitle(title)
     figure.savefig(path, dpi=150)

@@ -17,14 +17,17 @@ from .protocol import (
     LINEAR_SCHEDULES,
     NUM_BASELINES,
     REFINED,
+    RISING_IGNORED,
     SELECTION,
     SUMMARIZED,
     baseline_file,
+    baseline_index,
 )
 from .provenance import render_provenance
 from .report import read_schedules
 from .report_tables import format_p_value, num_decimals
-from .rules import BETWEEN_WARMUPS
+from .rules import ALL_RULES, BETWEEN_WARMUPS
+from .statistics import paired_difference
 from .study_folder import FORECASTS_FILE, PROVENANCE_FILE, SCHEDULES_FILE, SETTING_FILE
 from .study_pictures import draw_differences, draw_loss_by_peak, draw_schedules, save_picture
 from .study_results import MARGIN, StudyResults, with_divergence_as_worst
@@ -153,15 +156,18 @@ def write_study_report(
     if grids:
         draw["schedules"] = partial(draw_schedules, grids=grids, reference=study.reference)
     draw = {name: function for name, function in draw.items() if name in pictures}
+    seeds = len(study.losses)
+    num_selection = study.cells.loc[study.cells["role"] == SELECTION, "seed"].nunique()
+    selection = f"{num_selection} selection seed{'s' if num_selection > 1 else ''}"
+    shown = {"differences": f"{seeds} test seeds", "loss_by_peak": selection, "schedules": "from the first baseline"}
     for name, function in draw.items():
-        save_picture(place / f"{name}.png", function, study)
+        save_picture(place / f"{name}.png", function, f"{study.label} ({shown[name]})")
     captions = {
         "differences": "Difference in final loss from each reference, with 95 % intervals",
         "loss_by_peak": "Final loss of the selection seeds by peak, as the difference from the best of reference 2",
         "schedules": "The schedules; refined ones from the first baseline",
     }
     table = markdown_table(comparison_table(study, grids))
-    seeds = len(study.losses)
     form = " in its reduced form" if study.reduced else ""
     parts = [
         f"# {study.label}",
@@ -175,7 +181,7 @@ def write_study_report(
         "Recorded from each baseline before any test seed ran:",
         forecast_table(folder),
         "## Choice of peaks",
-        "Mean final loss of the selection seeds:",
+        f"Mean final loss of {selection}:",
         selection_table(study),
         "## Setting",
         setting_lines(folder),
@@ -194,10 +200,15 @@ def notes(study: StudyResults) -> str:
     tuned = {name: best for name, best in study.choices.tuned.items() if name not in LINEAR_SCHEDULES}
     hopeless = [name for name, best in tuned.items() if best.problem == "diverged"]
     missing = [name for name in tuned if name not in study.losses.columns and name not in hopeless]
+    unclear = unclear_over_baselines(study)
     sentences = [
         f'"No worse" means that the interval ends below {100 * MARGIN:g} % of the loss of reference 2.',
         f"The best peak is on the edge of the grid for {', '.join(edges)}." if edges else "",
+        f"Test seeds that share a baseline share a schedule: averaged by baseline, the interval includes 0 for {'; '.join(unclear)}."
+        if unclear
+        else "",
         f"{diverged} test runs diverged and count as the worst of their seed." if diverged else "No test run diverged.",
+        ends_of_two_peaks(study) if study.reduced else "",
         f"Diverged at every peak: {', '.join(hopeless)}." if hopeless else "",
         f"Not compared yet: {', '.join(missing)}." if missing else "",
         f"{study.losses.isna().to_numpy().sum()} test runs are missing."
@@ -205,6 +216,41 @@ def notes(study: StudyResults) -> str:
         else "",
     ]
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def ends_of_two_peaks(study: StudyResults) -> str:
+    """At which of their peaks the schedules of a reduced study were best, in a sentence: the best one may lie beyond."""
+    rows = study.cells[study.cells["role"] == SELECTION]
+    peaks = rows.groupby("schedule")["peak"].agg(["min", "max"])
+    chosen = [
+        name for name in study.losses.columns if name != LINEAR and peaks.loc[name, "min"] < peaks.loc[name, "max"]
+    ]
+    higher = [name for name in chosen if study.choices.tuned[name].peak == peaks.loc[name, "max"]]
+    lower = [name for name in chosen if name not in higher]
+    ends = [f"{end}: {', '.join(names)}" for end, names in (("higher", higher), ("lower", lower)) if names]
+    return f"Of two peaks, these schedules were best at the {'; at the '.join(ends)}." if ends else ""
+
+
+def unclear_over_baselines(study: StudyResults) -> list[str]:
+    """Contrasts that are significant over test seeds, but not over the means of the test seeds that share a baseline.
+
+    Only refined schedules come from a baseline. Where every test seed has a baseline of its own, both are the same.
+    """
+    losses = with_divergence_as_worst(study.losses)
+    means = losses.groupby(baseline_index).mean()
+    unclear = []
+    if len(means) == len(losses):
+        return []
+    refined = [name for name in losses if name in ALL_RULES or name.startswith((REFINED, RISING_IGNORED))]
+    for reference, contrasts in study.contrasts.items():
+        verdicts = contrasts.set_index("schedule")["verdict"]
+        significant = [name for name in refined if verdicts.get(name, "").startswith(("better", "worse"))]
+        unclear += [
+            f"{name} against {reference}"
+            for name in significant
+            if paired_difference(means[name], means[reference])["verdict"] == "undecided"
+        ]
+    return unclear
 
 
 def summary_table(studies: Mapping[Path, StudyResults]) -> str:

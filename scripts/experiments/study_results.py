@@ -57,6 +57,10 @@ class StudyResults:
         needed = {LINEAR, self.reference, *PRIMARY} & set(self.choices.compared)
         return not needed <= set(self.losses.columns)
 
+    def num_divergences(self, name: str, reference: str) -> int:
+        """The number of test seeds on which a schedule diverged and a reference did not."""
+        return int((np.isinf(self.losses[name]) & np.isfinite(self.losses[reference])).sum())
+
     def diverged_everywhere(self, name: str) -> bool:
         """Whether a schedule diverged at every peak that the selection seeds tried, so that no test seed has it."""
         return name in self.choices.tuned and self.choices.tuned[name].problem == "diverged"
@@ -100,8 +104,9 @@ def read_studies(folders: Iterable[Path]) -> dict[Path, StudyResults]:
     """
     studies = {}
     for folder in folders:
-        study = read_study(folder)
-        if study.is_under_way or not (folder / SCHEDULES_FILE).is_file():
+        has_begun = (folder / RESULTS_FILE).is_file()
+        study = None if has_begun and not (folder / SCHEDULES_FILE).is_file() else read_study(folder)
+        if study is None or study.is_under_way:
             print(f"{folder} has too few test runs yet; run the study again to continue it.", file=sys.stderr)
         else:
             studies[folder] = study
@@ -147,8 +152,8 @@ def compare_with(study: StudyResults, reference: str) -> pd.DataFrame:
         p_value = corrected.get(name, row["p_value"])
         row["corrected"] = corrected.get(name, math.nan)
         row["verdict"] = verdict(row, losses[reference].mean(), p_value)
-        diverged = int((np.isinf(study.losses[name]) & np.isfinite(study.losses[reference])).sum())
-        if diverged and row["verdict"] in ("better", "no worse"):
+        diverged = study.num_divergences(name, reference)
+        if diverged and row["verdict"] not in ("worse", "undecided"):
             row["verdict"] = f"diverged in {diverged} of {len(losses)}"
         if study.choices.tuned[name].on_edge or study.choices.tuned[reference].on_edge:
             row["verdict"] = "best peak on the edge"

@@ -167,8 +167,8 @@ def describe_promise_and_gain(advised: pd.DataFrame) -> str:
         return "Too few problems to compare the promise of the bound with the measured gain."
     return (
         "The gain that the bound promises for refined over linear decay and the measured gain over reference 1 have a rank "
-        f"correlation of {beforehand:+.2f} (Spearman, {advised['problem'].nunique()} problems). With 5 % warm-up for both, as `check` "
-        f"prints it, {now:+.2f}."
+        f"correlation of {beforehand:+.2f} (Spearman, {advised['problem'].nunique()} problems). The promise with 5 % warm-up for both, as "
+        f"`check` prints it, and the same gain, which is measured without warm-up, have one of {now:+.2f}."
     )
 
 
