@@ -68,28 +68,33 @@ def test_rank(run, tmp_path, capsys):
 
 def test_check(run, tmp_path, capsys):
     assert main(["check", str(run)]) == 0
-    source, verdict, *figures, of_verdict, of_advice, peak, next_run = capsys.readouterr().out.splitlines()
+    *lines, lora, scratch, next_run = capsys.readouterr().out.splitlines()
+    source, verdict, *figures, of_verdict, of_advice, peak = lines
     assert source.startswith(f"{run}/gradient_norms.jsonl (a recorded file): 100 L1 and L2 norms")
-    assert verdict == "verdict: sound"
+    assert verdict == "verdict: sound for the rule of the paper and for the schedule of the next run"
     assert len(figures) == 15
     assert not any(line.startswith(" ! ") for line in figures)
-    words = shlex.split(next_run)
-    assert words[:5] == ["next", "run:", "--lr_scheduler_type", "refined", "--lr_scheduler_kwargs"]
-    assert json.loads(words[5]) == {"refined_from": str(run), "bounded_warmup": True}
-    assert len(words) == 6
+    label, _, flags = next_run.partition(": ")
+    assert label == "next run, full fine-tuning"
+    *words, keywords = shlex.split(flags)
+    assert words == ["--lr_scheduler_type", "refined", "--lr_scheduler_kwargs"]
+    assert json.loads(keywords) == {"refined_from": str(run), "bounded_warmup": True}
+    assert lora == "next run with LoRA: --lr_scheduler_type linear"
+    assert scratch == "next run from scratch: --lr_scheduler_type linear --warmup_steps 0.2"
     assert re.fullmatch(
-        r"peak learning rate: the bound expects \d\.\d\d times the best for linear decay; try half and twice that, too",
+        r"peak learning rate: try half, once and twice the best for linear decay \(the bound expects \d\.\d\d times\)",
         peak,
     )
     assert of_verdict.startswith("measured: of ")
     assert of_advice.startswith(
         "measured: bounded_warmup was worse than linear decay with the best of five warm-ups in "
     )
-    assert "(not a forecast; rank correlation with the measured gain: " in figures[-1]
+    assert "(not a forecast; rank correlation with the gain measured without warm-up: " in figures[-1]
     write_norms(tmp_path / "rising" / "gradient_norms.jsonl", list(np.linspace(1, 3, 100)))
     assert main(["check", str(tmp_path / "rising"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["verdict"] == "doubtful"
+    assert (report["verdict"], report["next_run_verdict"]) == ("doubtful", "sound")
+    assert report["next_run_with_lora"] == "--lr_scheduler_type linear"
     assert shlex.split(report["next_run"])[:2] == ["--lr_scheduler_type", "refined"]
     assert report["best_peak_ratio"] == pytest.approx(0.98, abs=0.05)
     (bad,) = [finding for finding in report["findings"] if not finding["ok"] and "smallest norm" in finding["name"]]
@@ -121,7 +126,7 @@ def test_a_downloaded_checkpoint_needs_no_option(tmp_path, capsys, monkeypatch):
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
     for command, last in (
-        ("check", "next run: "),
+        ("check", "next run, full fine-tuning: "),
         ("plot", "progress of the run"),
         ("refine", "nothing is written; pass --output"),
     ):
@@ -145,8 +150,10 @@ def test_the_verdict_ends_with_the_flags_of_the_next_run(tmp_path, capsys, norms
     write_norms(tmp_path / "gradient_norms.jsonl", list(norms), planned=planned)
     assert main(["check", str(tmp_path), *options]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].startswith("next run: --lr_scheduler_type refined --lr_scheduler_kwargs ")
+    label = "next run, full fine-tuning" if "bounded" in expected else "next run"
+    assert lines[-1].startswith(f"{label}: --lr_scheduler_type refined --lr_scheduler_kwargs ")
     assert expected in lines[-1]
+    assert any(line.startswith("next run with LoRA: ") for line in lines) == ("bounded" in expected)
     assert any(line.startswith("measured: bounded_warmup was worse") for line in lines) == ("bounded" in expected)
     assert any(line.startswith("measured: norms rise from scratch") for line in lines) == (norms[-1] > norms[0])
 
@@ -164,7 +171,7 @@ def test_the_advised_flags_are_those_of_a_schedule_that_can_be_trained_with(tmp_
 def test_check_and_plot_answer_for_an_unfinished_run(tmp_path, capsys):
     write_norms(tmp_path / "gradient_norms.jsonl", list(np.linspace(3, 1, 40)), planned=100)
     assert main(["check", str(tmp_path)]) == 0
-    assert "note: A pilot: norms cover 40% of the run" in capsys.readouterr().out
+    assert "note: A pilot: norms cover 40% of the 100 planned updates" in capsys.readouterr().out
     assert main(["plot", str(tmp_path), "--text"]) == 0
     assert "sound" in capsys.readouterr().out
     assert "--pilot" in refused(capsys, "refine", tmp_path, "-o", tmp_path / "schedule.json")
@@ -317,7 +324,7 @@ def test_pilot(tmp_path, capsys):
     write_norms(tmp_path / "short" / "gradient_norms.jsonl", [1.0] * 40, planned=100)
     out = tmp_path / "schedule.json"
     assert main(["refine", str(tmp_path / "short"), "--pilot", "-o", str(out)]) == 0
-    assert "norms cover 40% of the run" in capsys.readouterr().out
+    assert "norms cover 40% of the 100 planned updates" in capsys.readouterr().out
     assert json.loads(out.read_text())["multipliers"] == pytest.approx([1 - t / 100 for t in range(101)])
 
 

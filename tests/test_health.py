@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from hf_refined_schedule import GradientNorms
-from hf_refined_schedule.schedules.health import check_health, check_shape
+from hf_refined_schedule.schedules.health import NORM_CRITERIA, SHAPE_CRITERIA, check_health, check_shape
 
 from .records import schedule_of
+from .tiny import REPOSITORY
 from .tolerances import CHECK_MILLION_SECONDS
 
 STEPS = 1000
@@ -166,3 +167,25 @@ def test_the_smallest_norms_are_judged_without_a_warning():
     norms = np.full(100, 5e-324)
     health = checked(run(np.ones(100), l2=norms))
     assert value(health, "equal L2 norms") == 1.0
+
+
+def test_the_page_explains_every_figure():
+    page = (REPOSITORY / "docs" / "check.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    explained = {row[0]: row[1:] for row in rows if row[0] not in ("figure", "---")}
+    assert list(explained) == [criterion.name for criterion in (*SHAPE_CRITERIA, *NORM_CRITERIA)]
+    for criterion in (*SHAPE_CRITERIA, *NORM_CRITERIA):
+        limit, meaning, reason = explained[criterion.name]
+        assert (meaning, reason) == (criterion.meaning or "nothing by itself", criterion.reason)
+        assert limit == (
+            "none"
+            if criterion.at_most is None and criterion.at_least is None
+            else f"at least {criterion.at_least:g}"
+            if criterion.at_most is None
+            else f"at most {criterion.at_most:g}"
+        )
+
+
+def test_a_figure_beyond_its_limit_says_what_it_means():
+    (bad,) = [finding for finding in checked(run(np.linspace(1, 3, 100))).findings if not finding.ok]
+    assert "the rule of the paper anneals too early" in bad.meaning

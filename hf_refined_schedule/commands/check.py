@@ -2,8 +2,10 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 
-from ..schedules.advice import advise
+from ..schedules.advice import FROM_SCRATCH_FLAGS, LORA_FLAGS, advise, ask_for_another_rule
+from ..schedules.health import Verdict
 from ..schedules.refining import refine_or_pilot
 from ..schedules.track_record import RECORD_OF_RISING_NORMS, record_of_advice, record_of_promise, record_of_verdict
 from .source_options import refinement_options, schedule_options
@@ -34,6 +36,9 @@ def run(options: argparse.Namespace) -> None:
             "source": schedule.source,
             "verdict": health.verdict,
             "next_run": advice.flags,
+            "next_run_verdict": advice.verdict,
+            "next_run_with_lora": LORA_FLAGS,
+            "next_run_from_scratch": FROM_SCRATCH_FLAGS,
             "best_peak_ratio": advice.schedule.best_peak_ratio,
             "notes": schedule.notes,
             "findings": [finding._asdict() for finding in health.findings],
@@ -42,19 +47,39 @@ def run(options: argparse.Namespace) -> None:
         return
     for run in runs:
         print(run.description)
-    print(f"verdict: {health.verdict}")
+    of_paper = not refined_with.bounded_warmup and not ask_for_another_rule(refined_with)
+    judged: list[tuple[Verdict | None, str]] = [
+        (health.verdict, "the rule of the paper" if of_paper else "the schedule of these options")
+    ]
+    if advice.bounded_warmup and not refined_with.bounded_warmup:
+        judged.append((advice.verdict, "the schedule of the next run"))
+    print(f"verdict: {_verdicts(judged)}")
     for finding in health.findings:
         worth = f"; {record_of_promise()}" if finding is health.findings[-1] else ""
-        print(f"{'   ' if finding.ok else ' ! '}{finding.name}: {finding.value:.3g} ({finding.limit}{worth})")
+        meaning = "" if finding.ok else f": {finding.meaning}"
+        print(f"{'   ' if finding.ok else ' ! '}{finding.name}: {finding.value:.3g} ({finding.limit}{worth}){meaning}")
     for note in schedule.notes:
         print(f"note: {note}")
-    if not refined_with.bounded_warmup:
+    if of_paper:
         print(f"measured: {record_of_verdict(health.verdict)}")
     if advice.bounded_warmup:
         print(f"measured: {record_of_advice()}")
     if health.norms_rise:
         print(f"measured: {RECORD_OF_RISING_NORMS}")
     print(
-        f"peak learning rate: the bound expects {advice.schedule.best_peak_ratio:.2f} times the best for linear decay; try half and twice that, too"
+        "peak learning rate: try half, once and twice the best for linear decay (the bound expects "
+        f"{advice.schedule.best_peak_ratio:.2f} times)"
     )
-    print(f"next run: {advice.flags}")
+    if advice.bounded_warmup:
+        print(f"next run with LoRA: {LORA_FLAGS}")
+        print(f"next run from scratch: {FROM_SCRATCH_FLAGS}")
+    print(f"next run{', full fine-tuning' if advice.bounded_warmup else ''}: {advice.flags}")
+
+
+def _verdicts(judged: Sequence[tuple[Verdict | None, str]]) -> str:
+    """The verdict on one schedule or on two, in words."""
+    (verdict, of), *others = judged
+    if not others:
+        return str(verdict)
+    ((other, of_other),) = others
+    return f"{verdict} for {of}{' and' if other == verdict else f', {other}'} for {of_other}"

@@ -7,9 +7,16 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ..theory.classical import WARMUP
+from .health import Verdict, check_health
 from .refined_schedule import RefinedSchedule
 from .refinement_options import RefinementOptions
 from .refining import Refinement
+
+LORA_FLAGS = "--lr_scheduler_type linear"
+"""Where LoRA was measured, no warm-up and no refined schedule was better (docs/which-schedule.md)."""
+
+FROM_SCRATCH_FLAGS = "--lr_scheduler_type linear --warmup_steps 0.2"
+"""From scratch, the longest warm-up that was tried was best, or close to it (docs/which-schedule.md)."""
 
 
 class Advice(NamedTuple):
@@ -21,6 +28,13 @@ class Advice(NamedTuple):
     """The advised schedule."""
     bounded_warmup: bool
     """Whether the advised schedule has a bounded warm-up, as it has unless the options ask for another one."""
+    verdict: Verdict | None
+    """The verdict on the advised schedule; None of a schedule file."""
+
+
+def ask_for_another_rule(options: RefinementOptions) -> bool:
+    """Whether options ask for another rule than that of the paper and that of the bounded warm-up."""
+    return options.rising_norms is not None or options.power is not None or bool(options.max_grad_norm)
 
 
 def advise(refinement: Refinement, sources: Sequence[str], options: RefinementOptions) -> Advice:
@@ -39,14 +53,15 @@ def advise(refinement: Refinement, sources: Sequence[str], options: RefinementOp
         The advice.
     """
     doubtful = refinement.health is not None and refinement.health.verdict in ("doubtful", "degenerate")
-    asks_for_another = options.rising_norms is not None or options.power is not None or bool(options.max_grad_norm)
-    if asks_for_another and not doubtful:
+    if ask_for_another_rule(options) and not doubtful:
         # A bounded warm-up covers the norms that are missing at the start; another schedule needs a cap there.
         missing = any(run.steps[0] > 1 for run in refinement.runs)
-        return Advice(_flags(sources, options, WARMUP if missing else 0), refinement.schedule, False)
+        flags = _flags(sources, options, WARMUP if missing else 0)
+        verdict = None if refinement.health is None else refinement.health.verdict
+        return Advice(flags, refinement.schedule, False, verdict)
     bounded = replace(options, rising_norms=None, power=None, max_grad_norm=None, bounded_warmup=True)
     schedule = RefinedSchedule.from_norms(refinement.runs, refinement.schedule.optimizer, bounded)
-    return Advice(_flags(sources, bounded), schedule, True)
+    return Advice(_flags(sources, bounded), schedule, True, check_health(refinement.runs, schedule).verdict)
 
 
 def _flags(sources: Sequence[str], options: RefinementOptions, warmup: float = 0) -> str:

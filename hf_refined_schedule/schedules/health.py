@@ -53,6 +53,8 @@ class Finding(NamedTuple):
     limit: str
     """The limit and the side of it on which the figure lies."""
     ok: bool
+    meaning: str = ""
+    """What it means where it is beyond the limit, and what helps."""
 
 
 class Health(NamedTuple):
@@ -243,6 +245,8 @@ class Criterion(NamedTuple, Generic[Subject]):
     at_least: float | None
     reason: str
     """Why the limit lies there."""
+    meaning: str = ""
+    """That of its findings."""
 
     def finding(self, value: float) -> Finding:
         """Compare a figure with the limit.
@@ -255,21 +259,29 @@ class Criterion(NamedTuple, Generic[Subject]):
         """
         if self.at_most is not None:
             ok = bool(value <= self.at_most)
-            return Finding(self.name, float(value), f"{'at most' if ok else 'more than'} {self.at_most:g}", ok)
+            return Finding(
+                self.name, float(value), f"{'at most' if ok else 'more than'} {self.at_most:g}", ok, self.meaning
+            )
         if self.at_least is not None:
             ok = bool(value >= self.at_least)
-            return Finding(self.name, float(value), f"{'at least' if ok else 'less than'} {self.at_least:g}", ok)
+            return Finding(
+                self.name, float(value), f"{'at least' if ok else 'less than'} {self.at_least:g}", ok, self.meaning
+            )
         return Finding(self.name, float(value), self.reason, True)
 
 
-def at_most(limit: float, name: str, figure: Callable[[Subject], float | None], reason: str) -> Criterion[Subject]:
+def at_most(
+    limit: float, name: str, figure: Callable[[Subject], float | None], reason: str, meaning: str
+) -> Criterion[Subject]:
     """A criterion with an upper limit."""
-    return Criterion(name, figure, limit, None, reason)
+    return Criterion(name, figure, limit, None, reason, meaning)
 
 
-def at_least(limit: float, name: str, figure: Callable[[Subject], float | None], reason: str) -> Criterion[Subject]:
+def at_least(
+    limit: float, name: str, figure: Callable[[Subject], float | None], reason: str, meaning: str
+) -> Criterion[Subject]:
     """A criterion with a lower limit."""
-    return Criterion(name, figure, None, limit, reason)
+    return Criterion(name, figure, None, limit, reason, meaning)
 
 
 SHAPE_CRITERIA: list[Criterion[Array]] = [
@@ -278,18 +290,21 @@ SHAPE_CRITERIA: list[Criterion[Array]] = [
         "peak position (fraction of the run)",
         peak_position,
         "Linear decay and cosine peak at 0.",
+        "the rate rises until the end",
     ),
     at_least(
         0.15,
         "mean multiplier (linear decay: 0.5)",
         np.mean,
         "Linear decay and cosine have 0.5.",
+        "the rate is low in nearly all of the run",
     ),
     at_most(
         0.1,
         "fraction of all learning in the last 5 % of the run",
         _last_twentieth,
         "Linear decay has 0.0025, cosine 0.0001.",
+        "the last updates do most of the learning",
     ),
 ]
 """Beyond these limits a schedule is degenerate."""
@@ -300,6 +315,7 @@ RISE: Criterion[Evidence] = at_most(
     _rise,
     "Where refined gains a little, the norms rise by 1.09 (results/finetune.md); where it clearly loses, by 2.2 "
     "(results/scratch.md) and 4.9 (results/lora.md). Published ImageNet norms rise by 2.18.",
+    "norms rise after their minimum, as from scratch and with LoRA, and the rule of the paper anneals too early",
 )
 
 NORM_CRITERIA: list[Criterion[Evidence]] = [
@@ -308,12 +324,14 @@ NORM_CRITERIA: list[Criterion[Evidence]] = [
         "sensitivity to the first norm (RMSE)",
         _first_norm_sensitivity,
         "Published RoBERTa norms give 0.08, constant norms with 20 % scatter 0.23, published ImageNet norms 0.39.",
+        "one norm decides the start; average several runs",
     ),
     at_most(
         0.15,
         "sensitivity to half or double the smoothing (RMSE)",
         _smoothing_sensitivity,
         "Published RoBERTa norms give 0.08, ImageNet 0.05, our fine-tuning runs 0.03, ViT more than 0.2.",
+        "the shape depends on the smoothing; record every update, or average several runs",
     ),
     RISE,
     at_least(
@@ -322,6 +340,7 @@ NORM_CRITERIA: list[Criterion[Evidence]] = [
         _fall,
         "Norms that fall exponentially further than this put the peak after 70 % of the run (Adam) or make the schedule "
         "degenerate (SGD). Published RoBERTa norms give 0.85, our language models more than 1.",
+        "norms vanish towards the end, as where a model fits its data, and the rule raises the rate there",
     ),
     at_most(
         LATE_PEAK,
@@ -329,6 +348,7 @@ NORM_CRITERIA: list[Criterion[Evidence]] = [
         lambda evidence: peak_position(evidence.schedule.grid),
         "Of three schedules that peak at 69 % to 73 % of the run (results/logistic_regression.md) two clearly lose to "
         "linear decay, one of them with no other doubt. Published RoBERTa norms peak at 45 %.",
+        "the rate rises for most of the run, which mostly lost to linear decay",
     ),
     at_least(
         0.25,
@@ -336,30 +356,35 @@ NORM_CRITERIA: list[Criterion[Evidence]] = [
         lambda evidence: len(evidence.recorded) / len(evidence.effective),
         "What rises later is not seen. Of the paper's schedule of runs from scratch (results/pilot.md) the first 10 % is off by "
         "0.11, the first 25 % by 0.05, which is as far as another seed.",
+        "most of the run is not seen; record more of it, or pass --num-training-steps if it ended there",
     ),
     at_least(
         SMALLEST_WINDOW,
         "norms in a smoothing window",
         _smallest_window,
         "A median of three still follows single noisy norms.",
+        "the norms are few; log more of them",
     ),
     at_most(
         0.01,
         "fraction of norms that are not finite",
         _fraction_not_finite,
         "More is not an accident.",
+        "the run diverged or overflowed; take another one",
     ),
     at_most(
         0.25,
         "sensitivity to the missing first norms (RMSE)",
         _missing_norms_sensitivity,
         "As for the first norm. Logs of every 5th, 10th or 25th update without the first are off by 0.004 to 0.12.",
+        "the first norms are missing and decide the start; log them with logging_first_step=True",
     ),
     at_most(
         0.5,
         "fraction of equal L2 norms (clipped before measuring?)",
         _fraction_of_equals,
         "Norms after clipping are mostly the clipping threshold.",
+        "the norms look clipped; log them before clipping",
     ),
     Criterion(
         "fraction of updates that were clipped", _clipped_fraction, None, None, "norms are measured before clipping"

@@ -121,13 +121,16 @@ def _coverage_notes(run: GradientNorms) -> list[str]:
     elif planned is not None and planned < last:
         notes.append(f"Norms go up to update {last}, beyond the {planned} planned; all of them count.")
     elif last < MIN_COVERAGE * total:
-        notes.append(f"A pilot: norms cover {last / total:.0%} of the run, and the last smoothed norm is repeated.")
+        notes.append(
+            f"A pilot: norms cover {last / total:.0%} of the {total} planned updates, and the last smoothed norm is repeated. If the run "
+            f"ended there, pass --num-training-steps {last} (pilot_num_training_steps in lr_scheduler_kwargs)."
+        )
     missing = int(run.steps[0]) - 1
     unknown = "missing or 0" if run.num_zero and run.zero_steps[0] < run.steps[0] else "missing"
     if missing and missing < COVERED_BY_WARMUP * total:
         notes.append(
-            f"The norms of the first {missing} updates are {unknown}; that is {missing / total:.1%} of the run, which an "
-            "explicit warm-up of 5 % covers (logging_first_step=True logs the first)."
+            f"The norms of the first {missing} updates are {unknown}; that is {missing / total:.1%} of the run, which a "
+            "warm-up of 5 %, as bounded_warmup has, covers (logging_first_step=True logs the first)."
         )
     elif missing:
         notes.append(

@@ -88,8 +88,8 @@ def record_of_advice() -> str:
     outcomes = record.bounded_warmup
     where = f" ({'; '.join(record.bounded_warmup_worse_in)})" if record.bounded_warmup_worse_in else ""
     return (
-        f"bounded_warmup was worse than linear decay with the best of five warm-ups in {outcomes.worse} of {outcomes.total} problems{where}, "
-        f"and better in {outcomes.better} ({REPORT})"
+        f"bounded_warmup was worse than linear decay with the best of five warm-ups in {outcomes.worse} of {outcomes.total} problems and "
+        f"studies{where}, and better in {outcomes.better} ({REPORT}; sizes of a model from scratch count apart: results/sizes.md)"
     )
 
 
@@ -97,7 +97,7 @@ def record_of_verdict(verdict: Verdict) -> str:
     """What the rule of the paper was worth where a baseline had a verdict, in a sentence."""
     outcomes = read_track_record().refined[verdict]
     return (
-        f"of {outcomes.total} problems with this verdict, the rule of the paper was better than linear decay in {outcomes.better}, "
+        f"of {outcomes.total} problems and studies with this verdict, the rule of the paper was better than linear decay in {outcomes.better}, "
         f"worse in {outcomes.worse}, undecided in {outcomes.undecided} ({REPORT})"
     )
 

@@ -266,7 +266,7 @@ def summary_table(studies: Mapping[Path, StudyResults]) -> str:
         row = {
             "setting": f"{study.label} ({len(study.losses)} seeds{', reduced' if study.reduced else ''})",
             "check beforehand": forecast_summary(folder),
-            "difference from": references if len(references) > 1 else [f"{LINEAR} (no warm-up is best)"],
+            "difference from": references if len(references) > 1 else [f"{LINEAR} (0 % warm-up is best)"],
         }
         for name in SUMMARIZED:
             row["between two warm-ups (`bounded_warmup`)" if name == BETWEEN_WARMUPS else name] = [
