@@ -100,8 +100,8 @@ def plan_runs(options: argparse.Namespace, regime: str) -> list[Run]:
     training = TrainingOptions(
         output_dir=str(options.output_dir / "cells" / f"{regime}_{options.pretrain_steps}"),
         regime=regime,
-        pretrain_steps=options.pretrain_steps,
         num_workers=options.num_workers,
+        **({} if regime == "scratch" else {"pretrain_steps": options.pretrain_steps}),
     )
     own_size = prepare_setting(ModelArguments(), None, training)
     kinds = [(FULL, own_size, options.steps)]

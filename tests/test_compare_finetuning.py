@@ -12,8 +12,6 @@ SCRIPT = REPOSITORY / "scripts" / "compare_finetuning.py"
 GRID = (
     "--max_steps",
     12,
-    "--pretrain_steps",
-    4,
     "--num_seeds",
     2,
     "--per_device_train_batch_size",
@@ -160,7 +158,20 @@ def test_variants_at_two_sizes_from_scratch(tmp_path, small_text):
 
 
 def test_lora_trains_with_a_schedule_that_check_would_refuse(tmp_path):
-    compare("--output_dir", tmp_path, "--regime", "lora", *GRID, "--peaks", 2e-3, "--schedules", "linear", "refined")
+    compare(
+        "--output_dir",
+        tmp_path,
+        "--regime",
+        "lora",
+        "--pretrain_steps",
+        4,
+        *GRID,
+        "--peaks",
+        2e-3,
+        "--schedules",
+        "linear",
+        "refined",
+    )
     assert [row["diverged"] for row in rows_of(tmp_path)] == [False] * 5
     assert read_rows(tmp_path / "baseline.jsonl")[0]["num_training_steps"] == 12
 
@@ -176,6 +187,9 @@ def test_lora_trains_with_a_schedule_that_check_would_refuse(tmp_path):
         (("--model_name_or_path", "somewhere"), "Text is missing"),
         (("--model_name_or_path", "somewhere", "--sizes", "n_embd=16"), "leave out --model_name_or_path"),
         (("--config_overrides", "n_layer=1", "--sizes", "n_embd=16"), "leave out --config_overrides"),
+        (("--vocab_size", "300"), "leave out --vocab_size"),
+        (("--regime", "scratch", "--pretrain_steps", "3"), "leave out --pretrain_steps"),
+        (("--builtin_text", "english"), "needs a trained model; pass --model_name_or_path, or --regime scratch"),
     ],
 )
 def test_bad_usage_is_one_line(tmp_path, monkeypatch, capsys, words, message):

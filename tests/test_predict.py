@@ -207,11 +207,17 @@ def test_a_log_that_no_law_fits_gives_one_line(tmp_path, capsys, rows):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"num_training_steps": 6001}, ["num_training_steps is 6001", "reaches from 102, after the warm-up, to 6000"]),
-        ({"num_training_steps": 101}, ["num_training_steps is 101"]),
-        ({"num_training_steps": 0}, ["num_training_steps is 0"]),
-        ({"learning_rate": 2e-3}, ["learning_rate is 0.002", "from 0.00025 to the highest logged rate, 0.001"]),
-        ({"learning_rate": 1e-4}, ["learning_rate is 0.0001"]),
+        (
+            {"num_training_steps": 6001},
+            ["--num-training-steps (num_training_steps) is 6001", "reaches from 102, after the warm-up, to 6000"],
+        ),
+        ({"num_training_steps": 101}, ["--num-training-steps (num_training_steps) is 101"]),
+        ({"num_training_steps": 0}, ["--num-training-steps (num_training_steps) is 0"]),
+        (
+            {"learning_rate": 2e-3},
+            ["--learning-rate (learning_rate) is 0.002", "from 0.00025 to the highest logged rate, 0.001"],
+        ),
+        ({"learning_rate": 1e-4}, ["--learning-rate (learning_rate) is 0.0001"]),
         ({"schedules": ["cosin"]}, ["schedule is 'cosin'", "pass refined or one of", "'cosine'"]),
         ({"schedules": ["linear, warm-up"]}, ["neither a schedule file nor a known schedule"]),
     ],
@@ -333,7 +339,7 @@ def test_what_an_extension_will_bring(stopped, no_second_fit):
 def test_what_no_law_says_of_an_extension(stopped, no_second_fit):
     with refuses("The rate rises again"):
         predict_extension(stopped(np.linspace(1, 2, 1001), 2000))
-    with refuses("num_training_steps is 7000"):
+    with refuses("--num-training-steps (num_training_steps) is 7000"):
         predict_extension(stopped(np.linspace(1, 0, 6001), 7000))
     with refuses("extends no run"):
         predict_extension(RefinedSchedule(np.array([1.0, 0.0]), "by hand", None))

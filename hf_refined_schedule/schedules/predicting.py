@@ -102,12 +102,12 @@ class FittedLaw(NamedTuple):
         shortest = self.warmup_steps + 2
         if not is_step_number(num_training_steps) or not shortest <= num_training_steps <= self.longest:
             raise ValueError(
-                f"num_training_steps is {quoted(num_training_steps)}, but the law reaches from {shortest}, after the warm-up, to "
+                f"--num-training-steps (num_training_steps) is {quoted(num_training_steps)}, but the law reaches from {shortest}, after the warm-up, to "
                 f"{self.longest}, {LONGEST} times the longest log; pass a number of updates between them."
             )
         if not LOWEST_PEAK * self.peak <= peak <= (1 + SAME_PEAK) * self.peak:
             raise ValueError(
-                f"learning_rate is {peak:.4g}, but the law reaches from {LOWEST_PEAK * self.peak:.4g} to the highest logged rate, "
+                f"--learning-rate (learning_rate) is {peak:.4g}, but the law reaches from {LOWEST_PEAK * self.peak:.4g} to the highest logged rate, "
                 f"{self.peak:.4g}; pass a peak between them, or the log of a run with a higher one."
             )
 

@@ -164,7 +164,7 @@ def _with_length(run: GradientNorms, num_training_steps: int) -> GradientNorms:
     """The run as one of this many planned updates, whatever its source says."""
     if num_training_steps < run.last_step:
         raise ValueError(
-            f"num_training_steps is {num_training_steps}, but {shown(run.source)} has norms up to update {run.last_step}; "
+            f"--num-training-steps (num_training_steps) is {num_training_steps}, but {shown(run.source)} has norms up to update {run.last_step}; "
             f"pass at least {run.last_step}, the updates of the full run."
         )
     return replace(run, num_training_steps=num_training_steps)

@@ -244,18 +244,12 @@ def prepare_setting(
         size: the config overrides of a new model, if several sizes are compared.
 
     Raises:
-        ValueError: if the model has a name and there is no text, or a new model is to be fine-tuned on a text, or there is a size and the model has a name or overrides of
-            its own, or the folder has a start that was made with other options.
+        ValueError: if the model has a name and there is no text, a new model is to be fine-tuned on a text, an option would have no
+            effect, or the folder has a start that was made with other options.
     """
+    _refuse_options_without_effect(model_arguments, data, options, size)
     if size is not None:
-        for name in ("model_name_or_path", "config_overrides"):
-            if getattr(model_arguments, name) is not None:
-                raise ValueError(f"--sizes are those of new models; leave out --{name}.")
         model_arguments = replace(model_arguments, config_overrides=size)
-    if data is not None and model_arguments.model_name_or_path is None and options.regime != "scratch":
-        raise ValueError(
-            f"--regime {options.regime} with a text of your own needs a trained model; pass --model_name_or_path, or --regime scratch."
-        )
     folder = Path(options.output_dir)
     prepared = folder / "start" / (size or "model").replace("=", "").replace(",", "_")
     made_with = _options_of_start(model_arguments, data, options)
@@ -288,6 +282,24 @@ def prepare_setting(
         bf16=options.bf16,
         num_threads=max(1, torch.get_num_threads() // options.num_workers),
     )
+
+
+def _refuse_options_without_effect(
+    model_arguments: ModelArguments, data: DataArguments | None, options: TrainingOptions, size: str | None
+) -> None:
+    """Refuse options that a start with these others would not use."""
+    if size is not None:
+        for name in ("model_name_or_path", "config_overrides"):
+            if getattr(model_arguments, name) is not None:
+                raise ValueError(f"--sizes are those of new models; leave out --{name}.")
+    if data is not None and model_arguments.model_name_or_path is None and options.regime != "scratch":
+        raise ValueError(
+            f"--regime {options.regime} with a text of your own needs a trained model; pass --model_name_or_path, or --regime scratch."
+        )
+    if (data is not None or options.regime == "scratch") and options.pretrain_steps != TrainingOptions.pretrain_steps:
+        raise ValueError("Only the built-in model is pretrained, to be fine-tuned; leave out --pretrain_steps.")
+    if data is None and model_arguments.vocab_size != ModelArguments.vocab_size:
+        raise ValueError(f"The built-in model has {BUILTIN_VOCABULARY} tokens; leave out --vocab_size, or pass a text.")
 
 
 def _options_of_start(

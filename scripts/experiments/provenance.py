@@ -134,6 +134,9 @@ class ProvenanceFile:
             seconds = self.previous.get("seconds", 0.0) + time.monotonic() - self._started
         record = collect_provenance(self._script, seconds, packages=self._packages, **self._details)
         record["commands"] = list(dict.fromkeys([*self.previous.get("commands", []), *record["commands"]]))
+        for package, kept in self.previous.get("versions", {}).items():  # a resumed run may have others
+            versions = [*kept.split("; "), record["versions"].get(package, kept)]
+            record["versions"][package] = "; ".join(dict.fromkeys(versions))
         machines = [machine for machine in self.previous.get("machine", "").split("; ") if machine]
         record["machine"] = "; ".join(dict.fromkeys([*machines, record["machine"]]))
         write_json(self.path, record, indent=1)
