@@ -508,7 +508,7 @@ def test_the_length_of_a_run_that_ended_early_may_be_given(tmp_path):
     with refuses("covers 120 of 200", "--num-training-steps 120", error=UnfinishedRunError):
         load_schedule(path)
     assert_equal_up_to_rounding(load_schedule(path, num_training_steps=120).grid, [1 - t / 120 for t in range(121)])
-    with refuses("num_training_steps is 119", "up to update 120"):
+    with refuses("--num-training-steps (num_training_steps) is 119", "up to update 120"):
         load_schedule(path, num_training_steps=119)
 
 
