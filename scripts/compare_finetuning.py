@@ -18,6 +18,7 @@ it stopped. `accelerate launch` trains each cell on several processes.
 """
 
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -105,13 +106,16 @@ class GridOptions:
 class Comparison:
     """The grid of one setting: the baseline, the compared schedules, the equal-compute runs, and the variants."""
 
-    def __init__(self, setting: Setting, options: GridOptions, num_workers: int) -> None:
+    def __init__(
+        self, setting: Setting, options: GridOptions, num_workers: int, after_each: Callable[[], object]
+    ) -> None:
         self.setting = setting
         self.options = options
         self.folder = Path(setting.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.results = ResultsFile(self.folder)
         self.num_workers = num_workers
+        self.after_each = after_each
 
     def run(self) -> None:
         """Run the cells that have no result yet."""
@@ -147,7 +151,14 @@ class Comparison:
     def _run_cells(self, cells: list[Cell], part: str) -> None:
         run = partial(run_cell, self.setting)
         description = f"{self.setting.label}: {part}"
-        run_missing(cells, run, self.results, num_workers=self.num_workers, description=description)
+        run_missing(
+            cells,
+            run,
+            self.results,
+            num_workers=self.num_workers,
+            description=description,
+            after_each=self.after_each,
+        )
 
     def _norms_file(self, cell: Cell) -> Path:
         """The norms of a cell with a role. If the folder of its training is gone, the cell trains again."""
@@ -197,10 +208,11 @@ def run_comparison() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     sizes: list[str | None] = [*grid.sizes] or [None]
     provenance = ProvenanceFile(folder, SCRIPT, processes=PartialState().num_processes)
-    with provenance if PartialState().is_main_process else nullcontext():
-        for size in sizes:
-            setting = prepare_setting(model_arguments, data, training, size)
-            Comparison(setting, grid, training.num_workers).run()
+    writes = PartialState().is_main_process
+    with provenance if writes else nullcontext():
+        settings = [prepare_setting(model_arguments, data, training, size) for size in sizes]
+        for setting in settings:
+            Comparison(setting, grid, training.num_workers, provenance.write if writes else lambda: None).run()
     for size in sizes:
         print(f"Finished; the report: python scripts/report_comparison.py {folder / (size or '')}")
 

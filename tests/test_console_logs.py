@@ -6,6 +6,7 @@ import pytest
 from hf_refined_schedule import load_losses, load_norms
 
 from .refusals import refuses
+from .tiny import BIN, run_command
 
 VALUES = [5.0, 3.0, *np.linspace(2, 1, 28).round(3).tolist()]
 
@@ -99,6 +100,43 @@ def test_updates_are_read_from_the_progress_bar_of_a_trainer(tmp_path):
     assert "30 L2 norms, one every 10 updates, to update 300 of 300" in norms.description
     losses = load_losses(tmp_path / "train.log")
     assert losses.steps.tolist() == norms.steps.tolist()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        " {step:3}%|##  | {step}/900 [00:05<00:20]{{'loss': 2.25, 'grad_norm': {value}, 'learning_rate': 1e-05, 'epoch': {epoch}}}",
+        " {step:3}%|##  | {step}/900 [00:05<00:20, loss=2.25, grad_norm={value}, learning_rate=1e-5, epoch={epoch}]",
+    ],
+)
+def test_an_entry_on_the_line_of_a_bar_is_not_lost(tmp_path, line):
+    norms = load_norms(console(tmp_path / "train.log", line))
+    assert norms.l2.tolist() == VALUES
+    assert norms.steps.tolist() == list(range(1, 31))
+
+
+TRAINER_SCRIPT = """
+import torch
+from transformers import Trainer, TrainingArguments
+
+model = torch.nn.Linear(2, 1)
+model.forward = lambda x: {"loss": torch.nn.functional.linear(x, model.weight, model.bias).square().mean()}
+arguments = TrainingArguments(
+    "out", max_steps=60, logging_steps=2, eval_strategy="steps", eval_steps=20, report_to="none", save_strategy="no", use_cpu=True,
+    per_device_train_batch_size=1, dataloader_pin_memory=False,
+)
+data = [{"x": torch.tensor([float(number), 1.0])} for number in range(40)]
+Trainer(model, arguments, train_dataset=data, eval_dataset=data[:4]).train()
+"""
+
+
+def test_what_a_trainer_really_prints_into_a_file(tmp_path):
+    (tmp_path / "train.py").write_text(TRAINER_SCRIPT)
+    done = run_command("bash", "-c", f"{BIN / 'python'} train.py > train.log 2>&1", folder=tmp_path)
+    assert done.returncode == 0, (tmp_path / "train.log").read_text()
+    norms = load_norms(tmp_path / "train.log")
+    assert norms.steps.tolist() == list(range(2, 61, 2))
+    assert norms.num_training_steps == 60
 
 
 def test_an_early_end_and_a_resumed_run_are_seen_in_the_progress_bar(tmp_path):

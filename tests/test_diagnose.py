@@ -1,6 +1,7 @@
 """`hf-refined-schedule diagnose`, on runs that went wrong on purpose."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,6 +95,8 @@ def test_a_linear_decay_to_a_floor_is_that_of_the_arguments(tmp_path):
         "number of optimizer updates as num_training_steps"
     ]
     assert all(line.ok for line in rate_observations(log, applied_as_asked=True))
+    unplanned = rate_observations(replace(log, num_training_steps=None), applied_as_asked=True)
+    assert "rates: linear, peak 5e-05, over 1002 updates" in [line.text for line in unplanned]
 
 
 def test_a_scheduler_that_is_stepped_twice_an_update(tmp_path, capsys):

@@ -206,6 +206,7 @@ def test_unclear_columns_are_refused(tmp_path, names, words):
         ([3, 4], [0.2, 0.3], 5, None, [0.0, 0.1, 0.2, 0.3, 0.3]),  # a warm-up that goes on
         ([5, 6], [0.4, 0.3], 6, 2, [0.0, 0.2, 0.4, 0.4, 0.4, 0.3]),  # a warm-up that the user knows of
         ([3, 5, 7], [0.2, 0.4, 0.3], 7, 4, [0.0, 0.1, 0.2, 0.3, 0.4, 0.35, 0.3]),  # or sees, too
+        ([1, 2, 3, 4], [0.0, 0.1, 0.1, 0.2], 4, 4, [0.0, 0.1, 0.1, 0.2]),  # an update that a loss scaler skipped
         ([3, 4, 5], [0.2, 0.1, 0.3], 5, 2, [0.0, 0.1, 0.2, 0.1, 0.3]),  # before a restart with a higher peak
         ([5, 6], [0.4, 0.5], 6, 0, [0.4, 0.4, 0.4, 0.4, 0.4, 0.5]),  # or knows not to be
     ],

@@ -245,15 +245,26 @@ def test_another_schedule_that_is_set_later_is_without_the_options(tmp_path):
 
 
 @pytest.mark.parametrize("kwargs_first", [False, True])
-def test_a_trial_with_kwargs_of_its_own(tmp_path, kwargs_first):
-    """A search sets what a trial chose in the order in which its space names it."""
+@pytest.mark.parametrize(
+    ("name", "kwargs"), [("cosine_with_restarts", {"num_cycles": 3}), ("polynomial", {"power": 2.0})]
+)
+def test_a_trial_with_kwargs_of_its_own(tmp_path, name, kwargs, kwargs_first):
+    """A search sets what a trial chose in the order in which its space names it. Refined schedules have a power, too."""
     arguments = refined_arguments(tmp_path, lr_scheduler_type="refined", refined_from="a", refined_smoothing=0.3)
-    trial = [("lr_scheduler_type", "cosine_with_restarts"), ("lr_scheduler_kwargs", {"num_cycles": 3})]
-    for name, value in reversed(trial) if kwargs_first else trial:
-        setattr(arguments, name, value)
-    assert arguments.lr_scheduler_kwargs == {"num_cycles": 3}
+    trial = [("lr_scheduler_type", name), ("lr_scheduler_kwargs", kwargs)]
+    for argument, value in reversed(trial) if kwargs_first else trial:
+        setattr(arguments, argument, value)
+    assert arguments.lr_scheduler_kwargs == kwargs
+    arguments.lr_scheduler_type = name
+    assert arguments.lr_scheduler_kwargs == kwargs
     arguments.lr_scheduler_type = "refined"
     assert arguments.lr_scheduler_kwargs == {"refined_from": "a", "smoothing": 0.3}
+
+
+def test_arguments_of_another_schedule_keep_their_kwargs(tmp_path):
+    arguments = refined_arguments(tmp_path, lr_scheduler_type="polynomial", lr_scheduler_kwargs={"power": 2.0})
+    arguments.lr_scheduler_type = "polynomial"
+    assert arguments.lr_scheduler_kwargs == {"power": 2.0}
 
 
 def test_a_trial_of_refined_where_the_arguments_are_of_another_schedule(tmp_path):

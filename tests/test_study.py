@@ -310,7 +310,7 @@ def test_a_reduced_study_says_at_which_of_two_peaks_a_schedule_was_best():
     )
     losses = pd.DataFrame({name: [2.0] for name in ("linear", "refined", "WSD", "linear, 5 % warm-up")})
     study = StudyResults("x", cells, choose(cells, reduced=True), losses, reduced=True)
-    assert "Of two peaks, these schedules were best at the higher: WSD; at the lower: refined." in notes(study)
+    assert "Of their two peaks, the higher was best for WSD; the lower was best for refined." in notes(study)
 
 
 def test_schedules_that_diverged_at_every_peak_are_named():

@@ -37,8 +37,11 @@ def run(options: argparse.Namespace) -> None:
             "verdict": health.verdict,
             "next_run": advice.flags,
             "next_run_verdict": advice.verdict,
-            "next_run_with_lora": LORA_FLAGS,
-            "next_run_from_scratch": FROM_SCRATCH_FLAGS,
+            **(
+                {"next_run_with_lora": LORA_FLAGS, "next_run_from_scratch": FROM_SCRATCH_FLAGS}
+                if advice.bounded_warmup
+                else {}
+            ),
             "best_peak_ratio": advice.schedule.best_peak_ratio,
             "notes": schedule.notes,
             "findings": [finding._asdict() for finding in health.findings],

@@ -91,24 +91,24 @@ def _rows(path: Path, wanted: Wanted) -> Iterator[Row]:
 
 
 def _numbered_rows(path: Path, wanted: Wanted) -> Iterator[Row]:
-    """The rows, those that a Trainer printed with a step such as "130/300".
+    """The rows. One that a progress bar follows has its count as the step, such as "130/300".
 
-    After each entry, tqdm draws its bars again. The bar of training is the first one after an entry of training, and later the one
+    After each entry of a Trainer, tqdm draws its bars again. The bar of training is the first one after an entry of training, and later the one
     with the same total.
     """
     entry: Row | None = None
     total: str | None = None
     for line in _lines(path):
-        if entry is not None and (bar := _PROGRESS_BAR.search(line)):
+        if _holds(line, wanted):
+            if entry is not None:
+                yield entry
+            entry = _values(_COLOR.sub("", line))
+        elif entry is not None and (bar := _PROGRESS_BAR.search(line)):
             if total is None and _is_training_entry(entry):
                 total = bar["total"]
             if bar["total"] == total:
                 yield {"step": f"{bar['update']}/{total}", **entry}
                 entry = None
-        elif _holds(line, wanted):
-            if entry is not None:
-                yield entry
-            entry = _values(_COLOR.sub("", line))
     if entry is not None:
         yield entry
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ..theory.refinement import NormKind
 from .message_text import shown
 from .size_limits import ANY_NUMBER_OF_NORMS, MAX_STEPS, MAX_UPDATES_PER_NORM
-from .step_order import ENTRIES_COUNTED
+from .step_order import describe_steps
 
 OptimizerFamily = Literal["adam", "sgd"]
 """Optimizers by their steps: coordinate-wise, as Adam's, or along the gradient, as SGD's."""
@@ -138,12 +138,9 @@ class GradientNorms:
     def description(self) -> str:
         """One line: the source, the number and kind of norms, their spacing, the part of the run, what was left out."""
         kinds = " and ".join(kind.upper() for kind in ("l1", "l2") if getattr(self, kind) is not None)
-        every = round(float(np.median(np.diff(self.steps)))) if len(self.steps) > 1 else 1
-        unit = "entry" if ENTRIES_COUNTED in self.remarks else "update"
         words = [
             f"{shown(self.source)} ({self.origin}): {len(self.steps)} {kinds} norms",
-            f"of every {unit}" if every == 1 else f"one every {every} updates",
-            f"to {unit} {self.last_step} of {self.total_steps}",
+            *describe_steps(self.steps, self.total_steps, self.remarks),
         ]
         if self.num_training_steps is not None and self.num_training_steps < self.last_step:
             words.append(f"though {self.num_training_steps} were planned")

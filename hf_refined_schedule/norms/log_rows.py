@@ -211,7 +211,7 @@ def collect(log: RunLog, columns: Columns) -> Logged:
         step = number if step_name is None else _step(row.get(step_name))
         if step is None or not _is_given(value):
             if step is None and _is_given(value):
-                unreadable = row.get(step_name or "")
+                unreadable = row.get(step_name or "") or unreadable
             continue
         steps.append(step)
         values.append(_norm(value))

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .message_text import shown
-from .step_order import ENTRIES_COUNTED
+from .step_order import describe_steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +91,9 @@ class LossLog:
     @property
     def description(self) -> str:
         """One line: the source, the number of losses, their spacing, the part of the run, the rates, what was noticed."""
-        every = round(float(np.median(np.diff(self.steps)))) if len(self.steps) > 1 else 1
-        unit = "entry" if ENTRIES_COUNTED in self.remarks else "update"
         words = [
             f"{shown(self.source)} ({self.origin}): {len(self.steps)} losses",
-            f"of every {unit}" if every == 1 else f"one every {every} updates",
-            f"to {unit} {self.last_step} of {self.total_steps}",
+            *describe_steps(self.steps, self.total_steps, self.remarks),
             f"learning rate up to {self.peak:.3g}",
         ]
         words += [f"{self.num_epochs:.2f} epochs"] if self.num_epochs is not None else []
@@ -150,11 +147,11 @@ def rates_of_every_update(
 def _check_warmup(steps: NDArray[np.int64], rates: NDArray[np.float64], warmup_steps: int, *, rises: bool) -> None:
     """Refuse a warm-up that ends elsewhere than the logged rates show.
 
-    Where they rise, it ends within one entry of the first that no higher one follows; otherwise, before the first. Later peaks are
+    Where they rise, it ends within one entry of the highest rate before they first fall; otherwise, before the first. Later peaks are
     restarts. An old Trainer's rates are one update early.
     """
-    falls = np.flatnonzero(np.diff(rates) <= 0)
-    highest = int(falls[0]) if len(falls) else len(rates) - 1
+    falls = np.flatnonzero(np.diff(rates) < 0)
+    highest = int(np.argmax(rates[: falls[0] + 1] if len(falls) else rates))
     shortest = int(steps[highest - 1]) - 1 if rises else 0
     longest = int(steps[min(highest + 1, len(steps) - 1)]) if rises else int(steps[0])
     if not shortest <= warmup_steps <= longest:

@@ -1,5 +1,6 @@
 """The entries of a log in the order of the run: resumed runs, steps counted within an epoch, and runs in one file."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,23 @@ class Entries(NamedTuple):
     """Their updates, 1-based and increasing."""
     remark: str | None = None
     """What was found, if it is not a plain log of one run."""
+
+
+def describe_steps(steps: Steps, total_steps: int, remarks: Sequence[str]) -> list[str]:
+    """The spacing of entries and the part of the run that they cover, in two clauses.
+
+    Args:
+        steps: the step of each entry, increasing, shape (n,).
+        total_steps: T.
+        remarks: those on the log.
+
+    Returns:
+        Clauses about updates, or about entries where `ENTRIES_COUNTED` is a remark.
+    """
+    every = round(float(np.median(np.diff(steps)))) if len(steps) > 1 else 1
+    unit = "entry" if ENTRIES_COUNTED in remarks else "update"
+    spacing = f"of every {unit}" if every == 1 else f"one every {every} updates"
+    return [spacing, f"to {unit} {steps[-1]} of {total_steps}"]
 
 
 def order_by_step(steps: Steps, epochs: Epochs) -> Entries:

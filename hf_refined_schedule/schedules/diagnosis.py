@@ -64,7 +64,8 @@ def rate_observations(log: RateLog, *, applied_as_asked: bool = False) -> Iterat
         )
         return
     schedule, shifts = found
-    is_another = math.isfinite(schedule.horizon) and round(schedule.horizon) != log.num_training_steps
+    planned = log.num_training_steps
+    is_another = planned is not None and math.isfinite(schedule.horizon) and round(schedule.horizon) != planned
     if applied_as_asked and (shifts or is_another):
         yield from shift_observations([], steps, log.checkpoints)
         return

@@ -71,13 +71,16 @@ class RefinedScheduleArguments(_OptionFields, TrainingArguments):  # type: ignor
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "refined_from" and isinstance(value, os.PathLike):
             value = os.fspath(value)  # JSON has no paths
+        previous_type = vars(self).get("lr_scheduler_type")
         super().__setattr__(name, value)
         if not vars(self).get("_is_initialized"):
             return
         if name == "lr_scheduler_type":
-            self._swap_scheduler_kwargs(value)
+            self._swap_scheduler_kwargs(previous_type, value)
         elif name in KEYWORDS:
-            self._remember_options()
+            if self.lr_scheduler_type == "refined" and (kwargs := self._refined_kwargs()) is not None:
+                self._options.clear()
+                self._options.update(kwargs)
             self._options.pop(KEYWORDS[name], None)
             if value != _default_of(name):
                 self._options[KEYWORDS[name]] = value
@@ -111,26 +114,26 @@ class RefinedScheduleArguments(_OptionFields, TrainingArguments):  # type: ignor
         self.lr_scheduler_kwargs = kwargs
         self._options = dict(kwargs)
 
-    def _swap_scheduler_kwargs(self, scheduler_type: SchedulerType | str) -> None:
+    def _swap_scheduler_kwargs(self, previous: SchedulerType | str | None, chosen: SchedulerType | str) -> None:
         """Keep the options of a refined schedule while another one is chosen, as by a trial of a search.
 
         A trial may set `lr_scheduler_kwargs` before or after the type. Those of another schedule are left to it.
         """
-        if scheduler_type != "refined":
-            if self._remember_options():
-                self.lr_scheduler_kwargs = {}
-        elif not self._remember_options():
+        if (previous == "refined") == (chosen == "refined"):
+            return
+        kwargs = self._refined_kwargs()
+        if chosen != "refined" and kwargs is not None:
+            self._options, self.lr_scheduler_kwargs = kwargs, {}
+        elif chosen == "refined" and (kwargs is None or "refined_from" not in kwargs):
             self.lr_scheduler_kwargs = dict(self._options)
 
-    def _remember_options(self) -> bool:
-        """Remember the options in `lr_scheduler_kwargs`, and return whether it holds those of a refined schedule."""
+    def _refined_kwargs(self) -> dict[str, Any] | None:
+        """A copy of `lr_scheduler_kwargs`, or None if they are those of another schedule, which may share names: both have a `power`."""
         try:
             kwargs = self._scheduler_kwargs()
-        except ValueError:  # those of another schedule
-            return False
-        if kwargs:
-            self._options = kwargs
-        return bool(kwargs)
+        except ValueError:
+            return None
+        return kwargs if "refined_from" in kwargs or REFINED_FROM_VARIABLE in os.environ else None
 
     def _scheduler_kwargs(self) -> dict[str, Any]:
         """A copy of `lr_scheduler_kwargs`, which the command line gives as JSON text."""

@@ -248,11 +248,11 @@ def prepare_setting(
             effect, or the folder has a start that was made with other options.
     """
     _refuse_options_without_effect(model_arguments, data, options, size)
-    if size is not None:
-        model_arguments = replace(model_arguments, config_overrides=size)
     folder = Path(options.output_dir)
     prepared = folder / "start" / (size or "model").replace("=", "").replace(",", "_")
-    made_with = _options_of_start(model_arguments, data, options)
+    made_with = _options_of_start(model_arguments, data, options)  # the name of the folder says the size
+    if size is not None:
+        model_arguments = replace(model_arguments, config_overrides=size)
     kept = read_json(prepared / START_OPTIONS_FILE)
     for name in differing_names(kept, made_with) if kept else []:
         raise ValueError(

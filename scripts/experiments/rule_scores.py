@@ -21,8 +21,8 @@ def relative_difference(study: StudyResults, name: str, reference: str) -> float
 def descriptive_verdict(study: StudyResults, name: str, reference: str) -> str:
     """The verdict on a schedule by its own interval, without correction for several contrasts.
 
-    The reference itself is undecided, as is a schedule whose best peak lies on the edge, or one that is better where it did not
-    diverge. One that diverged at every peak is worse.
+    The reference itself is undecided, as is a schedule whose best peak lies on the edge, or one that would be better, but diverged
+    on a test seed. One that diverged at every peak is worse.
     """
     if study.diverged_everywhere(name):
         return "worse"

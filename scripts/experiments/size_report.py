@@ -18,6 +18,8 @@ from .study_folder import SETTING_FILE
 from .study_pictures import add_legend, style_of
 from .study_results import StudyResults
 
+REDUCED_FORM = "In the protocol's reduced form, a schedule other than plain linear decay has at most two peaks, and its best may lie beyond them."
+
 APART = 1.03
 """The ratio of the places of two schedules at one size, so that their intervals can be told apart."""
 
@@ -98,6 +100,17 @@ def _interval(value: float, low: float, high: float) -> str:
     return f"{value:+.2f}" if math.isnan(low) else f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
+def _lengths(studies: Mapping[int, StudyResults]) -> str:
+    """How long each model trains, in a sentence."""
+    updates = {size: int(study.cells["steps"].iloc[0]) for size, study in sorted(studies.items())}
+    if len(set(updates.values())) == 1:
+        return f"All models train for {next(iter(updates.values())):,} updates."
+    each = ", ".join(
+        f"{count:,} updates with {len(studies[size].losses)} test seeds" for size, count in updates.items()
+    )
+    return f"Larger models train longer, about in proportion to their parameters ({each}), so size and length change together."
+
+
 def draw_sizes(figure: Figure, studies: Mapping[int, StudyResults]) -> None:
     """Draw the differences over the size, from each reference, with 95 % intervals."""
     panels = figure.subplots(1, 2)
@@ -139,16 +152,11 @@ def write_size_report(studies: Mapping[Path, StudyResults], output: Path) -> Non
     figure.suptitle(f"Differences over the size of the model ({number} test seeds)")
     figure.savefig(output.with_suffix(".png"), dpi=150)
     diverged = sum(int(np.isinf(study.losses).to_numpy().sum()) for study in by_size.values())
-    lengths = ", ".join(
-        f"{int(study.cells['steps'].iloc[0]):,} updates with {len(study.losses)} test seeds"
-        for _, study in sorted(by_size.items())
-    )
     references = ", ".join(f"{size:,} parameters: {study.reference}" for size, study in sorted(by_size.items()))
     parts = [
         "# Sizes of the model",
         "Differences in final loss in per cent of the loss of the reference, with 95 % intervals over test seeds; a negative one is better. "
-        f"Larger models train longer, as tokens in proportion to parameters ask for ({lengths}), so that size and length change together. "
-        "The studies follow the protocol in its reduced form: every schedule but linear decay has two peaks, and its best may lie beyond them. "
+        f"{_lengths(by_size)} {REDUCED_FORM if all(study.reduced for study in by_size.values()) else ''} "
         "The last column is the slope over the logarithm of the size, in percentage points; its 95 % interval takes each size as one "
         f"observation. {diverged or 'No'} test runs diverged{' and count as the worst of their seed' if diverged else ''}.",
         "Against linear decay:",

@@ -77,7 +77,7 @@ class StudyOptions:
 
 
 def describe_selection(options: StudyOptions) -> dict[str, object]:
-    """What a setting states about the choice of peaks: with other values, a rerun would choose others among the same results."""
+    """What a setting states about the choice of peaks: with other values, a rerun would choose other peaks from the same results."""
     return {"starting peak": options.start_peak, "selection seeds": options.num_selection_seeds}
 
 

@@ -181,7 +181,7 @@ def write_study_report(
         "Recorded from each baseline before any test seed ran:",
         forecast_table(folder),
         "## Choice of peaks",
-        f"Mean final loss of {selection}:",
+        f"Final loss, mean over {selection}:",
         selection_table(study),
         "## Setting",
         setting_lines(folder),
@@ -204,7 +204,7 @@ def notes(study: StudyResults) -> str:
     sentences = [
         f'"No worse" means that the interval ends below {100 * MARGIN:g} % of the loss of reference 2.',
         f"The best peak is on the edge of the grid for {', '.join(edges)}." if edges else "",
-        f"Test seeds that share a baseline share a schedule: averaged by baseline, the interval includes 0 for {'; '.join(unclear)}."
+        f"Test seeds that share a baseline share a schedule: over the three means by baseline, the interval includes 0 for {'; '.join(unclear)}."
         if unclear
         else "",
         f"{diverged} test runs diverged and count as the worst of their seed." if diverged else "No test run diverged.",
@@ -227,8 +227,10 @@ def ends_of_two_peaks(study: StudyResults) -> str:
     ]
     higher = [name for name in chosen if study.choices.tuned[name].peak == peaks.loc[name, "max"]]
     lower = [name for name in chosen if name not in higher]
-    ends = [f"{end}: {', '.join(names)}" for end, names in (("higher", higher), ("lower", lower)) if names]
-    return f"Of two peaks, these schedules were best at the {'; at the '.join(ends)}." if ends else ""
+    ends = [
+        f"the {end} was best for {', '.join(names)}" for end, names in (("higher", higher), ("lower", lower)) if names
+    ]
+    return f"Of their two peaks, {'; '.join(ends)}." if ends else ""
 
 
 def unclear_over_baselines(study: StudyResults) -> list[str]:
