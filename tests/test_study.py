@@ -349,18 +349,8 @@ def test_another_setting_is_refused_and_kept(tmp_path):
 
 OPTIONS = (
     *("--max_steps", 12, "--num_test_seeds", 2, "--num_workers", 1, "--start_peak", 1e-2, "--vocab_size", 300),
-    *(
-        "--regime",
-        "scratch",
-        "--builtin_text",
-        "english",
-        "--max_train_samples",
-        64,
-        "--max_eval_samples",
-        8,
-        "--block_size",
-        16,
-    ),
+    *("--regime", "scratch", "--builtin_text", "english", "--block_size", 16),
+    *("--max_train_samples", 64, "--max_eval_samples", 8),
     *("--config_overrides", "n_embd=8,n_layer=1,n_head=1,n_positions=16"),
 )
 

@@ -2,10 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Sequence
 
 from ..schedules.advice import FROM_SCRATCH_FLAGS, LORA_FLAGS, advise, ask_for_another_rule
-from ..schedules.health import Verdict
 from ..schedules.refining import refine_or_pilot
 from ..schedules.track_record import RECORD_OF_RISING_NORMS, record_of_advice, record_of_promise, record_of_verdict
 from .source_options import refinement_options, schedule_options
@@ -51,12 +49,12 @@ def run(options: argparse.Namespace) -> None:
     for run in runs:
         print(run.description)
     of_paper = not refined_with.bounded_warmup and not ask_for_another_rule(refined_with)
-    judged: list[tuple[Verdict | None, str]] = [
-        (health.verdict, "the rule of the paper" if of_paper else "the schedule of these options")
-    ]
+    verdict = str(health.verdict)
     if advice.bounded_warmup and not refined_with.bounded_warmup:
-        judged.append((advice.verdict, "the schedule of the next run"))
-    print(f"verdict: {_verdicts(judged)}")
+        of = "the rule of the paper" if of_paper else "the schedule of these options"
+        of_next_run = " and" if advice.verdict == health.verdict else f", {advice.verdict}"
+        verdict += f" for {of}{of_next_run} for the schedule of the next run"
+    print(f"verdict: {verdict}")
     for finding in health.findings:
         worth = f"; {record_of_promise()}" if finding is health.findings[-1] else ""
         meaning = "" if finding.ok else f": {finding.meaning}"
@@ -77,12 +75,3 @@ def run(options: argparse.Namespace) -> None:
         print(f"next run with LoRA: {LORA_FLAGS}")
         print(f"next run from scratch: {FROM_SCRATCH_FLAGS}")
     print(f"next run{', full fine-tuning' if advice.bounded_warmup else ''}: {advice.flags}")
-
-
-def _verdicts(judged: Sequence[tuple[Verdict | None, str]]) -> str:
-    """The verdict on one schedule or on two, in words."""
-    (verdict, of), *others = judged
-    if not others:
-        return str(verdict)
-    ((other, of_other),) = others
-    return f"{verdict} for {of}{' and' if other == verdict else f', {other}'} for {of_other}"

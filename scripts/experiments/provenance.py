@@ -135,10 +135,8 @@ class ProvenanceFile:
         record = collect_provenance(self._script, seconds, packages=self._packages, **self._details)
         record["commands"] = list(dict.fromkeys([*self.previous.get("commands", []), *record["commands"]]))
         for package, kept in self.previous.get("versions", {}).items():  # a resumed run may have others
-            versions = [*kept.split("; "), record["versions"].get(package, kept)]
-            record["versions"][package] = "; ".join(dict.fromkeys(versions))
-        machines = [machine for machine in self.previous.get("machine", "").split("; ") if machine]
-        record["machine"] = "; ".join(dict.fromkeys([*machines, record["machine"]]))
+            record["versions"][package] = _with_earlier(kept, record["versions"].get(package, kept))
+        record["machine"] = _with_earlier(self.previous.get("machine", ""), record["machine"])
         write_json(self.path, record, indent=1)
         return record
 
@@ -150,3 +148,8 @@ class ProvenanceFile:
     ) -> None:
         if error_type is None or not issubclass(error_type, ValueError):
             self.write()
+
+
+def _with_earlier(earlier: str, now: str) -> str:
+    """All different values of a record that is added to, the earliest first."""
+    return "; ".join(dict.fromkeys([*filter(None, earlier.split("; ")), now]))
