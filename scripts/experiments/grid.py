@@ -128,7 +128,7 @@ def run_missing(
         after_each: is called after each result.
     """
     missing = [cell for cell in cells if cell not in results]
-    hidden = not PartialState().is_main_process
+    hidden = not cells or not PartialState().is_main_process
     finished = len(cells) - len(missing)
     with tqdm(total=len(cells), initial=finished, desc=description, unit="run", disable=hidden) as progress:
         for result in run_each(run, missing, num_workers):
