@@ -57,7 +57,7 @@ class ProtocolArguments:
     reduced: bool = field(
         default=False,
         metadata={
-            "help": "Try fewer peaks, for models that train for minutes: the reduced form of results/protocol.md."
+            "help": "Try fewer peaks and warm-ups, for models that train for minutes: the reduced form of results/protocol.md."
         },
     )
     label: str | None = field(

@@ -16,7 +16,7 @@ from experiments.study_results import read_studies
 SUMMARY_NOTE = (
     "Differences in final loss with 95 % intervals, by [the protocol](protocol.md), at the peak that is best for each schedule; a "
     "negative one is better. The first line of a cell compares with linear decay, the second with linear decay after the best "
-    "of five warm-ups. Studies that are marked *reduced* tried at most two peaks for each schedule but linear decay."
+    "of five warm-ups. Studies that are marked *reduced* tried only the best and the longest warm-up at several peaks."
 )
 
 

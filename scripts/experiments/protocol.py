@@ -1,7 +1,7 @@
 """The comparison of schedules that results/protocol.md fixes: its schedules, its seeds, and the choice of peaks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -45,6 +45,8 @@ def linear_with_warmup(warmup: float) -> str:
     """The name of linear decay after a warm-up over a fraction of the run."""
     return f"linear, {100 * warmup:g} % warm-up" if warmup else LINEAR
 
+
+LONGEST_WARMUP = linear_with_warmup(max(WARMUPS))
 
 LINEAR_SCHEDULES = {linear_with_warmup(warmup): ComparedSchedule("linear", warmup) for warmup in (0.0, *WARMUPS)}
 
@@ -128,7 +130,7 @@ def first_peaks(name: str, start: float, *, reduced: bool = False) -> list[float
     Args:
         name: of the schedule.
         start: the middle of the grid; for all schedules but linear decay the best peak of linear decay.
-        reduced: whether the grid is that of the reduced protocol, which only linear decay widens.
+        reduced: whether the grid is that of the reduced protocol.
     """
     if name == LINEAR or not reduced:
         return [start / 2, start, 2 * start]
@@ -175,20 +177,28 @@ class Choices:
         return [name for name in names if name in self.tuned and not self.tuned[name].problem]
 
 
-def choose(cells: pd.DataFrame, *, reduced: bool = False) -> Choices:
+def best_warmup_at(cells: pd.DataFrame, peak: float) -> str:
+    """The name of linear decay with the warm-up whose mean loss over the selection seeds is smallest at one peak.
+
+    Args:
+        cells: rows of `results_table`, of one study.
+        peak: the best peak of linear decay.
+    """
+    at_peak = cells[(cells["role"] == SELECTION) & (cells["peak"] == peak) & cells["schedule"].isin(LINEAR_SCHEDULES)]
+    return str(at_peak.groupby("schedule")["loss"].mean().idxmin())
+
+
+def choose(cells: pd.DataFrame) -> Choices:
     """Choose peaks and the warm-up of reference 2.
 
     Args:
         cells: rows of `results_table`, of one study. Only those of selection seeds count.
-        reduced: whether the study follows the reduced protocol. Its grids have no inside, except that of linear decay.
 
     Raises:
         ValueError: if linear decay has no peak that all selection seeds have finished without divergence.
     """
     selection = cells[cells["role"] == SELECTION]
     tuned = {str(name): tune_peak(group, str(name)) for name, group in selection.groupby("schedule", sort=False)}
-    if reduced:
-        tuned = {name: best if name == LINEAR else replace(best, on_edge=False) for name, best in tuned.items()}
     linear = {name: tuned[name].losses.mean() for name in LINEAR_SCHEDULES if name in tuned and not tuned[name].problem}
     if LINEAR in tuned and tuned[LINEAR].problem == "incomplete":
         raise ValueError("No peak of linear decay has all selection seeds yet; run the study again to continue it.")

@@ -18,8 +18,6 @@ from .study_folder import SETTING_FILE
 from .study_pictures import add_legend, style_of
 from .study_results import StudyResults
 
-REDUCED_FORM = "In the protocol's reduced form, a schedule other than plain linear decay has at most two peaks, and its best may lie beyond them."
-
 APART = 1.03
 """The ratio of the places of two schedules at one size, so that their intervals can be told apart."""
 
@@ -156,7 +154,7 @@ def write_size_report(studies: Mapping[Path, StudyResults], output: Path) -> Non
     parts = [
         "# Sizes of the model",
         "Differences in final loss in per cent of the loss of the reference, with 95 % intervals over test seeds; a negative one is better. "
-        f"{_lengths(by_size)} {REDUCED_FORM if all(study.reduced for study in by_size.values()) else ''} "
+        f"{_lengths(by_size)} "
         "The last column is the slope over the logarithm of the size, in percentage points; its 95 % interval takes each size as one "
         f"observation. {diverged or 'No'} test runs diverged{' and count as the worst of their seed' if diverged else ''}.",
         "Against linear decay:",

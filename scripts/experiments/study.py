@@ -25,6 +25,7 @@ from .protocol import (
     LINEAR,
     LINEAR_SCHEDULES,
     LINEAR_WILL_DO,
+    LONGEST_WARMUP,
     NUM_BASELINES,
     OTHER_SCHEDULES,
     REFINED,
@@ -35,6 +36,7 @@ from .protocol import (
     Choices,
     baseline_file,
     baseline_seeds,
+    best_warmup_at,
     choose,
     first_peaks,
     next_peak,
@@ -130,25 +132,27 @@ class Study:
         write_forecasts(self.folder, self.options.optimizer)
         self._make_rules(baseline_peak)
         self._select(list(dict.fromkeys([*LINEAR_SCHEDULES, *self.options.others])), baseline_peak)
+        if self.options.reduced:
+            self._try_warmups_at(2 * baseline_peak, best_warmup_at(self.results.table(), baseline_peak))
         choices = self.choices()
-        if self.options.reduced and choices.reference != LINEAR:
-            seeds = selection_seeds(self.options.num_selection_seeds)
-            self._run([self._cell(choices.reference, 2 * baseline_peak, seed, SELECTION) for seed in seeds], "peaks")
-            choices = self.choices()
         self._compare(choices)
         self._sample_schedules(choices)
 
     def choices(self) -> Choices:
         """What the selection seeds have chosen so far."""
-        return choose(self.results.table(), reduced=self.options.reduced)
+        return choose(self.results.table())
 
     def _select(self, names: Sequence[str], start: float) -> None:
-        """Run the selection seeds at the first grid of peaks, and widen it until the best peak of each schedule lies inside.
-
-        The reduced protocol widens the grid of linear decay alone.
-        """
+        """Run the selection seeds at the first grid of peaks, and widen it until the best peak of each schedule lies inside."""
         while cells := [cell for name in names for cell in self._missing_selection(name, start)]:
             self._run(cells, "peaks")
+
+    def _try_warmups_at(self, peak: float, best: str) -> None:
+        """Give the best and the longest warm-up a second peak, and grids around it. Long warm-ups bear higher peaks."""
+        names = list(dict.fromkeys(name for name in (best, LONGEST_WARMUP) if name != LINEAR))
+        seeds = selection_seeds(self.options.num_selection_seeds)
+        self._run([self._cell(name, peak, seed, SELECTION) for name in names for seed in seeds], "peaks")
+        self._select(names, peak / 2)
 
     def _missing_selection(self, name: str, start: float) -> list[Cell]:
         table = self.results.table()
@@ -158,8 +162,6 @@ class Study:
         cells = [self._cell(name, peak, seed, SELECTION) for peak in peaks for seed in seeds]
         if missing := [cell for cell in cells if cell not in self.results]:
             return missing
-        if self.options.reduced and name != LINEAR:
-            return []
         peak = next_peak(peaks, tune_peak(rows, name))
         return [] if peak is None else [self._cell(name, peak, seed, SELECTION) for seed in seeds]
 

@@ -208,7 +208,6 @@ def notes(study: StudyResults) -> str:
         if unclear
         else "",
         f"{diverged} test runs diverged and count as the worst of their seed." if diverged else "No test run diverged.",
-        ends_of_two_peaks(study) if study.reduced else "",
         f"Diverged at every peak: {', '.join(hopeless)}." if hopeless else "",
         f"Not compared yet: {', '.join(missing)}." if missing else "",
         f"{study.losses.isna().to_numpy().sum()} test runs are missing."
@@ -216,21 +215,6 @@ def notes(study: StudyResults) -> str:
         else "",
     ]
     return " ".join(sentence for sentence in sentences if sentence)
-
-
-def ends_of_two_peaks(study: StudyResults) -> str:
-    """At which of their peaks the schedules of a reduced study were best, in a sentence: the best one may lie beyond."""
-    rows = study.cells[study.cells["role"] == SELECTION]
-    peaks = rows.groupby("schedule")["peak"].agg(["min", "max"])
-    chosen = [
-        name for name in study.losses.columns if name != LINEAR and peaks.loc[name, "min"] < peaks.loc[name, "max"]
-    ]
-    higher = [name for name in chosen if study.choices.tuned[name].peak == peaks.loc[name, "max"]]
-    lower = [name for name in chosen if name not in higher]
-    ends = [
-        f"the {end} was best for {', '.join(names)}" for end, names in (("higher", higher), ("lower", lower)) if names
-    ]
-    return f"Of their two peaks, {'; '.join(ends)}." if ends else ""
 
 
 def unclear_over_baselines(study: StudyResults) -> list[str]:

@@ -85,7 +85,7 @@ def read_study(folder: Path) -> StudyResults:
     if len(labels) != 1:
         raise ValueError(f"{path} has the results of {len(labels)} settings; a study has one. Give another folder.")
     reduced = read_json(folder / SETTING_FILE).get("protocol") == REDUCED
-    choices = choose(cells, reduced=reduced)
+    choices = choose(cells)
     chosen = {name: choices.tuned[name].peak for name in choices.compared}
     tested = compared_rows(cells)
     tested = tested[tested["schedule"].map(chosen) == tested["peak"]]
