@@ -296,7 +296,7 @@ def test_contrasts_that_vanish_over_the_means_of_the_baselines_are_named():
         }
     )
     assert set(compare_with(study, "linear")["verdict"]) == {"better"}
-    assert unclear_over_baselines(study) == ["refined against linear"]
+    assert unclear_over_baselines(study) == ["*refined* against *linear*"]
 
 
 def test_schedules_that_diverged_at_every_peak_are_named():
@@ -456,7 +456,7 @@ def test_the_change_of_a_difference_with_size_is_a_slope(sizes, tmp_path):
         "1,000 parameters",
         "10,000 parameters",
         "100,000 parameters",
-        "for ten times the parameters",
+        "change for a tenfold size",
     ]
     assert rows["WSD"] == [*(f"+{n}.00 [+{n}.00, +{n}.00]" for n in (1, 2, 3)), "+1.00 [+1.00, +1.00]"]
     assert rows["cosine"][-1].startswith("+0.00")

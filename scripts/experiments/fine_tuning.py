@@ -37,6 +37,10 @@ BUILTIN_BLOCK_SIZE = 64
 
 MAX_EVALUATION_BLOCKS = 512
 
+LORA_RANK, LORA_ALPHA = 8, 16
+
+ADAPTER = f"LoRA on all linear layers, rank {LORA_RANK}, alpha {LORA_ALPHA}"
+
 NUM_CURVE_POINTS = 30
 
 START_OPTIONS_FILE = "options.json"
@@ -214,6 +218,7 @@ def describe_setting(setting: Setting, steps: int) -> dict[str, Any]:
         f"{arguments.adam_beta2:g}, max_grad_norm {arguments.max_grad_norm:g}",
         "dropout": ", ".join(f"{dropout:g}" for dropout in sorted(dropouts)) or "none",
         "bf16 autocast": setting.bf16,
+        **({"adapter": ADAPTER} if setting.regime == "lora" else {}),
     }
 
 
@@ -227,7 +232,7 @@ def make_model(setting: Setting) -> torch.nn.Module:
             import peft
         except ImportError:
             raise ValueError("--regime lora needs peft; pip install peft.") from None
-        config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+        config = peft.LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
         model = peft.get_peft_model(model, config)
     return model
 

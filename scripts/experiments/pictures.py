@@ -12,10 +12,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from hf_refined_schedule.plots import COLORS
+from .study_pictures import STYLES
 
 REFINED = ("refined", "refined+warmup", "refined_ignore_rising", "refined_ignore_rising+warmup")
 """The refined schedules that are compared at equal compute and drawn above the others."""
+
+NAMES_IN_STUDIES = {
+    "linear": "linear",
+    "refined": "refined",
+    "refined_ignore_rising": "rising norms ignored",
+    "cosine": "cosine",
+    "wsd": "WSD",
+}
+"""The schedules of the studies by results/protocol.md, by their names here."""
+
+MAX_LINES = 8
+"""The largest number of lines in a picture."""
+
+DRAWN_FIRST = ("linear", "linear+warmup", "cosine+warmup", "wsd", *REFINED, "cosine", "constant")
+"""The schedules that pictures with lines prefer."""
 
 LEGEND_INSIDE = 6
 """The largest number of entries in a legend that lies within the axes."""
@@ -25,12 +40,13 @@ Styles = Mapping[str, Mapping[str, Any]]
 
 
 def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """A color for each schedule; the line of a schedule with warm-up is dashed."""
+    """The colors of the studies by results/protocol.md, and one for each other schedule; with warm-up, a line is dashed."""
     names = sorted(set(names))
     bases = dict.fromkeys(name.removesuffix("+warmup") for name in names)
-    palette = [colormaps["tab20"](index) for index in [2, *range(8, 20, 2), *range(1, 20, 2)]]
-    others = [base for base in bases if base not in COLORS]
-    colors = {**COLORS, **{base: palette[index % len(palette)] for index, base in enumerate(others)}}
+    palette = [colormaps["tab20"](index) for index in [10, 12, 14, 16, 18, *range(1, 20, 2)]]
+    others = [base for base in bases if base not in NAMES_IN_STUDIES]
+    colors = {base: palette[index % len(palette)] for index, base in enumerate(others)}
+    colors |= {base: STYLES[name]["color"] for base, name in NAMES_IN_STUDIES.items()}
     return {
         name: {
             "color": colors[name.removesuffix("+warmup")],
@@ -39,6 +55,14 @@ def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
         }
         for name in names
     }
+
+
+def drawn_lines(names: Iterable[str]) -> list[str]:
+    """At most `MAX_LINES` names: those of `DRAWN_FIRST`, then the others in their order."""
+    names = list(names)
+    return [*(name for name in DRAWN_FIRST if name in names), *(name for name in names if name not in DRAWN_FIRST)][
+        :MAX_LINES
+    ]
 
 
 def limit_heights(axes: Axes, values: pd.Series, quantile: float) -> None:
@@ -50,7 +74,7 @@ def limit_heights(axes: Axes, values: pd.Series, quantile: float) -> None:
 
 
 def draw_loss_by_peak(axes: Axes, cells: pd.DataFrame, table: pd.DataFrame, styles: Styles) -> None:
-    """Draw the mean final loss of each schedule over its peaks, with a band of one standard error.
+    """Draw the mean final loss over the peaks, with a band of one standard error; zero is the best of linear decay.
 
     Args:
         axes: the axes to draw on.
@@ -60,8 +84,9 @@ def draw_loss_by_peak(axes: Axes, cells: pd.DataFrame, table: pd.DataFrame, styl
     """
     losses = cells[cells["schedule"].isin(table["schedule"])].groupby(["schedule", "peak"])["loss"]
     num_peaks = cells.groupby("schedule")["peak"].nunique()
-    names = [name for name in table["schedule"] if num_peaks[name] > 1 or num_peaks.max() == 1]
-    means = losses.mean().replace(math.inf, math.nan)
+    names = drawn_lines(name for name in table["schedule"] if num_peaks[name] > 1 or num_peaks.max() == 1)
+    zero = table.loc[table["schedule"] == "linear", "mean"].item()
+    means = losses.mean().replace(math.inf, math.nan)[names] - zero
     errors = losses.apply(lambda group: group.std() / math.sqrt(len(group)) if np.isfinite(group).all() else 0)
     for name in names:
         mean, error = means[name], errors[name].fillna(0)
@@ -73,7 +98,8 @@ def draw_loss_by_peak(axes: Axes, cells: pd.DataFrame, table: pd.DataFrame, styl
     ticks = ticks[:: math.ceil(len(ticks) / 6)]
     axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     axes.minorticks_off()
-    axes.set(xlabel="peak learning rate", ylabel="final evaluation loss")
+    axes.axhline(0, color=styles["linear"]["color"], linewidth=0.6)
+    axes.set(xlabel="peak learning rate", ylabel="final loss, difference from linear decay's best")
 
 
 def draw_differences(axes: Axes, table: pd.DataFrame, styles: Styles) -> None:
@@ -92,7 +118,7 @@ def draw_differences(axes: Axes, table: pd.DataFrame, styles: Styles) -> None:
             axes.errorbar(row["difference"], position, xerr=error, fmt="o", color=color, capsize=3)
     if (shown["difference"] > limit).any():
         axes.set_xlim(right=limit)
-    axes.axvline(0, color=COLORS["linear"], linewidth=1)
+    axes.axvline(0, color=STYLES["linear"]["color"], linewidth=1)
     axes.set_yticks(range(len(shown)), shown["schedule"])
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
@@ -101,8 +127,8 @@ def draw_differences(axes: Axes, table: pd.DataFrame, styles: Styles) -> None:
 
 def draw_schedules(axes: Axes, grids: Mapping[str, NDArray[np.float64]], styles: Styles) -> None:
     """Draw multipliers at even progress from 0 to 1, by schedule."""
-    for name, grid in grids.items():
-        axes.plot(np.linspace(0, 1, len(grid)), grid, label=name, **styles[name])
+    for name in drawn_lines(grids):
+        axes.plot(np.linspace(0, 1, len(grids[name])), grids[name], label=name, **styles[name])
     axes.set(xlabel="progress of the run", ylabel="fraction of the peak learning rate", ylim=(0, 1.05))
 
 
@@ -120,10 +146,11 @@ def mean_curves(cells: pd.DataFrame, table: pd.DataFrame) -> dict[str, pd.Series
 
 
 def draw_training_curves(axes: Axes, curves: Mapping[str, pd.Series], styles: Styles) -> None:
-    """Draw the curves of `mean_curves`."""
-    for name, curve in curves.items():
-        axes.plot(curve.index, curve, label=name, linewidth=1.2, **styles[name])
-    limit_heights(axes, pd.concat(list(curves.values())), 0.9)
+    """Draw curves of `mean_curves`."""
+    names = drawn_lines(curves)
+    for name in names:
+        axes.plot(curves[name].index, curves[name], label=name, linewidth=1.2, **styles[name])
+    limit_heights(axes, pd.concat([curves[name] for name in names]), 0.9)
     axes.set(xlabel="optimizer update", ylabel="training loss, mean over seeds")
 
 

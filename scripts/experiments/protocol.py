@@ -78,6 +78,11 @@ SCHEDULES = {**LINEAR_SCHEDULES, **OTHER_SCHEDULES, **{name: ComparedSchedule("r
 """Every schedule of the protocol, by the name that results and reports use."""
 
 
+def in_todays_words(verdict: str) -> str:
+    """A verdict of the time of the protocol in the words of today's `check`."""
+    return "sound" if verdict in (WORTH_A_RUN, LINEAR_WILL_DO) else verdict
+
+
 def selection_seeds(count: int) -> range:
     """The seeds that choose peaks and warm-ups."""
     return range(FIRST_SELECTION_SEED, FIRST_SELECTION_SEED + count)

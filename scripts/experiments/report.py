@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .json_file import read_json
 from .pictures import (
+    MAX_LINES,
     Styles,
     draw_differences,
     draw_loss_by_peak,
@@ -24,6 +25,7 @@ from .provenance import render_provenance
 from .report_tables import (
     LANGUAGE_MODELS,
     bound_section,
+    describe_seeds,
     equal_compute_table,
     main_table,
     regime_tables,
@@ -102,10 +104,11 @@ def write_pictures(
     Returns:
         The captions by file name.
     """
+    most = f", with {MAX_LINES} of the schedules drawn" if len({*table["schedule"], *grids}) > MAX_LINES else ""
     pictures = {
         "loss_by_peak": (
-            "Final evaluation loss by peak learning rate. The bands are one standard error. Peaks where a seed diverged, much "
-            "larger losses, and schedules with a single peak are not shown",
+            "Final evaluation loss by peak learning rate, as the difference from the best of linear decay. The bands are one standard error. "
+            f"Peaks where a seed diverged, much larger losses, and schedules with a single peak are not shown{most}",
             partial(draw_loss_by_peak, cells=cells, table=table, styles=styles),
         ),
         "final_loss": (
@@ -114,13 +117,14 @@ def write_pictures(
         ),
     }
     if grids:
-        pictures["schedules"] = ("The schedules", partial(draw_schedules, grids=grids, styles=styles))
+        pictures["schedules"] = (f"The schedules{most}", partial(draw_schedules, grids=grids, styles=styles))
     if curves := mean_curves(cells, table):
         draw = partial(draw_training_curves, curves=curves, styles=styles)
-        pictures["training_curves"] = ("Training loss, every schedule at its best peak", draw)
+        pictures["training_curves"] = (f"Training loss, every schedule at its best peak{most}", draw)
+    seeds = describe_seeds(cells.groupby("schedule")["seed"].nunique())
     prefix = re.sub(r"[^a-z0-9]+", "_", regime.lower()).strip("_")
     for name, (_, draw) in pictures.items():
-        save_picture(folder / f"{prefix}_{name}.png", draw, regime)
+        save_picture(folder / f"{prefix}_{name}.png", draw, f"{regime} ({seeds})")
     return {f"{prefix}_{name}.png": caption for name, (caption, _) in pictures.items()}
 
 

@@ -56,6 +56,12 @@ def equal_compute_table(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(compare(schedule, reference) for schedule in refined for reference in references)
 
 
+def describe_seeds(counts: Iterable[int]) -> str:
+    """The numbers of seeds, such as "5 seeds" or "3 to 5 seeds"."""
+    smallest, largest = min(numbers := set(counts)), max(numbers)
+    return f"{smallest} to {largest} seeds" if smallest < largest else f"{largest} seed{'' if largest == 1 else 's'}"
+
+
 def num_decimals(losses: pd.Series) -> int:
     """Four decimals; for losses below 1, five significant digits."""
     smallest = losses.min()

@@ -13,6 +13,7 @@ from scipy import stats
 from .json_file import read_json
 from .markdown_tables import NOT_AVAILABLE, markdown_table
 from .protocol import LINEAR, SUMMARIZED
+from .report_tables import describe_seeds
 from .statistics import paired_difference
 from .study_folder import SETTING_FILE
 from .study_pictures import add_legend, style_of
@@ -87,7 +88,7 @@ def size_table(studies: Mapping[int, StudyResults], *, best_warmup: bool) -> str
                 if parameters in of_schedule.index
                 else NOT_AVAILABLE
             )
-        row["for ten times the parameters"] = _interval(*change_with_size(of_schedule["difference"]))
+        row["change for a tenfold size"] = _interval(*change_with_size(of_schedule["difference"]))
         rows.append(row)
     return markdown_table(pd.DataFrame(rows))
 
@@ -145,9 +146,8 @@ def write_size_report(studies: Mapping[Path, StudyResults], output: Path) -> Non
         )
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     draw_sizes(figure, by_size)
-    seeds = sorted({len(study.losses) for study in by_size.values()})
-    number = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
-    figure.suptitle(f"Differences over the size of the model ({number} test seeds)")
+    seeds = describe_seeds(len(study.losses) for study in by_size.values())
+    figure.suptitle(f"Differences over the size of the model ({seeds})")
     figure.savefig(output.with_suffix(".png"), dpi=150)
     diverged = sum(int(np.isinf(study.losses).to_numpy().sum()) for study in by_size.values())
     references = ", ".join(f"{size:,} parameters: {study.reference}" for size, study in sorted(by_size.items()))

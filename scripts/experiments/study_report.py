@@ -10,18 +10,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hf_refined_schedule.theory.classical import WARMUP
+
 from .json_file import read_json
 from .markdown_tables import NOT_AVAILABLE, markdown_table
 from .protocol import (
+    FROZEN_PROMISE,
     LINEAR,
     LINEAR_SCHEDULES,
+    LINEAR_WILL_DO,
     NUM_BASELINES,
+    PRIMARY,
     REFINED,
     RISING_IGNORED,
+    SCHEDULES,
     SELECTION,
     SUMMARIZED,
     baseline_file,
     baseline_index,
+    in_todays_words,
 )
 from .provenance import render_provenance
 from .report import read_schedules
@@ -31,6 +38,11 @@ from .statistics import paired_difference
 from .study_folder import FORECASTS_FILE, PROVENANCE_FILE, SCHEDULES_FILE, SETTING_FILE
 from .study_pictures import draw_differences, draw_loss_by_peak, draw_schedules, save_picture
 from .study_results import MARGIN, StudyResults, with_divergence_as_worst
+
+SMALL_PROMISE = (
+    f"the bound promises less than {FROZEN_PROMISE:.0%} over linear decay, both after the same warm-up of {WARMUP:.0%}"
+)
+"""Why `check` advised linear decay at the time of the protocol though the schedule was sound."""
 
 
 def comparison_table(study: StudyResults, grids: dict[str, Any]) -> pd.DataFrame:
@@ -46,7 +58,7 @@ def comparison_table(study: StudyResults, grids: dict[str, Any]) -> pd.DataFrame
             if reference_numbers(study, name)
             else name,
             "peak": f"{tuned.peak:g}{' (edge)' if tuned.on_edge else ''}",
-            "highest rate / peak": f"{np.max(grids[name]):.2f}" if name in grids else NOT_AVAILABLE,
+            "highest rate / peak, first baseline": f"{np.max(grids[name]):.2f}" if name in grids else NOT_AVAILABLE,
             "final loss": f"{losses[name].mean():.{decimals}f}",
         }
         for number, reference in (("1", LINEAR), ("2", study.reference)):
@@ -86,7 +98,8 @@ def forecast_table(folder: Path) -> str:
             "verdict of check": row["verdict"],
             "bound below linear's by": f"{row['promise']:.1%}",
             "best peak / linear's": f"{row['best_peak_ratio']:.2f}",
-            "reasons": "; ".join(row["reasons"]) or NOT_AVAILABLE,
+            "reasons": "; ".join(row["reasons"])
+            or (SMALL_PROMISE if row["verdict"] == LINEAR_WILL_DO else NOT_AVAILABLE),
         }
         for row in forecasts
     ]
@@ -97,7 +110,7 @@ def selection_table(study: StudyResults) -> str:
     """The mean loss of the selection seeds by schedule and peak, as Markdown."""
     rows = study.cells[study.cells["role"] == SELECTION]
     means = rows.pivot_table(index="schedule", columns="peak", values="loss", sort=False, dropna=False)
-    means = means[sorted(means.columns)]
+    means = means.loc[[name for name in SCHEDULES if name in means.index], sorted(means.columns)]
     decimals = num_decimals(rows.loc[np.isfinite(rows["loss"]), "loss"])
     table = means.map(lambda loss: _loss_text(loss, decimals)).reset_index()
     return markdown_table(table.rename(columns={peak: f"{peak:g}" for peak in means.columns}))
@@ -178,7 +191,7 @@ def write_study_report(
         notes(study),
         *(f"![{captions[name]}]({place.name}/{name}.png)\n\n*{captions[name]}.*" for name in draw),
         "## What was forecast",
-        "Recorded from each baseline before any test seed ran:",
+        f"Recorded from each baseline, linear decay at the peak {study.choices.tuned[LINEAR].peak:g}, before any test seed ran:",
         forecast_table(folder),
         "## Choice of peaks",
         f"Final loss, mean over {selection}:",
@@ -204,7 +217,8 @@ def notes(study: StudyResults) -> str:
     sentences = [
         f'"No worse" means that the interval ends below {100 * MARGIN:g} % of the loss of reference 2.',
         f"The best peak is on the edge of the grid for {', '.join(edges)}." if edges else "",
-        f"Test seeds that share a baseline share a schedule: over the three means by baseline, the interval includes 0 for {'; '.join(unclear)}."
+        "Test seeds that share a baseline share a schedule. With one mean for each baseline in place of its seeds, not significant: "
+        f"{'; '.join(unclear)}."
         if unclear
         else "",
         f"{diverged} test runs diverged and count as the worst of their seed." if diverged else "No test run diverged.",
@@ -232,7 +246,7 @@ def unclear_over_baselines(study: StudyResults) -> list[str]:
         verdicts = contrasts.set_index("schedule")["verdict"]
         significant = [name for name in refined if verdicts.get(name, "").startswith(("better", "worse"))]
         unclear += [
-            f"{name} against {reference}"
+            f"*{name}* against *{reference}*"
             for name in significant
             if paired_difference(means[name], means[reference])["verdict"] == "undecided"
         ]
@@ -255,12 +269,18 @@ def summary_table(studies: Mapping[Path, StudyResults]) -> str:
             "difference from": references if len(references) > 1 else [f"{LINEAR} (0 % warm-up is best)"],
         }
         for name in SUMMARIZED:
-            row["between two warm-ups (`bounded_warmup`)" if name == BETWEEN_WARMUPS else name] = [
+            row[_heading(name)] = [
                 f"{format_contrast(contrasts, name, decimals)} {contrasts['verdict'].get(name, without_test(study, name))}"
                 for contrasts in (study.contrasts[reference].set_index("schedule") for reference in references)
             ]
         rows.append(row)
     return markdown_table(pd.DataFrame(rows))
+
+
+def _heading(name: str) -> str:
+    if name == BETWEEN_WARMUPS:
+        return f"{name} (`bounded_warmup`)"
+    return f"{name} (primary)" if name in PRIMARY else name
 
 
 def without_test(study: StudyResults, name: str) -> str:
@@ -270,7 +290,10 @@ def without_test(study: StudyResults, name: str) -> str:
 
 
 def forecast_summary(folder: Path) -> str:
-    """The verdicts of `check` on the baselines by the rule of the paper, with their counts."""
+    """The verdicts of `check` on the baselines by the rule of the paper, in today's words, with their counts."""
     forecasts = read_json(folder / FORECASTS_FILE).get("forecasts", [])
-    counts = Counter(row["verdict"] for row in forecasts if row["schedule"] == REFINED)
-    return ", ".join(verdict if len(counts) == 1 else f"{verdict} ({count})" for verdict, count in counts.most_common())
+    counts = Counter(in_todays_words(row["verdict"]) for row in forecasts if row["schedule"] == REFINED)
+    return ", ".join(
+        verdict if len(counts) == 1 else f"{verdict} ({count} of {counts.total()})"
+        for verdict, count in counts.most_common()
+    )

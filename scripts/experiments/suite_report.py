@@ -11,6 +11,7 @@ from .markdown_tables import markdown_table
 from .problems import CHOOSING, PROBLEMS
 from .protocol import CONTROLS, LINEAR, REFINED, RISING_IGNORED
 from .provenance import render_provenance
+from .report_tables import describe_seeds
 from .rule_scores import descriptive_verdict, is_scored, relative_difference, rule_table, score_rules
 from .rules import BETWEEN_WARMUPS, CLIPPED_RULES, RULES
 from .study_folder import PROVENANCE_FILE, SCHEDULES_FILE
@@ -38,52 +39,64 @@ def finished_studies(folder: Path) -> dict[str, StudyResults]:
     return {name: read_study(folder / name) for name in PROBLEMS if (folder / name / SCHEDULES_FILE).is_file()}
 
 
-def in_short(
-    rule: str, choosing: Mapping[str, StudyResults], testing: Mapping[str, StudyResults], advised: pd.DataFrame
-) -> str:
-    """The results in four lines, as Markdown."""
-    halves = [score_rules(half, [rule, *CONTROLS]).to_dict("index") for half in (choosing, testing)]
+def in_short(rule: str, groups: Mapping[str, Mapping[str, StudyResults]], advised: pd.DataFrame) -> str:
+    """The results in a few lines, as Markdown.
+
+    Args:
+        rule: the rule that was chosen.
+        groups: studies, by the words that say where they count.
+        advised: of `advice_table`.
+    """
+    scores = {where: score_rules(studies, [rule, *CONTROLS]).to_dict("index") for where, studies in groups.items()}
     lines = []
     for name in (rule, *CONTROLS):
         counts = [
-            f"{score['better']} better, {score['worse']} worse of {score['problems']}" if score else "not run"
-            for score in (half.get(name) for half in halves)
+            f"{score['better']} better, {score['worse']} worse of {score['problems']} {where}"
+            for where, score in ((where, of_group.get(name)) for where, of_group in scores.items())
+            if score
         ]
         option = " (`bounded_warmup`)" if name == BETWEEN_WARMUPS else ""
-        lines.append(f"- *{name}*{option}: {counts[0]} where the rule was chosen; {counts[1]} where it was tested.")
+        lines.append(f"- *{name}*{option}: {'; '.join(counts) or 'not run'}.")
+    lines.append(f"- {aim(rule, {name: study for studies in groups.values() for name, study in studies.items()})}")
     outcomes = []
     for verdict, problems in problems_by_verdict(advised).items():
         counts = refined_outcomes(problems)
         outcomes.append(f"*{verdict}* {counts['better']} better, {counts['worse']} worse of {len(problems)}")
     lines.append(
-        "- The rule of the paper against plain linear decay, over problems and studies that have a baseline with the verdict of `check`: "
-        f"{'; '.join(sorted(outcomes, reverse=True))}."
+        "- The rule of the paper against plain linear decay, by the verdict of `check` on the baselines (a problem with several verdicts "
+        f"counts under each): {'; '.join(sorted(outcomes, reverse=True))}."
     )
     return "\n".join(lines)
 
 
 def draw_suite(figure: Figure, studies: Mapping[str, StudyResults], rule: str) -> None:
-    """Draw the relative difference of some schedules from reference 2, a row for each problem."""
-    axes = figure.subplots()
+    """Draw the relative difference of some schedules from both references, a row for each problem."""
     names = list(studies)
+    panels = figure.subplots(1, 2, sharey=True)
     shown = dict.fromkeys([REFINED, RISING_IGNORED, rule, LINEAR, "cosine", "WSD"])
-    for offset, name in enumerate(shown):
-        points = [
-            (100 * relative_difference(study, name, study.reference), row + 0.1 * (offset - len(shown) / 2))
-            for row, study in enumerate(studies.values())
-            if name in study.losses
-        ]
-        if points:
-            axes.plot(*zip(*points, strict=True), "o", markersize=5, label=name, color=style_of(name)["color"])
-    axes.axvline(0, color="black", linewidth=1)
-    axes.set_xscale("symlog", linthresh=1)
-    axes.set_xticks(TICKS, [f"{tick:+g}" if tick else "0" for tick in TICKS])
-    axes.set_title(f"{len(names)} problems, each schedule at its best peak")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel("difference in final loss from linear decay with the best warm-up, per cent of its loss")
-    add_legend(axes)
+    for axes, best_warmup in zip(panels, (False, True), strict=True):
+        for offset, name in enumerate(shown):
+            points = [
+                (
+                    100 * relative_difference(study, name, study.reference if best_warmup else LINEAR),
+                    row + 0.1 * (offset - len(shown) / 2),
+                )
+                for row, study in enumerate(studies.values())
+                if name in study.losses
+            ]
+            if points:
+                axes.plot(*zip(*points, strict=True), "o", markersize=5, label=name, color=style_of(name)["color"])
+        axes.axvline(0, color="black", linewidth=1)
+        axes.set_xscale("symlog", linthresh=1)
+        axes.set_xticks(TICKS, [f"{tick:+g}" if tick else "0" for tick in TICKS])
+        axes.set_title(f"against linear decay{' with the best warm-up' if best_warmup else ''}", fontsize="medium")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_xlabel("difference in final loss, % of the reference's")
+    seeds = describe_seeds(len(study.losses) for study in studies.values())
+    figure.suptitle(f"{len(names)} problems, each schedule at its best peak ({seeds})")
+    add_legend(panels[1])
 
 
 def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
@@ -112,7 +125,7 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
     candidates = [RISING_IGNORED, *RULES]
     chosen_scores = score_rules(choosing, candidates)
     rule = RISING_IGNORED if chosen_scores.empty else str(chosen_scores.index[0])
-    figure = Figure(figsize=(10, 1.5 + 0.55 * len(studies)), layout="constrained")
+    figure = Figure(figsize=(14, 1.5 + 0.55 * len(studies)), layout="constrained")
     draw_suite(figure, studies, rule)
     figure.savefig(folder / "differences.png", dpi=130)
     summary = summary_table({folder / name: study for name, study in studies.items()})
@@ -133,11 +146,19 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
         "better. Each problem has a page with its setting and its peaks.",
         f"Not finished: {', '.join(missing)}." if missing else f"All {len(studies)} problems are finished.",
         "Against linear decay after the best of five warm-ups, with 95 % intervals:",
-        in_short(rule, choosing, testing, advised),
+        in_short(
+            rule,
+            {
+                "where the rule was chosen": choosing,
+                "where it was tested": testing,
+                "in the studies of language models": tested,
+            },
+            advised,
+        ),
         problem_table(studies, folder),
         summary,
-        f"![Differences]({folder.name}/differences.png)\n\n*Differences from reference 2, per cent of its loss; linear between -1 and "
-        "1, logarithmic beyond.*",
+        f"![Differences]({folder.name}/differences.png)\n\n*Differences from both references, per cent of their loss; linear between -1 "
+        "and 1, logarithmic beyond. The tables have the intervals.*",
         "## The rule",
         f"On the half of the problems that chooses ({', '.join(choosing) or 'none is finished'}), against reference 2:",
         rule_table(chosen_scores),
@@ -148,21 +169,20 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
         rule_table(score_rules(testing, [*candidates, *CONTROLS, *CLIPPED_RULES])),
         *(
             [
-                f"On other studies ({', '.join(tested)}):",
+                f"On the studies of language models ({'; '.join(f'*{label}*' for label in tested)}):",
                 rule_table(score_rules(tested, [RISING_IGNORED, rule, *CONTROLS])),
             ]
             if tested
             else []
         ),
-        aim(rule, everything),
         "## The verdict",
         f"What `check` said and advised by the thresholds that it had before the suite, for {len(advised)} baselines of "
         f"{advised['problem'].nunique()} problems and studies:",
         hits(advised),
         hits_by_verdict(advised),
         new_threshold({name: everything[name] for name in advised["problem"].unique()}, folders),
-        "The verdicts of today: a low promise of the bound is no verdict any more. How refined, by the rule of the paper, compared with "
-        "linear decay without warm-up (reference 1):",
+        "By today's verdicts, in which a low promise of the bound plays no part: refined, by the rule of the paper, against linear decay "
+        "without warm-up (reference 1):",
         outcomes_by_verdict(advised),
         describe_promise_and_gain(advised),
         render_provenance(merged_provenance([read_json(folder / name / PROVENANCE_FILE) for name in studies])),
@@ -172,7 +192,7 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
 
 
 def aim(rule: str, studies: Mapping[str, StudyResults]) -> str:
-    """Whether the rule reached the aim of the protocol over all problems and studies, and by how much it failed where."""
+    """Whether the rule reached the aim of the protocol over all problems and studies, and where it failed."""
     compared = [study for study in studies.values() if is_scored(study, rule)]
     verdicts = [descriptive_verdict(study, rule, study.reference) for study in compared]
     worse = [
