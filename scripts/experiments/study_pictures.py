@@ -69,10 +69,11 @@ def draw_differences(figure: Figure, study: StudyResults) -> None:
 def draw_loss_by_peak(figure: Figure, study: StudyResults) -> None:
     """Draw the mean loss of the selection seeds over the peaks; zero is the best of reference 2."""
     axes = figure.subplots()
-    rows = study.cells[study.cells["role"] == SELECTION]
+    names = dict.fromkeys([LINEAR, study.reference, *SUMMARIZED])
+    rows = study.cells[(study.cells["role"] == SELECTION) & study.cells["schedule"].isin(names)]
     zero = study.choices.tuned[study.reference].losses.mean()
     drawn = []
-    for name in dict.fromkeys([LINEAR, study.reference, *SUMMARIZED]):
+    for name in names:
         means = rows[rows["schedule"] == name].groupby("peak")["loss"].mean().replace(math.inf, math.nan) - zero
         if means.notna().any():
             axes.plot(means.index, means, marker="o", markersize=4, label=name, **style_of(name))
