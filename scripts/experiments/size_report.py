@@ -93,6 +93,19 @@ def size_table(studies: Mapping[int, StudyResults], *, best_warmup: bool) -> str
     return markdown_table(pd.DataFrame(rows))
 
 
+def significant_changes(studies: Mapping[int, StudyResults]) -> str:
+    """Which differences grow or shrink with size, in a sentence."""
+    changes = []
+    for best_warmup in (False, True):
+        compared = compare_sizes(studies, best_warmup=best_warmup)
+        for name, rows in compared.groupby("schedule", sort=False):
+            slope, low, high = change_with_size(rows.set_index("parameters")["difference"])
+            if low > 0 or high < 0:
+                reference = "the best warm-up" if best_warmup else "linear decay"
+                changes.append(f"*{name}* against {reference} ({_interval(slope, low, high)})")
+    return f"Significant changes with size: {'; '.join(changes) or 'none'}."
+
+
 def _interval(value: float, low: float, high: float) -> str:
     if math.isnan(value):
         return NOT_AVAILABLE
@@ -156,7 +169,7 @@ def write_size_report(studies: Mapping[Path, StudyResults], output: Path) -> Non
         "Differences in final loss in per cent of the loss of the reference, with 95 % intervals over test seeds; a negative one is better. "
         f"{_lengths(by_size)} "
         "The last column is the slope over the logarithm of the size, in percentage points; its 95 % interval takes each size as one "
-        f"observation. {diverged or 'No'} test runs diverged{' and count as the worst of their seed' if diverged else ''}.",
+        f"observation. {significant_changes(by_size)} {diverged or 'No'} test runs diverged{' and count as the worst of their seed' if diverged else ''}.",
         "Against linear decay:",
         size_table(by_size, best_warmup=False),
         f"Against linear decay after the best of five warm-ups ({references}):",

@@ -44,7 +44,7 @@ def in_short(rule: str, groups: Mapping[str, Mapping[str, StudyResults]], advise
 
     Args:
         rule: the rule that was chosen.
-        groups: studies, by the words that say where they count.
+        groups: studies, by the words that say where they count. A schedule that only some of them ran is not counted there.
         advised: of `advice_table`.
     """
     scores = {where: score_rules(studies, [rule, *CONTROLS]).to_dict("index") for where, studies in groups.items()}
@@ -53,7 +53,7 @@ def in_short(rule: str, groups: Mapping[str, Mapping[str, StudyResults]], advise
         counts = [
             f"{score['better']} better, {score['worse']} worse of {score['problems']} {where}"
             for where, score in ((where, of_group.get(name)) for where, of_group in scores.items())
-            if score
+            if score and score["problems"] == len(groups[where])
         ]
         option = " (`bounded_warmup`)" if name == BETWEEN_WARMUPS else ""
         lines.append(f"- *{name}*{option}: {'; '.join(counts) or 'not run'}.")
@@ -151,7 +151,7 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
             {
                 "where the rule was chosen": choosing,
                 "where it was tested": testing,
-                "in the studies of language models": tested,
+                "in the studies of fine-tuning and from scratch": tested,
             },
             advised,
         ),
