@@ -138,7 +138,7 @@ def test_a_best_peak_on_the_edge_is_no_outcome(measured):
 
 def test_the_aim_is_reached_by_a_rule_that_is_never_worse_and_better_in_a_third(measured):
     better = suite_report.aim(RISING_IGNORED, {"one": measured})
-    assert "better than reference 2 in 1, undecided in 0, and worse in 0." in better
+    assert "better than linear decay with the best warm-up in 1, undecided in 0, and worse in 0." in better
     assert better.endswith("is reached.")
     worse = suite_report.aim(REFINED, {"one": measured, "two": measured})
     assert f"worse in 2 ({measured.label}, by " in worse and worse.endswith("is missed.")

@@ -208,7 +208,7 @@ def aim(rule: str, studies: Mapping[str, StudyResults]) -> str:
     better = verdicts.count("better")
     reached = not worse and 3 * better >= len(compared)
     return (
-        f"Over all {len(compared)} problems and studies, *{rule}* is better than reference 2 in {better}, undecided in "
+        f"Over all {len(compared)} problems and studies, *{rule}* is better than linear decay with the best warm-up in {better}, undecided in "
         f"{verdicts.count('undecided')}, and worse in {len(worse)}{' (' + '; '.join(worse) + ')' if worse else ''}. The aim, never "
         f"worse and better in a third, is {'reached' if reached else 'missed'}."
     )
