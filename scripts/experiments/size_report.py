@@ -106,6 +106,18 @@ def significant_changes(studies: Mapping[int, StudyResults]) -> str:
     return f"Significant changes with size: {'; '.join(changes) or 'none'}."
 
 
+def best_peaks_on_the_edge(studies: Mapping[int, StudyResults]) -> str:
+    """The schedules whose best peak lies on the edge of its grid, so that another peak may be better, in a sentence; or nothing."""
+    edges = {
+        size: [name for name in study.losses.columns if study.choices.tuned[name].on_edge]
+        for size, study in sorted(studies.items())
+    }
+    shown = "; ".join(
+        f"{size:,} parameters, {', '.join(f'*{name}*' for name in names)}" for size, names in edges.items() if names
+    )
+    return f"Best peaks on the edge of their grid: {shown}. " if shown else ""
+
+
 def _interval(value: float, low: float, high: float) -> str:
     if math.isnan(value):
         return NOT_AVAILABLE
@@ -169,7 +181,7 @@ def write_size_report(studies: Mapping[Path, StudyResults], output: Path) -> Non
         "Differences in final loss in per cent of the loss of the reference, with 95 % intervals over test seeds; a negative one is better. "
         f"{_lengths(by_size)} "
         "The last column is the slope over the logarithm of the size, in percentage points; its 95 % interval takes each size as one "
-        f"observation. {significant_changes(by_size)} {diverged or 'No'} test runs diverged{' and count as the worst of their seed' if diverged else ''}.",
+        f"observation. {significant_changes(by_size)} {best_peaks_on_the_edge(by_size)}{diverged or 'No'} test runs diverged{' and count as the worst of their seed' if diverged else ''}.",
         "Against linear decay:",
         size_table(by_size, best_warmup=False),
         f"Against linear decay after the best of five warm-ups ({references}):",
