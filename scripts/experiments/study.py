@@ -133,7 +133,7 @@ class Study:
         self._make_rules(baseline_peak)
         self._select(list(dict.fromkeys([*LINEAR_SCHEDULES, *self.options.others])), baseline_peak)
         if self.options.reduced:
-            self._try_warmups_at(2 * baseline_peak, best_warmup_at(self.results.table(), baseline_peak))
+            self._try_warmups_beyond(baseline_peak)
         choices = self.choices()
         self._compare(choices)
         self._sample_schedules(choices)
@@ -147,12 +147,13 @@ class Study:
         while cells := [cell for name in names for cell in self._missing_selection(name, start)]:
             self._run(cells, "peaks")
 
-    def _try_warmups_at(self, peak: float, best: str) -> None:
-        """Give the best and the longest warm-up a second peak, and grids around it. Long warm-ups bear higher peaks."""
+    def _try_warmups_beyond(self, peak: float) -> None:
+        """Give the warm-up that is best at a peak, and the longest, twice this peak and grids around. Long warm-ups bear higher peaks."""
+        best = best_warmup_at(self.results.table(), peak)
         names = list(dict.fromkeys(name for name in (best, LONGEST_WARMUP) if name != LINEAR))
         seeds = selection_seeds(self.options.num_selection_seeds)
-        self._run([self._cell(name, peak, seed, SELECTION) for name in names for seed in seeds], "peaks")
-        self._select(names, peak / 2)
+        self._run([self._cell(name, 2 * peak, seed, SELECTION) for name in names for seed in seeds], "peaks")
+        self._select(names, peak)
 
     def _missing_selection(self, name: str, start: float) -> list[Cell]:
         table = self.results.table()

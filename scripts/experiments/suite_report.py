@@ -169,7 +169,7 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
         rule_table(score_rules(testing, [*candidates, *CONTROLS, *CLIPPED_RULES])),
         *(
             [
-                f"On the studies of language models ({'; '.join(f'*{label}*' for label in tested)}):",
+                f"On the studies of fine-tuning and from scratch ({'; '.join(f'*{label}*' for label in tested)}):",
                 rule_table(score_rules(tested, [RISING_IGNORED, rule, *CONTROLS])),
             ]
             if tested
