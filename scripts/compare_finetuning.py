@@ -20,7 +20,7 @@ it stopped. `accelerate launch` trains each cell on several processes.
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,15 @@ import torch
 from accelerate import PartialState
 from experiments.arguments import exit_with_error
 from experiments.cells import BASELINE, Cell
-from experiments.fine_tuning import Setting, TrainingOptions, check_positive, prepare_setting, run_cell
+from experiments.fine_tuning import (
+    Setting,
+    TrainingOptions,
+    check_positive,
+    describe_setting,
+    describe_start,
+    prepare_setting,
+    run_cell,
+)
 from experiments.grid import (
     BASELINE_SEED,
     add_sampled_schedules,
@@ -45,7 +53,7 @@ from experiments.language_modeling import DataArguments, ModelArguments
 from experiments.provenance import ProvenanceFile
 from experiments.results_file import ResultsFile
 from experiments.schedules_compared import SCHEDULES, sample_multipliers
-from experiments.study_folder import BASELINE_FILE
+from experiments.study_folder import BASELINE_FILE, keep_setting
 from experiments.variants import schedule_and_source, variant_names, write_variants
 from transformers import HfArgumentParser
 
@@ -211,7 +219,11 @@ def run_comparison() -> None:
     writes = PartialState().is_main_process
     with provenance if writes else nullcontext():
         settings = [prepare_setting(model_arguments, data, training, size) for size in sizes]
-        for setting in settings:
+        for setting, size in zip(settings, sizes, strict=True):
+            if writes:
+                model = model_arguments if size is None else replace(model_arguments, config_overrides=size)
+                described = {**describe_start(model, data, training), **describe_setting(setting, grid.max_steps)}
+                keep_setting(Path(setting.folder), described)
             Comparison(setting, grid, training.num_workers, provenance.write if writes else lambda: None).run()
     for size in sizes:
         print(f"Finished; the report: python scripts/report_comparison.py {folder / (size or '')}")

@@ -4,6 +4,7 @@ import json
 
 import compare_finetuning
 import pytest
+from experiments.report import write_report
 
 from .refusals import refusal
 from .tiny import BIN, REPOSITORY, accelerate_launch, read_rows, run_command
@@ -85,6 +86,16 @@ def test_every_cell_is_there_once(grid):
     assert sorted(map(str, cells)) == sorted(map(str, expected))
 
 
+def test_the_setting_is_in_the_report(grid):
+    setting = json.loads((grid[0] / "setting.json").read_text())
+    assert (setting["regime"], setting["tokens per update"]) == ("scratch", 4 * 32)
+    assert setting["optimizer"].endswith("weight decay 0, betas 0.9 and 0.999, max_grad_norm 1")
+    write_report(grid[0], grid[0].with_suffix(".md"), "Grid")
+    report = grid[0].with_suffix(".md").read_text()
+    assert f"- model: {setting['model']}\n" in report
+    assert "- clipped updates of the baselines: " in report
+
+
 def test_a_diverged_cell_is_a_result(grid):
     for row in rows_of(grid[0]):
         assert row["diverged"] is (row["eval_loss"] is None)
@@ -138,6 +149,7 @@ def test_cells_on_two_processes(tmp_path, small_text):
     assert len(rows_of(tmp_path / "out")) == 5, done.stderr
     assert json.loads((tmp_path / "out" / "grid.json").read_text())["processes"] == 2
     assert read_rows(tmp_path / "out" / "baseline.jsonl")[0]["world_size"] == 2
+    assert json.loads((tmp_path / "out" / "setting.json").read_text())["tokens per update"] == 2 * 4 * 32
 
 
 def test_variants_at_two_sizes_from_scratch(tmp_path, small_text):

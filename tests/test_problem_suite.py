@@ -11,6 +11,7 @@ import numpy as np
 import problem_suite
 import pytest
 import torch
+from experiments.problem_study import describe
 from experiments.problems import PROBLEMS
 from experiments.problems.bible import book_of, is_held_out, load_verses
 from experiments.problems.detection import compose_scenes
@@ -142,6 +143,20 @@ def test_a_seed_fixes_the_run_but_not_its_learning_rates(name, folder, tmp_path)
     run(problem, folder, tmp_path / "other", seed=2)
     _, other = read_rows(tmp_path / "other" / "gradient_norms.jsonl")
     assert rows[0]["l1"] != other[0]["l1"]
+
+
+@pytest.mark.parametrize("name", ["causal_lm", "t5_translation", "mlp_diamonds", "embeddings_emoticons_clipped_sgd"])
+def test_a_report_states_what_the_data_hold(name, folder):
+    problem = tiny_problem(name)
+    problem.prepare(folder)
+    train, evaluation = (load_file(folder / name / f"{part}.safetensors") for part in ("train", "evaluation"))
+    described = describe(problem, folder)
+    assert described["held-out examples"] == len(evaluation["labels"])
+    assert described["epochs"] == round(STEPS * 4 / len(train["labels"]), 2) > 0
+    assert f"labels {list(train['labels'].shape[1:])}" in described["tensors of an example"]
+    options = "betas 0.9 and 0.999" if problem.optimizer == "adamw" else "momentum=0.9"
+    assert f"weight decay {problem.weight_decay:g}, {options}, max_grad_norm 1" in described["optimizer"]
+    assert described["dropout"] == "none"
 
 
 def test_the_problems():

@@ -13,7 +13,6 @@ import transformers
 from accelerate import PartialState
 from datasets import Dataset, load_from_disk
 from transformers import AutoConfig, AutoModelForCausalLM, default_data_collator, set_seed
-from transformers.training_args import OptimizerNames
 
 from hf_refined_schedule import RefinedScheduleArguments, RefinedScheduleTrainer
 from hf_refined_schedule.norms.norms_file import NORMS_FILE_NAME
@@ -23,6 +22,7 @@ from .json_file import read_json, write_json
 from .language_modeling import DataArguments, ModelArguments, load_model_and_blocks
 from .quiet_trainer import QuietTrainer
 from .schedules_compared import ComparedSchedule
+from .settings import describe_dropout, describe_optimizer
 from .study_folder import differing_names
 from .variants import schedule_and_source
 
@@ -206,17 +206,15 @@ def describe_setting(setting: Setting, steps: int) -> dict[str, Any]:
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     train, evaluation = load_from_disk(f"{setting.blocks}/train"), load_from_disk(f"{setting.blocks}/evaluation")
     block_size = len(train[0]["input_ids"])
-    arguments = RefinedScheduleArguments(output_dir=setting.folder, use_cpu=True)
-    dropouts = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+    blocks_per_update = setting.batch_size * PartialState().num_processes
     return {
         "model": f"{model.config.model_type}, {sum(parameter.numel() for parameter in model.parameters()):,} parameters, "
         f"{trainable:,} trainable",
-        "tokens per update": setting.batch_size * block_size,
-        "epochs": round(steps * setting.batch_size / len(train), 2),
+        "tokens per update": blocks_per_update * block_size,
+        "epochs": round(steps * blocks_per_update / len(train), 2),
         "evaluation blocks": f"{len(evaluation)} of {block_size} tokens",
-        "optimizer": f"{OptimizerNames(arguments.optim).value}, weight decay {arguments.weight_decay:g}, betas {arguments.adam_beta1:g} and "
-        f"{arguments.adam_beta2:g}, max_grad_norm {arguments.max_grad_norm:g}",
-        "dropout": ", ".join(f"{dropout:g}" for dropout in sorted(dropouts)) or "none",
+        "optimizer": describe_optimizer(RefinedScheduleArguments(output_dir=setting.folder, use_cpu=True)),
+        "dropout": describe_dropout(model),
         "bf16 autocast": setting.bf16,
         **({"adapter": ADAPTER} if setting.regime == "lora" else {}),
     }

@@ -12,10 +12,12 @@ from hf_refined_schedule.norms.norms_file import NORMS_FILE_NAME
 
 from .cells import BASELINE, Cell, Result
 from .problems import PROBLEMS, Problem
+from .problems.problem import EVALUATION, TRAIN
 from .protocol import CONTROLS, SCHEDULES, WITHOUT_CAP, source_file
 from .provenance import ProvenanceFile
 from .quiet_trainer import print_errors_only
 from .rules import CLIPPED_RULES
+from .settings import describe_dropout, describe_optimizer
 from .study import Study, StudyOptions, describe_selection
 from .study_folder import keep_setting
 
@@ -93,21 +95,26 @@ class ProblemStudy:
         return self.folder / "cells" / f"{cell.schedule.replace(' ', '_')}_{cell.seed}"
 
 
-def describe(problem: Problem, data_dir: Path) -> dict[str, str | int]:
+def describe(problem: Problem, data_dir: Path) -> dict[str, str | float]:
     """What the report of a study states about the problem."""
     model = problem.make_model(data_dir)
     counts = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    shapes = problem.shapes(data_dir, TRAIN)
+    num_training, num_evaluation = (
+        next(iter(problem.shapes(data_dir, part).values()))[0] for part in (TRAIN, EVALUATION)
+    )
     return {
         "problem": (type(problem).__doc__ or "").partition("\n")[0],
         "stands for": problem.counterpart,
         "model": type(model).__name__,
         "trained parameters": sum(counts),
-        "optimizer": "SGD with momentum 0.9" if problem.optimizer == "sgd" else "AdamW",
         "updates": problem.steps,
         "examples per update": problem.batch_size,
-        "held-out examples": problem.num_evaluation,
-        "weight decay": problem.weight_decay,
-        "max_grad_norm": problem.max_grad_norm or "none",
+        "tensors of an example": ", ".join(f"{name} {list(shape[1:])}" for name, shape in shapes.items()),
+        "epochs": round(problem.steps * problem.batch_size / num_training, 2),
+        "held-out examples": num_evaluation,
+        "optimizer": describe_optimizer(problem.make_arguments({"output_dir": str(data_dir)})),
+        "dropout": describe_dropout(model),
         "updates of pretraining": problem.pretraining_steps,
     }
 

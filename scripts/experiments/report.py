@@ -31,7 +31,8 @@ from .report_tables import (
     regime_tables,
 )
 from .results_table import read_results, results_table
-from .study_folder import BASELINE_FILE, PROVENANCE_FILE, RESULTS_FILE, SCHEDULES_FILE
+from .settings import setting_section
+from .study_folder import BASELINE_FILE, PROVENANCE_FILE, RESULTS_FILE, SCHEDULES_FILE, SETTING_FILE
 
 
 def read_cells(folder: Path) -> pd.DataFrame:
@@ -160,6 +161,8 @@ def write_report(folder: Path, output: Path, title: str) -> str:
         if regime in LANGUAGE_MODELS and len(grids) > 2:
             report.append(bound_section(regime, table, grids, folder / BASELINE_FILE))
         rows += [{"regime": regime, **row} for part in (table, equal_compute) for row in part.to_dict("records")]
+    if (folder / SETTING_FILE).exists():
+        report.append(setting_section(folder, [folder / BASELINE_FILE]))
     if provenance:
         report.append(render_provenance(provenance))
     output.write_text("\n\n".join(report) + "\n", encoding="utf-8")

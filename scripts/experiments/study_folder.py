@@ -33,12 +33,13 @@ def keep_setting(folder: Path, setting: Mapping[str, object]) -> None:
     """Write setting.json.
 
     Args:
-        folder: the folder of the study.
+        folder: the folder of the study, which is made where it is missing.
         setting: the model, the data and the optimizer, as the report states them.
 
     Raises:
         ValueError: if the folder has a study of another setting, whose runs cannot be compared with this one's.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / SETTING_FILE
     if kept := read_json(path):
         for name in differing_names(kept, setting):

@@ -34,8 +34,9 @@ from .provenance import render_provenance
 from .report import read_schedules
 from .report_tables import format_p_value, num_decimals
 from .rules import ALL_RULES, BETWEEN_WARMUPS
+from .settings import setting_section
 from .statistics import paired_difference
-from .study_folder import FORECASTS_FILE, PROVENANCE_FILE, SCHEDULES_FILE, SETTING_FILE
+from .study_folder import FORECASTS_FILE, PROVENANCE_FILE, SCHEDULES_FILE
 from .study_pictures import draw_differences, draw_loss_by_peak, draw_schedules, save_picture
 from .study_results import MARGIN, StudyResults, with_divergence_as_worst
 
@@ -122,23 +123,6 @@ def _loss_text(loss: float, decimals: int) -> str:
     return "diverged" if math.isinf(loss) else f"{loss:.{decimals}f}"
 
 
-def clipped_fraction(folder: Path) -> float:
-    """The fraction of the baselines' updates whose gradient was clipped, NaN if unknown."""
-    paths = [path for index in range(NUM_BASELINES) if (path := baseline_file(folder, index)).exists()]
-    rows = pd.concat([pd.read_json(path, lines=True) for path in paths]) if paths else pd.DataFrame()
-    factors = rows["clip_factor"].dropna() if "clip_factor" in rows else pd.Series(dtype=float)
-    return float((factors < 1).mean())
-
-
-def setting_lines(folder: Path) -> str:
-    """What the protocol demands of each report about the model, the data and the optimizer, as Markdown."""
-    described = {**read_json(folder / SETTING_FILE)}
-    clipped = clipped_fraction(folder)
-    if not math.isnan(clipped):
-        described["clipped updates of the baselines"] = f"{clipped:.0%}"
-    return "\n".join(f"- {name}: {value}" for name, value in described.items())
-
-
 def write_study_report(
     study: StudyResults,
     folder: Path,
@@ -196,8 +180,7 @@ def write_study_report(
         "## Choice of peaks",
         f"Final loss, mean over {selection}:",
         selection_table(study),
-        "## Setting",
-        setting_lines(folder),
+        setting_section(folder, [baseline_file(folder, index) for index in range(NUM_BASELINES)]),
         render_provenance(read_json(folder / PROVENANCE_FILE)),
     ]
     output.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 from transformers import Trainer, default_data_collator, set_seed
@@ -58,7 +59,7 @@ class Problem:
         batch_size: examples in a batch.
         weight_decay: of matrices, as Trainer does it.
         max_grad_norm: gradients are clipped to this L2 norm; 0 for no clipping.
-        num_evaluation: examples of the held-out set, which is the same for all seeds.
+        num_evaluation: examples of the held-out set, which is the same for all seeds; texts hold out a fixed part instead.
         pretraining_steps: updates that train the start weights once, in `prepare`; 0 for new weights in each run.
         pretraining_peak: the peak learning rate of the pretraining.
     """
@@ -166,13 +167,22 @@ class Problem:
         loss = trainer.evaluate()["eval_loss"]
         return loss if math.isfinite(loss) else math.inf
 
-    def _is_prepared(self, folder: Path) -> bool:
-        about = folder / self.name / "problem.txt"
-        return about.exists() and about.read_text(encoding="utf-8") == repr(self)
+    def shapes(self, folder: Path, part: str) -> dict[str, list[int]]:
+        """The shapes of the columns of a part, whose first size is the number of examples.
 
-    def _trainer(
-        self, model: torch.nn.Module, train: Examples, evaluation: Examples | None, arguments: Mapping[str, Any]
-    ) -> QuietTrainer:
+        Args:
+            folder: of all problems, where this one is prepared.
+            part: `"train"` or `"evaluation"`.
+        """
+        with safe_open(folder / self.name / f"{part}.safetensors", "pt") as columns:
+            return {name: columns.get_slice(name).get_shape() for name in columns.keys()}  # noqa: SIM118 -- not a dict
+
+    def make_arguments(self, arguments: Mapping[str, Any]) -> RefinedScheduleArguments:
+        """Make the arguments of a trainer.
+
+        Args:
+            arguments: as of `make_trainer`; they come before those of the problem.
+        """
         sgd = {"optim": "sgd", "optim_args": "momentum=0.9"} if self.optimizer == "sgd" else {}
         defaults = {
             "per_device_train_batch_size": self.batch_size,
@@ -188,9 +198,18 @@ class Problem:
             "remove_unused_columns": False,
             "dataloader_pin_memory": False,
         }
+        return RefinedScheduleArguments(**{**defaults, **sgd, **arguments})
+
+    def _is_prepared(self, folder: Path) -> bool:
+        about = folder / self.name / "problem.txt"
+        return about.exists() and about.read_text(encoding="utf-8") == repr(self)
+
+    def _trainer(
+        self, model: torch.nn.Module, train: Examples, evaluation: Examples | None, arguments: Mapping[str, Any]
+    ) -> QuietTrainer:
         return QuietTrainer(
             model,
-            RefinedScheduleArguments(**{**defaults, **sgd, **arguments}),
+            self.make_arguments(arguments),
             train_dataset=train,
             eval_dataset=evaluation,
             data_collator=self.data_collator,

@@ -1,0 +1,48 @@
+"""What a report states about the model, the data and the optimizer of its runs."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from .json_file import read_json
+from .study_folder import SETTING_FILE
+
+
+def describe_optimizer(arguments: TrainingArguments) -> str:
+    """The optimizer and its options other than the learning rate."""
+    name = OptimizerNames(arguments.optim).value
+    options = arguments.optim_args or f"betas {arguments.adam_beta1:g} and {arguments.adam_beta2:g}"
+    clipping = f"max_grad_norm {arguments.max_grad_norm:g}" if arguments.max_grad_norm else "no clipping"
+    return f"{name}, weight decay {arguments.weight_decay:g}, {options}, {clipping}"
+
+
+def describe_dropout(model: torch.nn.Module) -> str:
+    """The probabilities of the dropout layers."""
+    probabilities = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} - {0.0}
+    return ", ".join(f"{probability:g}" for probability in sorted(probabilities)) or "none"
+
+
+def setting_section(folder: Path, baselines: Sequence[Path]) -> str:
+    """The section of a report about its setting, as Markdown.
+
+    Args:
+        folder: the folder of the study.
+        baselines: the norms of its baselines, whose clipped updates are counted.
+    """
+    described = read_json(folder / SETTING_FILE)
+    clipped = _clipped_fraction([path for path in baselines if path.exists()])
+    if not math.isnan(clipped):
+        described["clipped updates of the baselines"] = f"{clipped:.0%}"
+    return "\n".join(["## Setting", "", *(f"- {name}: {value}" for name, value in described.items())])
+
+
+def _clipped_fraction(baselines: Sequence[Path]) -> float:
+    """The fraction of updates whose gradient was clipped, NaN if unknown."""
+    rows = pd.concat([pd.read_json(path, lines=True) for path in baselines]) if baselines else pd.DataFrame()
+    factors = rows["clip_factor"].dropna() if "clip_factor" in rows else pd.Series(dtype=float)
+    return float((factors < 1).mean())
