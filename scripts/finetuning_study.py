@@ -54,6 +54,12 @@ class ProtocolArguments:
     rules: list[str] = field(
         default_factory=list, metadata={"help": f"Rules that are compared, too: any of {', '.join(RULES)}."}
     )
+    control_peaks: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "Peaks at which linear decay after its best warm-up trains on the test seeds, too, as a control."
+        },
+    )
     reduced: bool = field(
         default=False,
         metadata={
@@ -69,6 +75,8 @@ class ProtocolArguments:
             check_positive(self, name)
         if self.start_peak <= 0:
             raise ValueError(f"--start_peak is {self.start_peak}, but must be a positive learning rate.")
+        if min(self.control_peaks, default=1) <= 0:
+            raise ValueError(f"--control_peaks is {self.control_peaks}, but must be positive learning rates.")
         for name in self.rules:
             if name not in RULES:
                 raise ValueError(f"--rules has {name!r}, but must be of {', '.join(RULES)}.")
@@ -103,6 +111,7 @@ def run_study() -> None:
             training.num_workers,
             others=(*(WITHOUT_CAP if size.reduced else OTHER_SCHEDULES), *size.rules),
             reduced=size.reduced,
+            control_peaks=size.control_peaks,
         )
         keep_setting(folder, {**described, **describe_selection(options)})
         label = size.label or f"{training.regime}, {size.max_steps} updates"

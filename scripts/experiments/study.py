@@ -65,6 +65,7 @@ class StudyOptions:
         others: the names of the compared schedules beside linear decay.
         max_grad_norm: the L2 norm to which gradients are clipped; 0 for no clipping. Only some rules use it.
         reduced: whether the study follows the reduced protocol, which tries fewer peaks.
+        control_peaks: peaks at which reference 2 trains on the test seeds, too. They show what a finer grid of peaks is worth.
     """
 
     steps: int
@@ -76,6 +77,7 @@ class StudyOptions:
     others: Sequence[str] = tuple(OTHER_SCHEDULES)
     max_grad_norm: float = 1.0
     reduced: bool = False
+    control_peaks: Sequence[float] = ()
 
 
 def describe_selection(options: StudyOptions) -> dict[str, object]:
@@ -204,6 +206,11 @@ class Study:
             for seed in range(self.options.num_test_seeds)
             for name in choices.compared
             if name in (LINEAR, choices.reference, *self.options.others)
+        ]
+        cells += [
+            self._cell(choices.reference, peak, seed)
+            for peak in self.options.control_peaks
+            for seed in range(self.options.num_test_seeds)
         ]
         self._run(cells, "test seeds")
 

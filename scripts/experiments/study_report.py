@@ -28,6 +28,7 @@ from .protocol import (
     SUMMARIZED,
     baseline_file,
     baseline_index,
+    compared_rows,
     in_todays_words,
 )
 from .provenance import render_provenance
@@ -44,6 +45,11 @@ SMALL_PROMISE = (
     f"the bound promises less than {FROZEN_PROMISE:.0%} over linear decay, both after the same warm-up of {WARMUP:.0%}"
 )
 """Why `check` advised linear decay at the time of the protocol though the schedule was sound."""
+
+OTHER_PEAKS = (
+    "The selection seeds did not choose these peaks. Those of reference 2 are controls, which show what a finer grid of peaks is worth; "
+    "others were the best until a grid was widened."
+)
 
 
 def comparison_table(study: StudyResults, grids: dict[str, Any]) -> pd.DataFrame:
@@ -84,7 +90,13 @@ def format_contrast(contrasts: pd.DataFrame, name: str, decimals: int) -> str:
     """A difference with its interval."""
     if name not in contrasts.index:
         return NOT_AVAILABLE
-    row = contrasts.loc[name]
+    return _difference_text(contrasts.loc[name], decimals)
+
+
+def _difference_text(row: Mapping[str, Any] | pd.Series, decimals: int) -> str:
+    """A difference with its interval, which a single seed does not have."""
+    if math.isnan(row["difference"]):
+        return NOT_AVAILABLE
     difference, low, high = (f"{row[key]:+.{decimals}f}" for key in ("difference", "low", "high"))
     return difference if math.isnan(row["low"]) else f"{difference} [{low}, {high}]"
 
@@ -115,6 +127,34 @@ def selection_table(study: StudyResults) -> str:
     decimals = num_decimals(rows.loc[np.isfinite(rows["loss"]), "loss"])
     table = means.map(lambda loss: _loss_text(loss, decimals)).reset_index()
     return markdown_table(table.rename(columns={peak: f"{peak:g}" for peak in means.columns}))
+
+
+def other_peaks_table(study: StudyResults) -> str:
+    """The test runs at peaks that the selection seeds did not choose, as Markdown; empty if there are none."""
+    tested = compared_rows(study.cells)
+    chosen = tested["schedule"].map({name: best.peak for name, best in study.choices.tuned.items()})
+    decimals = num_decimals(with_divergence_as_worst(study.losses).mean())
+    rows = []
+    for (name, peak), runs in tested[tested["peak"] != chosen].groupby(["schedule", "peak"], sort=False):
+        losses = runs.groupby("seed")["loss"].last()
+        row = {
+            "schedule": name,
+            "peak": f"{peak:g}",
+            "seeds": len(losses),
+            "final loss": _loss_text(losses.mean(), decimals),
+        }
+        for number, reference in (("1", LINEAR), ("2", study.reference)):
+            row[f"vs reference {number} [95 % interval]"] = _paired(losses, study.losses[reference], decimals)
+        if BETWEEN_WARMUPS in study.losses:
+            row[f"{BETWEEN_WARMUPS} vs it [95 % interval]"] = _paired(study.losses[BETWEEN_WARMUPS], losses, decimals)
+        rows.append(row)
+    return markdown_table(pd.DataFrame(rows)) if rows else ""
+
+
+def _paired(losses: pd.Series, others: pd.Series, decimals: int) -> str:
+    """The difference on the seeds that neither diverged on."""
+    finite = [runs[np.isfinite(runs)] for runs in (losses, others)]
+    return _difference_text(paired_difference(*finite), decimals)
 
 
 def _loss_text(loss: float, decimals: int) -> str:
@@ -166,6 +206,8 @@ def write_study_report(
     }
     table = markdown_table(comparison_table(study, grids))
     form = " in its reduced form" if study.reduced else ""
+    others = other_peaks_table(study)
+    other_peaks = ["## Test runs at other peaks", OTHER_PEAKS, others] if others else []
     parts = [
         f"# {study.label}",
         f"By [the protocol]({protocol}){form}: peaks and the warm-up of reference 2 are chosen on selection seeds that are not compared, "
@@ -174,6 +216,7 @@ def write_study_report(
         table,
         notes(study),
         *(f"![{captions[name]}]({place.name}/{name}.png)\n\n*{captions[name]}.*" for name in draw),
+        *other_peaks,
         "## What was forecast",
         f"Recorded from each baseline, linear decay at the peak {study.choices.tuned[LINEAR].peak:g}, before any test seed ran:",
         forecast_table(folder),
