@@ -29,6 +29,7 @@ from experiments.fine_tuning import (
     prepare_setting,
     train_cell,
 )
+from experiments.grid import refuse_several_processes
 from experiments.language_modeling import DataArguments, ModelArguments
 from experiments.protocol import OTHER_SCHEDULES, REDUCED, SCHEDULES, WITHOUT_CAP, source_file
 from experiments.provenance import ProvenanceFile
@@ -90,6 +91,7 @@ def train(setting: Setting, cell: Cell) -> Result:
 
 
 def run_study() -> None:
+    refuse_several_processes()
     print_errors_only()
     classes: Any = (ModelArguments, TrainingOptions, ProtocolArguments)
     text_class: Any = DataArguments

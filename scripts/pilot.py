@@ -21,7 +21,7 @@ from typing import Any
 from experiments.arguments import exit_with_error, fraction_of_run
 from experiments.cells import Cell
 from experiments.fine_tuning import Setting, TrainingOptions, prepare_setting, run_cell
-from experiments.grid import compared_seeds, run_each
+from experiments.grid import compared_seeds, refuse_several_processes, run_each
 from experiments.json_file import read_json
 from experiments.language_modeling import ModelArguments
 from experiments.pilots import (
@@ -232,8 +232,9 @@ def record_all(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    options = make_parser().parse_args()
     try:
+        refuse_several_processes()
+        options = make_parser().parse_args()
         check_options(options)
         if not options.report_only:
             record_all(options)

@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from experiments.arguments import OneLineParser, positive_integer
-from experiments.grid import run_each
+from experiments.grid import refuse_several_processes, run_each
 from experiments.markdown_tables import markdown_table
 from experiments.problem_study import ProblemStudy, run_study
 from experiments.problems import PROBLEMS, Problem
@@ -136,6 +136,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print_errors_only()
     try:
+        refuse_several_processes()
         if options.fetch:
             fetch_packages({name for problem in problems for name in problem.requirements}, options.data_dir)
         if options.trial:

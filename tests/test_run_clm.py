@@ -120,6 +120,32 @@ def test_bad_usage_is_one_line(tmp_path, monkeypatch, capsys, words, message):
     assert message in refusal(run_clm.main, ("--output_dir", tmp_path, *words), monkeypatch, capsys)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--model_name_or_path", "no/such-model"), "Cannot load the model no/such-model: "),
+        (("--validation_file", "short.txt"), "The text of --validation_file is shorter than a block"),
+        (("--validation_file", "text.jsonl"), "give files of one type"),
+        (("--train_file", "empty.txt"), "Cannot load the text empty.txt: "),
+        (("--block_size", 0), "--block_size is 0"),
+        (("--max_eval_samples", 0), "--max_eval_samples is 0"),
+    ],
+)
+def test_text_and_models_that_do_not_load_are_one_line(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    for name, text in (
+        ("text.txt", "the quick brown fox\n" * 200),
+        ("short.txt", "fox\n"),
+        ("empty.txt", ""),
+        ("text.jsonl", '{"text": "fox"}\n'),
+    ):
+        (tmp_path / name).write_text(text)
+    options = {"--train_file": "text.txt", "--vocab_size": 300, "--block_size": 32, "--output_dir": "out"}
+    options |= dict([words])
+    words = [word for option in options.items() for word in option]
+    assert message in refusal(run_clm.main, words, monkeypatch, capsys)
+
+
 def test_a_user_sees_no_traceback(tmp_path):
     done = run_command(BIN / "python", RUN_CLM, "--output_dir", tmp_path)
     assert (done.returncode, done.stdout) == (2, "")

@@ -3,13 +3,17 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import finetuning_study
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from experiments.cells import Cell, Result
+from experiments.fine_tuning import TrainingOptions, describe_setting, prepare_setting
+from experiments.language_modeling import DataArguments, ModelArguments, train_byte_level_bpe
 from experiments.protocol import (
     LINEAR_SCHEDULES,
     MAX_PEAKS,
@@ -24,12 +28,13 @@ from experiments.protocol import (
 from experiments.results_file import ResultsFile
 from experiments.results_table import read_results, results_table
 from experiments.rule_scores import descriptive_verdict
+from experiments.rules import BETWEEN_WARMUPS
 from experiments.size_report import change_with_size, num_parameters, write_size_report
 from experiments.statistics import TunedSchedule, holm
 from experiments.study import Study, StudyOptions
 from experiments.study_folder import keep_setting
 from experiments.study_pictures import draw_loss_by_peak, draw_schedules
-from experiments.study_report import notes, unclear_over_baselines, without_test
+from experiments.study_report import notes, other_peaks_table, unclear_over_baselines, without_test
 from experiments.study_results import (
     StudyResults,
     compare_with,
@@ -38,13 +43,15 @@ from experiments.study_results import (
     verdict,
     with_divergence_as_worst,
 )
+from experiments.tiny_models import tiny_model
 from matplotlib.figure import Figure
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from hf_refined_schedule import load_norms
 
 from .records import write_norms
 from .refusals import refusal, refuses
-from .tiny import BIN, REPOSITORY, run_command
+from .tiny import BIN, REPOSITORY, accelerate_launch, run_command
 
 SCRIPT = REPOSITORY / "scripts" / "finetuning_study.py"
 REPORT = REPOSITORY / "scripts" / "report_studies.py"
@@ -156,6 +163,61 @@ def test_the_reduced_protocol_tries_few_peaks(tmp_path, ahead, reference):
     compared = {cell.schedule: cell.peak for cell in cells if cell.role is None}
     assert compared == {reference: 2, "linear": 1, **dict.fromkeys(WITHOUT_CAP, 2)}
     assert not any(study.choices().tuned[name].on_edge for name in compared)
+
+
+def write_falling_norms(cell, folder):
+    path = folder / f"{cell.seed}.jsonl"
+    write_norms(path, [*np.linspace(3, 1, 10), *[1.0] * 90])
+    return path
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+def test_baselines_keep_the_peak_of_linear_decay_on_the_edge_of_the_widest_grid(tmp_path, reduced):
+    def loss(cell):
+        return Result(cell, 3 + abs(math.log2(cell.peak / 2**-9)))
+
+    options = StudyOptions(100, 1.0, 1, num_test_seeds=1, others=["cosine"], reduced=reduced)
+    for num_test_seeds in (1, 2):
+        seeds = replace(options, num_test_seeds=num_test_seeds)
+        Study(tmp_path / "study", "x", seeds, loss, lambda cell: write_falling_norms(cell, tmp_path)).run()
+    cells = [result.cell for result in read_results(tmp_path / "study" / "results.jsonl")]
+    assert len({cell.peak for cell in cells if cell.schedule == "linear" and cell.role == SELECTION}) == MAX_PEAKS
+    assert {cell.peak for cell in cells if cell.schedule == "linear" and cell.role != SELECTION} == {2.0**-6}
+
+
+def test_control_peaks_are_reported_and_not_compared(tmp_path):
+    """Every schedule is best at 1; bounded_warmup is below the control on each seed."""
+
+    def loss(cell):
+        gain = 0.1 if cell.schedule in ("linear, 10 % warm-up", BETWEEN_WARMUPS) else 0.0
+        return Result(cell, 3 - gain + abs(math.log2(cell.peak)) + cell.seed / 1e6)
+
+    options = StudyOptions(
+        100, 1.0, 1, num_test_seeds=2, others=["refined", BETWEEN_WARMUPS], control_peaks=[1.5, 1.5, 1]
+    )
+    Study(tmp_path / "study", "x", options, loss, lambda cell: write_falling_norms(cell, tmp_path)).run()
+    rows = [result.cell for result in read_results(tmp_path / "study" / "results.jsonl")]
+    assert len(set(rows)) == len(rows)
+    study = read_study(tmp_path / "study")
+    assert study.choices.tuned["linear, 10 % warm-up"].peak == 1
+    assert study.losses["linear, 10 % warm-up"].tolist() == pytest.approx([2.9, 2.900001])
+    (row,) = [line.split("|") for line in other_peaks_table(study).splitlines()[2:]]
+    name, peak, seeds, final, versus_linear, versus_best, bounded = (cell.strip() for cell in row[1:-1])
+    assert (name, peak, seeds, final) == ("linear, 10 % warm-up", "1.5", "2", "3.4850")
+    assert (versus_linear[:7], versus_best[:7], bounded[:7]) == ("+0.4850", "+0.5850", "-0.5850")
+
+
+def test_seeds_that_not_all_schedules_have_finished_are_left_out(study, tmp_path):
+    folder = tmp_path / "growing"
+    shutil.copytree(study, folder)
+    whole = read_study(folder)
+    label = whole.label
+    linear = whole.choices.tuned["linear"].peak
+    ResultsFile(folder).append(Result(Cell(label, "linear", linear, 7, int(whole.cells["steps"].iloc[0])), 1.0))
+    growing = read_study(folder)
+    pd.testing.assert_frame_equal(growing.losses, whole.losses)
+    assert not growing.is_under_way
+    assert "Test seeds that are not finished are left out: 7." in notes(growing)
 
 
 def selection(losses):
@@ -498,3 +560,26 @@ def test_bad_options_are_refused(tmp_path):
     done = run_command(BIN / "python", SCRIPT, "--output_dir", tmp_path, "--start_peak", 0)
     assert done.returncode == 2
     assert "--start_peak is 0.0, but must be a positive learning rate." in done.stderr
+
+
+def test_a_launch_of_several_processes_is_refused(tmp_path):
+    done = accelerate_launch(SCRIPT, "--output_dir", tmp_path / "out")
+    assert "finetuning_study.py: error: 2 processes were launched, but each run trains in one" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("regime", "dtype"), [("finetune", torch.float32), ("lora", torch.bfloat16)])
+def test_weights_that_are_trained_are_float32(tmp_path, monkeypatch, regime, dtype):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 200)
+    tiny_model(vocab_size=300).to(torch.bfloat16).save_pretrained(tmp_path / "saved")
+    PreTrainedTokenizerFast(
+        tokenizer_object=train_byte_level_bpe([(tmp_path / "text.txt").read_text()], 300)
+    ).save_pretrained(tmp_path / "saved")
+    options = TrainingOptions(str(tmp_path / "out"), regime=regime, num_workers=1)
+    data = DataArguments(train_file=str(tmp_path / "text.txt"), validation_split_percentage=50, block_size=16)
+    setting = prepare_setting(ModelArguments(str(tmp_path / "saved")), data, options)
+    start = AutoModelForCausalLM.from_pretrained(setting.start)
+    assert start.dtype == dtype
+    described = describe_setting(replace(setting, regime="finetune"), 10)
+    assert described.get("weights", "float32") == str(dtype).removeprefix("torch.")

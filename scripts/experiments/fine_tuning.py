@@ -1,5 +1,6 @@
 """Cells of the language-model studies: the start model and the text that they share, and the training of one cell."""
 
+import gc
 import math
 import os
 import sys
@@ -36,6 +37,7 @@ BUILTIN_VOCABULARY = 1024
 BUILTIN_BLOCK_SIZE = 64
 
 MAX_EVALUATION_BLOCKS = 512
+"""Unless `--max_eval_samples` is given."""
 
 LORA_RANK, LORA_ALPHA = 8, 16
 
@@ -105,6 +107,7 @@ class Setting:
         batch_size: blocks in a batch of one process.
         bf16: whether to train with bfloat16 autocast.
         num_threads: torch's threads for a cell.
+        trust_remote_code: whether to run the model's own code.
     """
 
     regime: str
@@ -115,6 +118,7 @@ class Setting:
     batch_size: int
     bf16: bool
     num_threads: int
+    trust_remote_code: bool = False
 
     def cell_folder(self, cell: Cell) -> Path:
         """The folder that a cell writes to while it trains."""
@@ -151,7 +155,7 @@ def train_cell(setting: Setting, cell: Cell, schedule: ComparedSchedule, source:
         max_steps=cell.steps,
         learning_rate=cell.peak,
         per_device_train_batch_size=setting.batch_size,
-        per_device_eval_batch_size=32,
+        per_device_eval_batch_size=setting.batch_size,
         seed=cell.seed,
         bf16=setting.bf16,
         use_cpu=not torch.cuda.is_available(),
@@ -175,8 +179,11 @@ def train_cell(setting: Setting, cell: Cell, schedule: ComparedSchedule, source:
     )
     trainer.train()
     loss = trainer.evaluate()["eval_loss"]
-    trainer.accelerator.free_memory()
     curve = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    trainer.accelerator.free_memory()
+    del trainer
+    gc.collect()  # autocast makes the model part of a cycle; the next cell needs its memory
+    torch.cuda.empty_cache()
     seconds = round(time.monotonic() - started, 2)
     return Result(cell, loss if math.isfinite(loss) else math.inf, curve, seconds)
 
@@ -206,16 +213,23 @@ def describe_setting(setting: Setting, steps: int) -> dict[str, Any]:
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     train, evaluation = load_from_disk(f"{setting.blocks}/train"), load_from_disk(f"{setting.blocks}/evaluation")
     block_size = len(train[0]["input_ids"])
-    blocks_per_update = setting.batch_size * PartialState().num_processes
+    arguments = RefinedScheduleArguments(
+        output_dir=setting.folder,
+        per_device_train_batch_size=setting.batch_size,
+        use_cpu=not torch.cuda.is_available(),
+    )
+    blocks_per_update = arguments.train_batch_size * arguments.world_size
+    dtype = next(model.parameters()).dtype
     return {
         "model": f"{model.config.model_type}, {sum(parameter.numel() for parameter in model.parameters()):,} parameters, "
         f"{trainable:,} trainable",
         "tokens per update": blocks_per_update * block_size,
         "epochs": round(steps * blocks_per_update / len(train), 2),
         "evaluation blocks": f"{len(evaluation)} of {block_size} tokens",
-        "optimizer": describe_optimizer(RefinedScheduleArguments(output_dir=setting.folder, use_cpu=True)),
+        "optimizer": describe_optimizer(arguments),
         "dropout": describe_dropout(model),
         "bf16 autocast": setting.bf16,
+        **({"weights": str(dtype).removeprefix("torch.")} if dtype != torch.float32 else {}),
         **({"adapter": ADAPTER} if setting.regime == "lora" else {}),
     }
 
@@ -223,8 +237,11 @@ def describe_setting(setting: Setting, steps: int) -> dict[str, Any]:
 def make_model(setting: Setting) -> torch.nn.Module:
     """The model that a cell starts with. New weights depend on the seed that is set."""
     if setting.regime == "scratch":
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(setting.start))
-    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(setting.start)
+        config = AutoConfig.from_pretrained(setting.start, trust_remote_code=setting.trust_remote_code)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=setting.trust_remote_code)
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
+        setting.start, trust_remote_code=setting.trust_remote_code
+    )
     if setting.regime == "lora":
         try:
             import peft
@@ -284,6 +301,7 @@ def prepare_setting(
         batch_size=options.per_device_train_batch_size,
         bf16=options.bf16,
         num_threads=max(1, torch.get_num_threads() // options.num_workers),
+        trust_remote_code=model_arguments.trust_remote_code,
     )
 
 
@@ -356,7 +374,11 @@ def _make_start(
         record_gradient_norms=False,
     )
     model, tokenizer, train, evaluation = load_model_and_blocks(model_arguments, data, arguments)
-    evaluation = evaluation.select(range(min(MAX_EVALUATION_BLOCKS, len(evaluation))))
+    if data.max_eval_samples is None:
+        evaluation = evaluation.select(range(min(MAX_EVALUATION_BLOCKS, len(evaluation))))
+    if model_arguments.dtype == "auto" and options.regime != "lora":
+        # Small updates of bfloat16 weights are rounded away, first those at the end of a schedule.
+        model = model.float()
     if pretrain:
         print("Pretraining the model that all cells start with", file=sys.stderr)
         RefinedScheduleTrainer(model, arguments, train_dataset=train, data_collator=default_data_collator).train()

@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TypeVar
 
+import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
@@ -29,6 +30,17 @@ BASELINE_SEED = 0
 def compared_seeds(num_seeds: int) -> range:
     """The seeds 1 to `num_seeds`."""
     return range(BASELINE_SEED + 1, BASELINE_SEED + 1 + num_seeds)
+
+
+def refuse_several_processes() -> None:
+    """Refuse a launch of several processes, for scripts that train each run in one.
+
+    Raises:
+        ValueError: under `accelerate launch` or torchrun with more than one process.
+    """
+    count = PartialState(cpu=not torch.cuda.is_available()).num_processes
+    if count > 1:
+        raise ValueError(f"{count} processes were launched, but each run trains in one; start the script with python.")
 
 
 def baseline_cells(regime: str, peaks: Iterable[float], steps: int) -> list[Cell]:
@@ -127,6 +139,7 @@ def run_missing(
         description: the label of the progress bar.
         after_each: is called after each result.
     """
+    cells = list(dict.fromkeys(cells))
     missing = [cell for cell in cells if cell not in results]
     hidden = not cells or not PartialState().is_main_process
     finished = len(cells) - len(missing)

@@ -3,12 +3,14 @@
 This module needs the extra `scripts` (datasets, tokenizers).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets.exceptions import DatasetsError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
@@ -107,6 +109,14 @@ class DataArguments:
                 )
             if path is not None and Path(path).suffix not in FILE_READERS:
                 raise ValueError(f"--{name} is {path!r}, but must end in one of {', '.join(FILE_READERS)}.")
+        readers = {FILE_READERS[Path(path).suffix] for path in (self.train_file, self.validation_file) if path}
+        if self.train_file is not None and len(readers) > 1:
+            raise ValueError(
+                f"--train_file is {self.train_file!r} and --validation_file {self.validation_file!r}; give files of one type."
+            )
+        for name in ("block_size", "max_train_samples", "max_eval_samples"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"--{name} is {value}, but must be at least 1.")
 
 
 FILE_READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv"}
@@ -128,7 +138,10 @@ def load_text(data: DataArguments) -> DatasetDict:
     if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
         saved = load_from_disk(str(folder))
         return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
-    return load_dataset(data.dataset_name, data.dataset_config_name)
+    loaded = load_dataset(data.dataset_name, data.dataset_config_name)
+    if "train" not in loaded:
+        raise ValueError(f"{data.dataset_name} has no split train, but {', '.join(loaded)}; name another dataset.")
+    return loaded
 
 
 def text_column(part: Dataset, data: DataArguments) -> str:
@@ -246,11 +259,26 @@ def split_blocks(blocks: DatasetDict, data: DataArguments) -> tuple[Dataset, Dat
         held_out = {int((index + 0.5) * len(train) / count) for index in range(count)}
         evaluation = train.select(sorted(held_out))
         train = train.select([index for index in range(len(train)) if index not in held_out])
+    for option, part in (("train_file", train), ("validation_file", evaluation)):
+        if len(part) == 0:
+            raise ValueError(
+                f"The text of --{option} is shorter than a block; pass more text or a smaller --block_size."
+            )
     if data.max_train_samples is not None:
         train = train.select(range(min(data.max_train_samples, len(train))))
     if data.max_eval_samples is not None:
         evaluation = evaluation.select(range(min(data.max_eval_samples, len(evaluation))))
     return train, evaluation
+
+
+@contextmanager
+def _named_failure(what: str) -> Iterator[None]:
+    """Turn a misspelt name, a missing connection, a gated repository or an empty file into a `ValueError` of one line."""
+    try:
+        yield
+    except (OSError, DatasetsError) as error:
+        reason = " ".join(f"{error} {error.__cause__ or ''}".split())
+        raise ValueError(f"Cannot load {what}: {reason}") from error
 
 
 def load_model_and_blocks(
@@ -260,12 +288,17 @@ def load_model_and_blocks(
 
     Returns:
         The model, its tokenizer, the training blocks and the evaluation blocks.
+
+    Raises:
+        ValueError: if the text or the model cannot be loaded, or do not suit each other.
     """
-    with training.main_process_first(desc="loading the text"):
-        raw = load_text(data)
-    column = text_column(raw["train"], data)
-    tokenizer = load_tokenizer(model_arguments, raw, column, training)
-    model = load_model(model_arguments, tokenizer)
+    with _named_failure(f"the text {data.dataset_name or data.train_file or data.builtin_text}"):
+        with training.main_process_first(desc="loading the text"):
+            raw = load_text(data)
+        column = text_column(raw["train"], data)
+    with _named_failure(f"the model {model_arguments.model_name_or_path or model_arguments.model_type}"):
+        tokenizer = load_tokenizer(model_arguments, raw, column, training)
+        model = load_model(model_arguments, tokenizer)
     with training.main_process_first(desc="tokenizing"):
         blocks = group_into_blocks(raw, tokenizer, default_block_size(model, data), column, data)
     return model, tokenizer, *split_blocks(blocks, data)

@@ -99,6 +99,7 @@ def describe(problem: Problem, data_dir: Path) -> dict[str, str | float]:
     """What the report of a study states about the problem."""
     model = problem.make_model(data_dir)
     counts = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    arguments = problem.make_arguments({"output_dir": str(data_dir)})
     shapes = problem.shapes(data_dir, TRAIN)
     num_training, num_evaluation = (
         next(iter(problem.shapes(data_dir, part).values()))[0] for part in (TRAIN, EVALUATION)
@@ -109,11 +110,11 @@ def describe(problem: Problem, data_dir: Path) -> dict[str, str | float]:
         "model": type(model).__name__,
         "trained parameters": sum(counts),
         "updates": problem.steps,
-        "examples per update": problem.batch_size,
+        "examples per update": arguments.train_batch_size,
         "tensors of an example": ", ".join(f"{name} {list(shape[1:])}" for name, shape in shapes.items()),
-        "epochs": round(problem.steps * problem.batch_size / num_training, 2),
+        "epochs": round(problem.steps * arguments.train_batch_size / num_training, 2),
         "held-out examples": num_evaluation,
-        "optimizer": describe_optimizer(problem.make_arguments({"output_dir": str(data_dir)})),
+        "optimizer": describe_optimizer(arguments),
         "dropout": describe_dropout(model),
         "updates of pretraining": problem.pretraining_steps,
     }

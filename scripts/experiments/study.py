@@ -133,7 +133,8 @@ class Study:
         self._record_baselines(LINEAR, baseline_peak, baseline_file)
         write_forecasts(self.folder, self.options.optimizer)
         self._make_rules(baseline_peak)
-        self._select(list(dict.fromkeys([*LINEAR_SCHEDULES, *self.options.others])), baseline_peak)
+        others = dict.fromkeys([*LINEAR_SCHEDULES, *self.options.others])
+        self._select([name for name in others if name != LINEAR], baseline_peak)  # the baselines are at linear's peak
         if self.options.reduced:
             self._try_warmups_beyond(baseline_peak)
         choices = self.choices()

@@ -239,6 +239,7 @@ def notes(study: StudyResults) -> str:
     tuned = {name: best for name, best in study.choices.tuned.items() if name not in LINEAR_SCHEDULES}
     hopeless = [name for name, best in tuned.items() if best.problem == "diverged"]
     missing = [name for name in tuned if name not in study.losses.columns and name not in hopeless]
+    unfinished = sorted({*compared_rows(study.cells)["seed"]} - {*study.losses.index})
     unclear = unclear_over_baselines(study)
     sentences = [
         f'"No worse" means that the interval ends below {100 * MARGIN:g} % of the loss of reference 2.',
@@ -250,9 +251,7 @@ def notes(study: StudyResults) -> str:
         f"{diverged} test runs diverged and count as the worst of their seed." if diverged else "No test run diverged.",
         f"Diverged at every peak: {', '.join(hopeless)}." if hopeless else "",
         f"Not compared yet: {', '.join(missing)}." if missing else "",
-        f"{study.losses.isna().to_numpy().sum()} test runs are missing."
-        if study.losses.isna().to_numpy().any()
-        else "",
+        f"Test seeds that are not finished are left out: {', '.join(map(str, unfinished))}." if unfinished else "",
     ]
     return " ".join(sentence for sentence in sentences if sentence)
 

@@ -31,7 +31,7 @@ class StudyResults:
         label: the name of the setting.
         cells: rows of `results_table`.
         choices: what the selection seeds chose.
-        losses: the final loss of each test seed, indexed by seed, a column for each schedule.
+        losses: the final loss of each test seed that all compared schedules have finished, indexed by seed, a column for each schedule.
         reduced: whether the study follows the reduced protocol.
     """
 
@@ -53,9 +53,9 @@ class StudyResults:
 
     @property
     def is_under_way(self) -> bool:
-        """Whether a reference or a schedule with a primary contrast has no finished test seed yet."""
+        """Whether no test seed is finished yet, or a reference or a schedule with a primary contrast has none."""
         needed = {LINEAR, self.reference, *PRIMARY} & set(self.choices.compared)
-        return not needed <= set(self.losses.columns)
+        return not needed <= set(self.losses.columns) or bool(self.losses.isna().any(axis=None))
 
     def num_divergences(self, name: str, reference: str) -> int:
         """The number of test seeds on which a schedule diverged and a reference did not."""
@@ -80,7 +80,9 @@ def read_study(folder: Path) -> StudyResults:
     path = folder / RESULTS_FILE
     if not path.is_file():
         raise ValueError(f"{path} is missing; give the folder that a study has written.")
-    cells = results_table(read_results(path))
+    cells = results_table(
+        {result.cell: result for result in read_results(path)}.values()
+    )  # of a repeated cell, the last
     labels = list(cells["regime"].unique())
     if len(labels) != 1:
         raise ValueError(f"{path} has the results of {len(labels)} settings; a study has one. Give another folder.")
@@ -91,6 +93,8 @@ def read_study(folder: Path) -> StudyResults:
     tested = tested[tested["schedule"].map(chosen) == tested["peak"]]
     losses = tested.pivot_table(index="seed", columns="schedule", values="loss", aggfunc="last", dropna=False)
     losses = losses.reindex(columns=[name for name in choices.compared if name in losses.columns])
+    complete = losses.dropna()  # a study that gets more seeds has them for some schedules before the others
+    losses = losses if complete.empty else complete
     return StudyResults(str(labels[0]), cells, choices, losses, reduced)
 
 
