@@ -18,6 +18,7 @@ from experiments.rule_scores import score_rules
 from experiments.rules import ALL_RULES, Evidence
 from experiments.statistics import TunedSchedule
 from experiments.study import frozen_verdict
+from experiments.study_report import has_shortest_warmup, note_on_shortest_warmup
 from experiments.study_results import StudyResults
 from experiments.thresholds import choose_threshold
 from experiments.verdict_scores import LINEAR_DECAY, advice_of, is_right
@@ -25,6 +26,7 @@ from experiments.verdict_scores import LINEAR_DECAY, advice_of, is_right
 from hf_refined_schedule.norms.gradient_norms import GradientNorms
 from hf_refined_schedule.schedules.health import PROMISE, Finding, Health
 
+from .records import write_norms
 from .test_problem_suite import tiny_problem, write_diamonds
 from .tiny import read_rows
 from .tolerances import EXACT_ROUNDING
@@ -71,6 +73,17 @@ def test_a_floor_stops_vanishing_norms_from_raising_the_rate():
     assert floored.argmax() == pytest.approx(0.25 * STEPS, abs=2)
     tail = floored[STEPS // 2 :]
     assert np.diff(tail) == pytest.approx(np.full(len(tail) - 1, tail[1] - tail[0]), abs=EXACT_ROUNDING)
+
+
+def test_schedules_with_the_shortest_warm_up_are_counted(tmp_path):
+    paths = [tmp_path / "rising.jsonl", tmp_path / "falling.jsonl"]
+    for path, norms in zip(paths, ([*range(1, 101)], [*range(100, 0, -1)]), strict=True):
+        write_norms(path, norms)
+    rules.write_rules(tmp_path / "study", ["between two warm-ups"], paths, [], "adam", 1.0)
+    assert has_shortest_warmup(tmp_path / "study") == [True, False]
+    assert note_on_shortest_warmup(tmp_path / "study").startswith("From 1 of 2 baselines, *between two warm-ups* is")
+    assert suite_report.shortest_warmups([tmp_path / "study", tmp_path / "other"]).startswith("\n- In 0 of 1, ")
+    assert note_on_shortest_warmup(tmp_path / "other") == suite_report.shortest_warmups([tmp_path / "other"]) == ""
 
 
 def test_norms_of_pure_noise_give_linear_decay():

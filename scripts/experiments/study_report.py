@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hf_refined_schedule.schedules.schedule_file import read_schedule
+from hf_refined_schedule.theory.bounded_warmup import SHORTEST_WARMUP, bound_warmup
 from hf_refined_schedule.theory.classical import WARMUP
 
 from .json_file import read_json
@@ -34,7 +36,7 @@ from .protocol import (
 from .provenance import render_provenance
 from .report import read_schedules
 from .report_tables import format_p_value, num_decimals
-from .rules import ALL_RULES, BETWEEN_WARMUPS
+from .rules import ALL_RULES, BETWEEN_WARMUPS, rule_file
 from .settings import setting_section
 from .statistics import paired_difference
 from .study_folder import FORECASTS_FILE, PROVENANCE_FILE, SCHEDULES_FILE
@@ -214,7 +216,7 @@ def write_study_report(
         f"and the refined schedules of a test seed come from one of {NUM_BASELINES} baselines. Test seeds: {seeds}. "
         "Differences are paired by seed; a negative one is better.",
         table,
-        notes(study),
+        f"{notes(study)} {note_on_shortest_warmup(folder)}".strip(),
         *(f"![{captions[name]}]({place.name}/{name}.png)\n\n*{captions[name]}.*" for name in draw),
         *other_peaks,
         "## What was forecast",
@@ -254,6 +256,31 @@ def notes(study: StudyResults) -> str:
         f"Test seeds that are not finished are left out: {', '.join(map(str, unfinished))}." if unfinished else "",
     ]
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def has_shortest_warmup(folder: Path) -> list[bool]:
+    """Whether `bounded_warmup` gives linear decay after its shortest warm-up, for each baseline that has its schedule.
+
+    Args:
+        folder: the folder of the study.
+    """
+    found = []
+    for path in (rule_file(folder, BETWEEN_WARMUPS, index) for index in range(NUM_BASELINES)):
+        if path.exists():
+            grid = read_schedule(path).grid
+            found.append(bool(np.allclose(grid, bound_warmup(np.linspace(1, 0, len(grid))), atol=1e-6)))
+    return found
+
+
+def note_on_shortest_warmup(folder: Path) -> str:
+    """From how many baselines the bound, not the norms, decides the warm-up, in a sentence; empty if from none."""
+    found = has_shortest_warmup(folder)
+    return (
+        f"From {sum(found)} of {len(found)} baselines, *{BETWEEN_WARMUPS}* is linear decay after its shortest warm-up, "
+        f"{SHORTEST_WARMUP:.0%} of the run: the norms ask for less."
+        if any(found)
+        else ""
+    )
 
 
 def unclear_over_baselines(study: StudyResults) -> list[str]:

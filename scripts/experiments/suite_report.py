@@ -6,6 +6,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from hf_refined_schedule.theory.bounded_warmup import SHORTEST_WARMUP
+
 from .json_file import read_json, write_json
 from .markdown_tables import markdown_table
 from .problems import CHOOSING, PROBLEMS
@@ -16,7 +18,7 @@ from .rule_scores import descriptive_verdict, is_scored, relative_difference, ru
 from .rules import BETWEEN_WARMUPS, CLIPPED_RULES, RULES
 from .study_folder import PROVENANCE_FILE, SCHEDULES_FILE
 from .study_pictures import add_legend, style_of
-from .study_report import summary_table, write_study_report
+from .study_report import has_shortest_warmup, summary_table, write_study_report
 from .study_results import StudyResults, read_studies, read_study, with_divergence_as_worst
 from .verdict_scores import (
     advice_table,
@@ -154,7 +156,8 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
                 "in the studies of fine-tuning and from scratch": tested,
             },
             advised,
-        ),
+        )
+        + shortest_warmups([folders[name] for name in everything]),
         problem_table(studies, folder),
         summary,
         f"![Differences]({folder.name}/differences.png)\n\n*Differences from both references, per cent of their loss; linear between -1 "
@@ -211,6 +214,17 @@ def aim(rule: str, studies: Mapping[str, StudyResults]) -> str:
         f"Over all {len(compared)} problems and studies, *{rule}* is better than linear decay with the best warm-up in {better}, undecided in "
         f"{verdicts.count('undecided')}, and worse in {len(worse)}{' (' + '; '.join(worse) + ')' if worse else ''}. The aim, never "
         f"worse and better in a third, is {'reached' if reached else 'missed'}."
+    )
+
+
+def shortest_warmups(folders: Sequence[Path]) -> str:
+    """In how many studies the bound, not the norms, decides the warm-up, as the last item of a list; empty if none has the rule."""
+    found = [flags for folder in folders if (flags := has_shortest_warmup(folder))]
+    return (
+        f"\n- In {sum(map(all, found))} of {len(found)}, *{BETWEEN_WARMUPS}* is linear decay after its shortest warm-up, "
+        f"{SHORTEST_WARMUP:.0%} of the run, from every baseline: the norms ask for less."
+        if found
+        else ""
     )
 
 
