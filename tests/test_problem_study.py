@@ -79,6 +79,7 @@ def test_schedules_with_the_shortest_warm_up_are_counted(tmp_path):
     paths = [tmp_path / "rising.jsonl", tmp_path / "falling.jsonl"]
     for path, norms in zip(paths, ([*range(1, 101)], [*range(100, 0, -1)]), strict=True):
         write_norms(path, norms)
+    (tmp_path / "study").mkdir()
     rules.write_rules(tmp_path / "study", ["between two warm-ups"], paths, [], "adam", 1.0)
     assert has_shortest_warmup(tmp_path / "study") == [True, False]
     assert note_on_shortest_warmup(tmp_path / "study").startswith("From 1 of 2 baselines, *between two warm-ups* is")
