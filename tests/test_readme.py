@@ -80,6 +80,15 @@ def test_its_errors_of_the_loss_law_are_those_of_the_report():
     assert list(stated.groups()) == [f"{float(error):.3f}" for error in errors]
 
 
+def test_its_control_is_that_of_the_reports():
+    guide = " ".join((REPOSITORY / "docs" / "which-schedule.md").read_text().split())
+    stated = re.search(r"the difference was (\S+ \[.*?\]) and (\S+ \[.*?\])\.", guide).groups()
+    for difference, updates in zip(stated, (300, 1200), strict=True):
+        report = (REPOSITORY / "results" / f"trained_start_{updates}.md").read_text()
+        section = report[report.index("## Test runs at other peaks") : report.index("## What was forecast")]
+        assert f"| {difference} " in section
+
+
 def test_its_launches_are_those_that_ran():
     def rows(text, *columns):
         lines = [
