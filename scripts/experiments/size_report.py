@@ -95,15 +95,16 @@ def size_table(studies: Mapping[int, StudyResults], *, best_warmup: bool) -> str
 
 def significant_changes(studies: Mapping[int, StudyResults]) -> str:
     """Which differences grow or shrink with size, in a sentence."""
-    changes = []
+    changes, tested = [], 0
     for best_warmup in (False, True):
         compared = compare_sizes(studies, best_warmup=best_warmup)
         for name, rows in compared.groupby("schedule", sort=False):
             slope, low, high = change_with_size(rows.set_index("parameters")["difference"])
+            tested += 1
             if low > 0 or high < 0:
                 reference = "the best warm-up" if best_warmup else "linear decay"
                 changes.append(f"*{name}* against {reference} ({_interval(slope, low, high)})")
-    return f"Significant changes with size: {'; '.join(changes) or 'none'}."
+    return f"Significant changes with size, of {tested} tested and not corrected: {'; '.join(changes) or 'none'}."
 
 
 def best_peaks_on_the_edge(studies: Mapping[int, StudyResults]) -> str:
