@@ -514,7 +514,9 @@ def test_the_change_of_a_difference_with_size_is_a_slope(sizes, tmp_path):
     write_size_report(sizes, tmp_path / "sizes.md")
     assert (tmp_path / "sizes.png").exists()
     both = "*WSD* against linear decay (+1.00 [+1.00, +1.00]); *WSD* against the best warm-up (+1.00 [+1.00, +1.00])"
-    assert f"Significant changes with size, of 5 tested and not corrected: {both}." in (tmp_path / "sizes.md").read_text()
+    assert (
+        f"Significant changes with size, of 5 tested and not corrected: {both}." in (tmp_path / "sizes.md").read_text()
+    )
     lines = [line for line in (tmp_path / "sizes.md").read_text().splitlines() if line.startswith("|")]
     rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines}
     assert rows["schedule"] == [
