@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from .json_file import read_json
-from .protocol import LINEAR, PRIMARY, REDUCED, Choices, choose, compared_rows
+from .protocol import LINEAR, LINEAR_SCHEDULES, PRIMARY, REDUCED, Choices, choose, compared_rows
 from .results_table import read_results, results_table
 from .statistics import holm, paired_difference
 from .study_folder import RESULTS_FILE, SCHEDULES_FILE, SETTING_FILE
@@ -55,7 +55,7 @@ class StudyResults:
     def is_under_way(self) -> bool:
         """Whether no test seed is finished yet, or a reference or a schedule with a primary contrast has none."""
         needed = {LINEAR, self.reference, *PRIMARY} & set(self.choices.compared)
-        return not needed <= set(self.losses.columns) or bool(self.losses.isna().any(axis=None))
+        return not needed <= set(self.losses.columns) or bool(self.losses[sorted(needed)].isna().any(axis=None))
 
     def num_divergences(self, name: str, reference: str) -> int:
         """The number of test seeds on which a schedule diverged and a reference did not."""
@@ -93,7 +93,9 @@ def read_study(folder: Path) -> StudyResults:
     tested = tested[tested["schedule"].map(chosen) == tested["peak"]]
     losses = tested.pivot_table(index="seed", columns="schedule", values="loss", aggfunc="last", dropna=False)
     losses = losses.reindex(columns=[name for name in choices.compared if name in losses.columns])
-    complete = losses.dropna()  # a study that gets more seeds has them for some schedules before the others
+    # A study that gets more seeds has them for some schedules before the others; a warm-up that is no reference any more gets none.
+    compared = [name for name in losses if name not in LINEAR_SCHEDULES or name in (LINEAR, choices.reference)]
+    complete = losses.dropna(subset=compared)
     losses = losses if complete.empty else complete
     return StudyResults(str(labels[0]), cells, choices, losses, reduced)
 
