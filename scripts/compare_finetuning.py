@@ -33,8 +33,7 @@ from experiments.fine_tuning import (
     Setting,
     TrainingOptions,
     check_positive,
-    describe_setting,
-    describe_start,
+    describe_study,
     prepare_setting,
     run_cell,
 )
@@ -222,8 +221,7 @@ def run_comparison() -> None:
         for setting, size in zip(settings, sizes, strict=True):
             if writes:
                 model = model_arguments if size is None else replace(model_arguments, config_overrides=size)
-                described = {**describe_start(model, data, training), **describe_setting(setting, grid.max_steps)}
-                keep_setting(Path(setting.folder), described)
+                keep_setting(Path(setting.folder), describe_study(setting, grid.max_steps, model, data, training))
             Comparison(setting, grid, training.num_workers, provenance.write if writes else lambda: None).run()
     for size in sizes:
         print(f"Finished; the report: python scripts/report_comparison.py {folder / (size or '')}")

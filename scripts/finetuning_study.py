@@ -24,8 +24,7 @@ from experiments.fine_tuning import (
     Setting,
     TrainingOptions,
     check_positive,
-    describe_setting,
-    describe_start,
+    describe_study,
     prepare_setting,
     train_cell,
 )
@@ -102,7 +101,7 @@ def run_study() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with ProvenanceFile(folder, SCRIPT) as provenance:
         setting = prepare_setting(model, data, training)
-        described = {**describe_start(model, data, training), **describe_setting(setting, size.max_steps)}
+        described = describe_study(setting, size.max_steps, model, data, training)
         if size.reduced:
             described["protocol"] = REDUCED
         options = StudyOptions(

@@ -82,17 +82,23 @@ def loss_at(cell):
     return Result(cell, 2 + abs(math.log2(cell.peak / best)) + cell.seed / 1e6)
 
 
+def write_falling_norms(cell, folder):
+    """The norms of a baseline, which fall to 1 in the first tenth."""
+    path = folder / f"{cell.seed}.jsonl"
+    write_norms(path, [*np.linspace(3, 1, 10), *[1.0] * 90])
+    return path
+
+
 @pytest.mark.parametrize("num_kept", [0, 1, 5, 20, 60])
 def test_a_study_that_was_killed_chooses_from_all_peaks(tmp_path, num_kept):
-    """The linear baselines of this study have norms that fall to 1 in the first tenth."""
-
-    def record(cell):
-        path = tmp_path / f"{cell.seed}.jsonl"
-        write_norms(path, [*np.linspace(3, 1, 10), *[1.0] * 90])
-        return path
-
     def run(folder):
-        study = Study(folder, "x", StudyOptions(100, 1.0, num_test_seeds=2), loss_at, record)
+        study = Study(
+            folder,
+            "x",
+            StudyOptions(100, 1.0, num_test_seeds=2),
+            loss_at,
+            lambda cell: write_falling_norms(cell, tmp_path),
+        )
         study.run()
         cells = [result.cell for result in read_results(folder / "results.jsonl")]
         return [cell for cell in cells if cell.role != "baseline"]  # their norms are kept
@@ -136,13 +142,8 @@ def test_the_reduced_protocol_tries_few_peaks(tmp_path, ahead, reference):
         gain = {"linear": 0.0, "linear, 10 % warm-up": ahead}.get(cell.schedule, -0.1)
         return Result(cell, 3 - gain + abs(math.log2(cell.peak / best)) + cell.seed / 1e6)
 
-    def record(cell):
-        path = tmp_path / f"{cell.seed}.jsonl"
-        write_norms(path, [*np.linspace(3, 1, 10), *[1.0] * 90])
-        return path
-
     options = StudyOptions(100, 2.0, 1, num_test_seeds=2, others=WITHOUT_CAP, reduced=True)
-    study = Study(tmp_path / "study", "x", options, loss, record)
+    study = Study(tmp_path / "study", "x", options, loss, lambda cell: write_falling_norms(cell, tmp_path))
     study.run()
     cells = [result.cell for result in read_results(tmp_path / "study" / "results.jsonl")]
     peaks = {}
@@ -163,12 +164,6 @@ def test_the_reduced_protocol_tries_few_peaks(tmp_path, ahead, reference):
     compared = {cell.schedule: cell.peak for cell in cells if cell.role is None}
     assert compared == {reference: 2, "linear": 1, **dict.fromkeys(WITHOUT_CAP, 2)}
     assert not any(study.choices().tuned[name].on_edge for name in compared)
-
-
-def write_falling_norms(cell, folder):
-    path = folder / f"{cell.seed}.jsonl"
-    write_norms(path, [*np.linspace(3, 1, 10), *[1.0] * 90])
-    return path
 
 
 @pytest.mark.parametrize("reduced", [False, True])

@@ -188,10 +188,29 @@ def train_cell(setting: Setting, cell: Cell, schedule: ComparedSchedule, source:
     return Result(cell, loss if math.isfinite(loss) else math.inf, curve, seconds)
 
 
-def describe_start(
+def describe_study(
+    setting: Setting,
+    steps: int,
+    model_arguments: ModelArguments,
+    data: DataArguments | None,
+    options: TrainingOptions,
+) -> dict[str, Any]:
+    """What a report states about runs of `steps` updates.
+
+    Args:
+        setting: what `prepare_setting` has made.
+        steps: T, the number of optimizer updates of a run.
+        model_arguments: as `prepare_setting` took them.
+        data: as `model_arguments`.
+        options: as `model_arguments`.
+    """
+    return {**_describe_start(model_arguments, data, options), **describe_setting(setting, steps)}
+
+
+def _describe_start(
     model_arguments: ModelArguments, data: DataArguments | None, options: TrainingOptions
 ) -> dict[str, str]:
-    """What a report states about the start model and the text, from the arguments of `prepare_setting`."""
+    """What a report states about the start model and the text."""
     start, text = model_arguments.model_name_or_path, "CPython's source"
     if start is None:
         config = model_arguments.config_overrides or (BUILTIN_CONFIG if data is None else "its default configuration")
