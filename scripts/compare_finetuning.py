@@ -52,7 +52,7 @@ from experiments.language_modeling import DataArguments, ModelArguments
 from experiments.provenance import ProvenanceFile
 from experiments.results_file import ResultsFile
 from experiments.schedules_compared import SCHEDULES, sample_multipliers
-from experiments.study_folder import BASELINE_FILE, keep_setting
+from experiments.study_folder import BASELINE_FILE, keep_setting, only_run_in
 from experiments.variants import schedule_and_source, variant_names, write_variants
 from transformers import HfArgumentParser
 
@@ -212,11 +212,10 @@ def parse_options() -> tuple[ModelArguments, DataArguments | None, TrainingOptio
 def run_comparison() -> None:
     model_arguments, data, training, grid = parse_options()
     folder = Path(training.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     sizes: list[str | None] = [*grid.sizes] or [None]
-    provenance = ProvenanceFile(folder, SCRIPT, processes=PartialState().num_processes)
     writes = PartialState().is_main_process
-    with provenance if writes else nullcontext():
+    provenance = ProvenanceFile(folder, SCRIPT, processes=PartialState().num_processes)
+    with only_run_in(folder) if writes else nullcontext(), provenance if writes else nullcontext():
         settings = [prepare_setting(model_arguments, data, training, size) for size in sizes]
         for setting, size in zip(settings, sizes, strict=True):
             if writes:

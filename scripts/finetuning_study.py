@@ -35,7 +35,7 @@ from experiments.provenance import ProvenanceFile
 from experiments.quiet_trainer import print_errors_only
 from experiments.rules import RULES
 from experiments.study import Study, StudyOptions, describe_selection
-from experiments.study_folder import keep_setting
+from experiments.study_folder import keep_setting, only_run_in
 from transformers import HfArgumentParser
 
 SCRIPT = "finetuning_study.py"
@@ -98,8 +98,7 @@ def run_study() -> None:
     model, training, size, rest = parser.parse_args_into_dataclasses(return_remaining_strings=True)
     data = HfArgumentParser(text_class).parse_args_into_dataclasses(rest)[0] if rest else None
     folder = Path(training.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    with ProvenanceFile(folder, SCRIPT) as provenance:
+    with only_run_in(folder), ProvenanceFile(folder, SCRIPT) as provenance:
         setting = prepare_setting(model, data, training)
         described = describe_study(setting, size.max_steps, model, data, training)
         if size.reduced:

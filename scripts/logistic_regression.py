@@ -39,6 +39,7 @@ from experiments.logistic_problems import DATASETS, Problem, load_problem, train
 from experiments.provenance import ProvenanceFile
 from experiments.results_file import ResultsFile
 from experiments.schedules_compared import SCHEDULES, sample_multipliers
+from experiments.study_folder import only_run_in
 from torch.optim import Optimizer
 from tqdm import tqdm
 
@@ -149,7 +150,6 @@ class Regime:
 def run_grid(options: argparse.Namespace) -> None:
     """Run all data sets and optimizers, and write the provenance after each."""
     problems = {name: load_problem(name, options.penalty) for name in options.datasets}
-    options.output_dir.mkdir(parents=True, exist_ok=True)
     write_provenance = provenance_writer(options)
     results = ResultsFile(options.output_dir)
     write_provenance(results.seconds)
@@ -210,7 +210,8 @@ def main() -> None:
     register()
     logging.getLogger("hf_refined_schedule").setLevel(logging.ERROR)  # the grid prints the notes once for each regime
     try:
-        run_grid(options)
+        with only_run_in(options.output_dir):
+            run_grid(options)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     print(f"Finished; the report: python scripts/report_comparison.py {options.output_dir}")

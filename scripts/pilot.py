@@ -43,7 +43,7 @@ from experiments.pilots import (
     write_norms,
 )
 from experiments.provenance import ProvenanceFile, render_provenance
-from experiments.study_folder import PROVENANCE_FILE
+from experiments.study_folder import PROVENANCE_FILE, only_run_in
 from tqdm import tqdm
 
 from hf_refined_schedule import load_norms
@@ -221,8 +221,7 @@ def check_options(options: argparse.Namespace) -> None:
 
 def record_all(options: argparse.Namespace) -> None:
     """Train the missing runs, and write norms.csv and the provenance."""
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    with ProvenanceFile(options.output_dir, SCRIPT):
+    with only_run_in(options.output_dir), ProvenanceFile(options.output_dir, SCRIPT):
         runs = [run for regime in options.regimes for run in plan_runs(options, regime)]
         record_missing(runs, options.num_workers)
     columns = {

@@ -19,7 +19,7 @@ from .quiet_trainer import print_errors_only
 from .rules import CLIPPED_RULES
 from .settings import describe_dropout, describe_optimizer
 from .study import Study, StudyOptions, describe_selection
-from .study_folder import keep_setting
+from .study_folder import keep_setting, only_run_in
 
 SCRIPT = "problem_suite.py"
 
@@ -54,8 +54,6 @@ class ProblemStudy:
         torch.set_num_threads(1)
         print_errors_only()
         problem = self.problem
-        problem.prepare(self.data_dir)
-        self.folder.mkdir(parents=True, exist_ok=True)
         clips = problem.optimizer == "sgd" and problem.max_grad_norm > 0
         options = StudyOptions(
             problem.steps,
@@ -66,10 +64,11 @@ class ProblemStudy:
             others=[*WITHOUT_CAP, *CONTROLS, *self.rules, *(CLIPPED_RULES if clips else ())],
             max_grad_norm=problem.max_grad_norm,
         )
-        with ProvenanceFile(self.folder, SCRIPT) as provenance:
+        with only_run_in(self.folder), ProvenanceFile(self.folder, SCRIPT) as provenance:
+            problem.prepare(self.data_dir)
             keep_setting(self.folder, {**describe(problem, self.data_dir), **describe_selection(options)})
             Study(self.folder, self.name, options, self.train, self.norms_file, provenance.write).run()
-        shutil.rmtree(self.folder / "cells", ignore_errors=True)
+            shutil.rmtree(self.folder / "cells", ignore_errors=True)
 
     def train(self, cell: Cell) -> Result:
         """Train a cell."""

@@ -1,7 +1,10 @@
 """The files in the folder of a study. The report is made from them alone."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from .json_file import read_json, write_json
 
@@ -22,6 +25,33 @@ FORECASTS_FILE = "forecasts.json"
 
 SETTING_FILE = "setting.json"
 """The model, the data and the optimizer of a study, for its report."""
+
+LOCK_FILE = ".lock"
+"""Locked by the process that runs the study, and free when that process ends or is killed."""
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Keep other processes from running a study in the same folder: they would train the same cells a second time.
+
+    Args:
+        folder: the folder of the study, which is made where it is missing.
+
+    Raises:
+        ValueError: if another process runs a study there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"another process is running in {folder}; wait until it ends, or give another folder."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def differing_names(kept: Mapping[str, object], given: Mapping[str, object]) -> list[str]:
