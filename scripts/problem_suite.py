@@ -11,7 +11,6 @@ is written beside that folder when all problems are finished, or from the finish
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -31,16 +30,10 @@ from experiments.rules import RULES
 from experiments.suite_report import write_suite_report
 from tqdm import tqdm
 
-from hf_refined_schedule.norms.norms_file import NORMS_FILE_NAME
+from hf_refined_schedule.norms.norms_file import NORMS_FILE_NAME, read_norms_file
 
 TRIAL_FACTORS = (0.5, 1.0, 2.0)
 """Peaks of the trial, as factors of the start peak."""
-
-
-def clipped_share(norms_file: Path) -> float:
-    """The fraction of updates whose gradient was clipped."""
-    _, *rows = map(json.loads, norms_file.read_text(encoding="utf-8").splitlines())
-    return sum((row["clip_factor"] or 1.0) < 1 for row in rows) / len(rows)
 
 
 def try_problem(problem: Problem, folder: Path, seeds: Sequence[int]) -> list[dict[str, str]]:
@@ -57,7 +50,7 @@ def try_problem(problem: Problem, folder: Path, seeds: Sequence[int]) -> list[di
                 trainer = problem.make_trainer(folder, seed, arguments)
                 trainer.train()
                 losses.append(problem.outcome(trainer))
-                clipped.append(clipped_share(Path(output) / NORMS_FILE_NAME))
+                clipped.append(read_norms_file(Path(output) / NORMS_FILE_NAME).clipped_share or 0.0)
         row = {
             "problem": problem.name,
             "like": problem.counterpart,

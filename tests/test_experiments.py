@@ -29,7 +29,13 @@ from experiments.grid import (
 from experiments.json_file import read_json, write_json
 from experiments.markdown_tables import markdown_table
 from experiments.processes import PYTHONPATH
-from experiments.provenance import ProvenanceFile, collect_provenance, package_versions, render_provenance
+from experiments.provenance import (
+    ProvenanceFile,
+    collect_provenance,
+    merge_provenance,
+    package_versions,
+    render_provenance,
+)
 from experiments.results_file import ResultsFile
 from experiments.schedules_compared import SCHEDULES, sample_multipliers
 
@@ -373,6 +379,18 @@ def test_a_run_on_another_machine_is_added(tmp_path):
             pass
     machines = json.loads((tmp_path / "grid.json").read_text())["machine"].split("; ")
     assert (machines[0], len(machines)) == ("an abacus", 2)
+
+
+def test_merged_records_name_every_machine_and_version():
+    one = {"commands": ["a"], "machine": "an abacus", "versions": {"torch": "2.6"}, "seconds": 1.0, "data": "old"}
+    two = {"commands": ["b", "a"], "machine": "a loom", "versions": {"torch": "2.13", "scipy": "1.17"}, "seconds": 2.5}
+    assert merge_provenance([one, {}, two, {**one, "data": "new"}]) == {
+        "commands": ["a", "b"],
+        "machine": "an abacus; a loom",
+        "versions": {"torch": "2.6; 2.13", "scipy": "1.17"},
+        "seconds": 4.5,
+        "data": "new",
+    }
 
 
 def test_writing_twice_does_not_count_the_time_twice(tmp_path):

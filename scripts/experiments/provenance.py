@@ -5,12 +5,13 @@ A script that runs once calls `collect_provenance` when it ends. A script whose 
 last section of a report.
 """
 
+import math
 import os
 import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -97,6 +98,26 @@ def render_provenance(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def merge_provenance(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One record of several: all commands, machines and versions, the sum of the times, and the other entries of the last.
+
+    Args:
+        records: at least one; an earlier one may be empty.
+    """
+    versions = [record["versions"] for record in records if "versions" in record]
+    machines = [record["machine"] for record in records if "machine" in record]
+    return {
+        **records[-1],
+        "commands": list(dict.fromkeys(command for record in records for command in record.get("commands", []))),
+        "machine": _all_values(machines),
+        "versions": {
+            package: _all_values(each[package] for each in versions if package in each)
+            for package in dict.fromkeys(package for each in reversed(versions) for package in each)
+        },
+        "seconds": round(math.fsum(record.get("seconds", 0.0) for record in records), 1),
+    }
+
+
 class ProvenanceFile:
     """The provenance of a folder that several runs of a script add to.
 
@@ -130,13 +151,11 @@ class ProvenanceFile:
         Returns:
             The contents of the file: the earlier commands and this one, the machines, the versions and the time.
         """
-        if seconds is None:
-            seconds = self.previous.get("seconds", 0.0) + time.monotonic() - self._started
-        record = collect_provenance(self._script, seconds, packages=self._packages, **self._details)
-        record["commands"] = list(dict.fromkeys([*self.previous.get("commands", []), *record["commands"]]))
-        for package, kept in self.previous.get("versions", {}).items():  # a resumed run may have others
-            record["versions"][package] = _with_earlier(kept, record["versions"].get(package, kept))
-        record["machine"] = _with_earlier(self.previous.get("machine", ""), record["machine"])
+        elapsed = time.monotonic() - self._started
+        now = collect_provenance(self._script, elapsed, packages=self._packages, **self._details)
+        record = merge_provenance([self.previous, now])
+        if seconds is not None:
+            record["seconds"] = round(seconds, 1)
         write_json(self.path, record, indent=1)
         return record
 
@@ -150,6 +169,6 @@ class ProvenanceFile:
             self.write()
 
 
-def _with_earlier(earlier: str, now: str) -> str:
-    """All different values of a record that is added to, the earliest first."""
-    return "; ".join(dict.fromkeys([*filter(None, earlier.split("; ")), now]))
+def _all_values(texts: Iterable[str]) -> str:
+    """The different values of records, the earliest first; a value may itself be of several records."""
+    return "; ".join(dict.fromkeys(value for text in texts for value in text.split("; ")))

@@ -1,13 +1,14 @@
 """What a report states about the model, the data and the optimizer of its runs."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
-import pandas as pd
 import torch
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
+
+from hf_refined_schedule.norms.norms_file import read_norms_file
 
 from .json_file import read_json
 from .study_folder import SETTING_FILE
@@ -35,14 +36,8 @@ def setting_section(folder: Path, baselines: Sequence[Path]) -> str:
         baselines: the norms of its baselines, whose clipped updates are counted.
     """
     described = read_json(folder / SETTING_FILE)
-    clipped = _clipped_fraction([path for path in baselines if path.exists()])
-    if not math.isnan(clipped):
-        described["clipped updates of the baselines"] = f"{clipped:.0%}"
+    shares = [read_norms_file(path).clipped_share for path in baselines if path.exists()]
+    known = [share for share in shares if share is not None]
+    if known:
+        described["clipped updates of the baselines"] = f"{fmean(known):.0%}"
     return "\n".join(["## Setting", "", *(f"- {name}: {value}" for name, value in described.items())])
-
-
-def _clipped_fraction(baselines: Sequence[Path]) -> float:
-    """The fraction of updates whose gradient was clipped, NaN if unknown."""
-    rows = pd.concat([pd.read_json(path, lines=True) for path in baselines]) if baselines else pd.DataFrame()
-    factors = rows["clip_factor"].dropna() if "clip_factor" in rows else pd.Series(dtype=float)
-    return float((factors < 1).mean())

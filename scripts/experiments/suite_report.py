@@ -12,7 +12,7 @@ from .json_file import read_json, write_json
 from .markdown_tables import markdown_table
 from .problems import CHOOSING, PROBLEMS
 from .protocol import CONTROLS, LINEAR, REFINED, RISING_IGNORED
-from .provenance import render_provenance
+from .provenance import merge_provenance, render_provenance
 from .report_tables import describe_seeds
 from .rule_scores import descriptive_verdict, is_scored, relative_difference, rule_table, score_rules
 from .rules import BETWEEN_WARMUPS, CLIPPED_RULES, RULES
@@ -188,7 +188,7 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
         "without warm-up (reference 1):",
         outcomes_by_verdict(advised),
         describe_promise_and_gain(advised),
-        render_provenance(merged_provenance([read_json(folder / name / PROVENANCE_FILE) for name in studies])),
+        render_provenance(merge_provenance([read_json(folder / name / PROVENANCE_FILE) for name in studies])),
     ]
     folder.resolve().with_name(f"{folder.resolve().name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return summary
@@ -243,10 +243,3 @@ def problem_table(studies: Mapping[str, StudyResults], folder: Path) -> str:
         for name, study in studies.items()
     ]
     return markdown_table(pd.DataFrame(rows))
-
-
-def merged_provenance(records: Sequence[dict[str, object]]) -> dict[str, object]:
-    """One record of several: all commands, and the sum of the times."""
-    commands = dict.fromkeys(command for record in records for command in record.get("commands", []))  # type: ignore[attr-defined]
-    seconds = sum(float(record.get("seconds", 0.0)) for record in records)  # type: ignore[arg-type]
-    return {**records[-1], "commands": list(commands), "seconds": seconds}
