@@ -76,7 +76,7 @@ def _track_record(record: dict[str, Any]) -> TrackRecord:
 
 
 RECORD_OF_RISING_NORMS = (
-    "norms rise from scratch and with LoRA; from scratch over 300 updates or more, linear decay after a warm-up of 20 % was better than "
+    "norms rise from scratch and with LoRA; from scratch over 300 and 1,200 updates, linear decay after a warm-up of 20 % was better than "
     "all refined schedules, and with LoRA plain linear decay was as good (results/studies.md)"
 )
 """What to know before a run is refined whose norms rise."""

@@ -11,7 +11,7 @@ from transformers.training_args import OptimizerNames
 from hf_refined_schedule.norms.norms_file import read_norms_file
 
 from .json_file import read_json
-from .study_folder import SETTING_FILE
+from .study_folder import NOTES_FILE, SETTING_FILE
 
 
 def describe_optimizer(arguments: TrainingArguments) -> str:
@@ -40,4 +40,6 @@ def setting_section(folder: Path, baselines: Sequence[Path]) -> str:
     known = [share for share in shares if share is not None]
     if known:
         described["clipped updates of the baselines"] = f"{fmean(known):.0%}"
-    return "\n".join(["## Setting", "", *(f"- {name}: {value}" for name, value in described.items())])
+    lines = "\n".join(f"- {name}: {value}" for name, value in described.items())
+    notes = folder / NOTES_FILE
+    return "\n\n".join(["## Setting", lines, *([notes.read_text(encoding="utf-8").strip()] if notes.exists() else [])])

@@ -26,6 +26,9 @@ FORECASTS_FILE = "forecasts.json"
 SETTING_FILE = "setting.json"
 """The model, the data and the optimizer of a study, for its report."""
 
+NOTES_FILE = "notes.md"
+"""What the setting does not say, written by hand; it is optional."""
+
 LOCK_FILE = ".lock"
 """Locked by the process that runs the study, and free when that process ends or is killed."""
 

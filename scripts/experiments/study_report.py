@@ -28,6 +28,7 @@ from .protocol import (
     SCHEDULES,
     SELECTION,
     SUMMARIZED,
+    WORTH_A_RUN,
     baseline_file,
     baseline_index,
     compared_rows,
@@ -48,9 +49,15 @@ SMALL_PROMISE = (
 )
 """Why `check` advised linear decay at the time of the protocol though the schedule was sound."""
 
+MEANINGS = {
+    RISING_IGNORED: f'*{RISING_IGNORED}* is the option `rising_norms="ignore"`',
+    BETWEEN_WARMUPS: f"*{BETWEEN_WARMUPS}* is the option `bounded_warmup`",
+}
+"""The options of the package that give the schedules whose names do not say it."""
+
 OTHER_PEAKS = (
-    "The selection seeds did not choose these peaks. Those of reference 2 are controls, which show what a finer grid of peaks is worth; "
-    "others were the best until a grid was widened."
+    "The selection seeds did not choose these peaks, and these runs count in no verdict. Those of reference 2 are controls, which show what "
+    "a finer grid of peaks is worth; the peaks of the others were the best until their grid was widened."
 )
 
 
@@ -63,9 +70,7 @@ def comparison_table(study: StudyResults, grids: dict[str, Any]) -> pd.DataFrame
     for name in losses.columns:
         tuned = study.choices.tuned[name]
         row = {
-            "schedule": f"{name} (reference {' and '.join(reference_numbers(study, name))})"
-            if reference_numbers(study, name)
-            else name,
+            "schedule": _row_name(study, name),
             "peak": f"{tuned.peak:g}{' (edge)' if tuned.on_edge else ''}",
             "highest rate / peak, first baseline": f"{np.max(grids[name]):.2f}" if name in grids else NOT_AVAILABLE,
             "final loss": f"{losses[name].mean():.{decimals}f}",
@@ -81,6 +86,14 @@ def comparison_table(study: StudyResults, grids: dict[str, Any]) -> pd.DataFrame
             row["verdict vs reference 2"] = contrasts.loc[name, "verdict"]
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _row_name(study: StudyResults, name: str) -> str:
+    """The schedule, the references that it is, and on how many seeds it ran, if not on all."""
+    remarks = [f"reference {' and '.join(numbers)}"] if (numbers := reference_numbers(study, name)) else []
+    if (ran := study.losses[name].count()) < len(study.losses):
+        remarks.append(f"{ran} of {len(study.losses)} seeds")
+    return f"{name} ({', '.join(remarks)})" if remarks else name
 
 
 def reference_numbers(study: StudyResults, name: str) -> list[str]:
@@ -106,6 +119,7 @@ def _difference_text(row: Mapping[str, Any] | pd.Series, decimals: int) -> str:
 def forecast_table(folder: Path) -> str:
     """What `check` and the bound said about each baseline before the outcome, as Markdown."""
     forecasts = read_json(folder / FORECASTS_FILE).get("forecasts", [])
+    earlier = [f"*{name}*" for name in (LINEAR_WILL_DO, WORTH_A_RUN) if name in {row["verdict"] for row in forecasts}]
     rows = [
         {
             "baseline": row["baseline"],
@@ -118,7 +132,14 @@ def forecast_table(folder: Path) -> str:
         }
         for row in forecasts
     ]
-    return markdown_table(pd.DataFrame(rows)) if rows else "No forecasts were recorded."
+    if not rows:
+        return "No forecasts were recorded."
+    note = (
+        f"\n\nAn earlier version of `check` said {' and '.join(earlier)} of schedules that are *sound* today."
+        if earlier
+        else ""
+    )
+    return markdown_table(pd.DataFrame(rows)) + note
 
 
 def selection_table(study: StudyResults) -> str:
@@ -212,9 +233,10 @@ def write_study_report(
     other_peaks = ["## Test runs at other peaks", OTHER_PEAKS, others] if others else []
     parts = [
         f"# {study.label}",
-        f"By [the protocol]({protocol}){form}: peaks and the warm-up of reference 2 are chosen on selection seeds that are not compared, "
-        f"and the refined schedules of a test seed come from one of {NUM_BASELINES} baselines. Test seeds: {seeds}. "
-        "Differences are paired by seed; a negative one is better.",
+        f"By [the protocol]({protocol}){form}. Reference 1 is linear decay, reference 2 linear decay with the best warm-up of 0, 2, 5, 10 and "
+        f"20 % of the run. This warm-up and all peaks are chosen on {selection}, which {'are' if num_selection > 1 else 'is'} not compared. "
+        f"Refined schedules come from {NUM_BASELINES} other runs of linear decay, the baselines, one of them for each test seed. "
+        f"Test seeds: {seeds}. Differences are paired by seed; a negative one is better.",
         table,
         f"{notes(study)} {note_on_shortest_warmup(folder)}".strip(),
         *(f"![{captions[name]}]({place.name}/{name}.png)\n\n*{captions[name]}.*" for name in draw),
@@ -244,9 +266,10 @@ def notes(study: StudyResults) -> str:
     unfinished = sorted({*compared_rows(study.cells)["seed"]} - {*study.losses.index})
     unclear = unclear_over_baselines(study)
     sentences = [
+        " ".join(f"{meaning}." for name, meaning in MEANINGS.items() if name in study.losses),
         f'"No worse" means that the interval ends below {100 * MARGIN:g} % of the loss of reference 2.',
         f"The best peak is on the edge of the grid for {', '.join(edges)}." if edges else "",
-        "Test seeds that share a baseline share a schedule. With one mean for each baseline in place of its seeds, not significant: "
+        "Test seeds that share a baseline share a schedule. Averaged to one value for each baseline, these differences are not significant: "
         f"{'; '.join(unclear)}."
         if unclear
         else "",
