@@ -23,7 +23,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -33,7 +32,9 @@ from experiments.fine_tuning import (
     Setting,
     TrainingOptions,
     check_positive,
+    describe_start,
     describe_study,
+    parse_options,
     prepare_setting,
     run_cell,
 )
@@ -52,9 +53,8 @@ from experiments.language_modeling import DataArguments, ModelArguments
 from experiments.provenance import ProvenanceFile
 from experiments.results_file import ResultsFile
 from experiments.schedules_compared import SCHEDULES, sample_multipliers
-from experiments.study_folder import BASELINE_FILE, keep_setting, only_run_in
+from experiments.study_folder import BASELINE_FILE, keep_setting, only_run_in, refuse_another_setting
 from experiments.variants import schedule_and_source, variant_names, write_variants
-from transformers import HfArgumentParser
 
 SCRIPT = "compare_finetuning.py"
 
@@ -191,35 +191,33 @@ class Comparison:
         add_sampled_schedules(self.folder, self.setting.label, multipliers)
 
 
-def parse_options() -> tuple[ModelArguments, DataArguments | None, TrainingOptions, GridOptions]:
-    """Read the command line; the text options are optional as a group."""
+def read_command_line() -> tuple[ModelArguments, TrainingOptions, GridOptions, DataArguments | None]:
+    """Read the command line, and join the launched processes."""
     PartialState(
         cpu=not torch.cuda.is_available()
     )  # without cpu=True, processes launched on CPUs do not see each other
-    classes: Any = (ModelArguments, TrainingOptions, GridOptions)
-    text_class: Any = DataArguments
-    parser = HfArgumentParser(classes)
-    model_arguments, training, grid, rest = parser.parse_args_into_dataclasses(return_remaining_strings=True)
-    data = HfArgumentParser(text_class).parse_args_into_dataclasses(rest)[0] if rest else None
+    model_arguments, training, grid, data = parse_options(ModelArguments, TrainingOptions, GridOptions)
     processes = PartialState().num_processes
     if processes > 1 and training.num_workers > 1:
         raise ValueError(
             f"--num_workers is {training.num_workers} and accelerate launch runs {processes} processes; use one of them."
         )
-    return model_arguments, data, training, grid
+    return model_arguments, training, grid, data
 
 
 def run_comparison() -> None:
-    model_arguments, data, training, grid = parse_options()
+    model_arguments, training, grid, data = read_command_line()
     folder = Path(training.output_dir)
     sizes: list[str | None] = [*grid.sizes] or [None]
+    models = [model_arguments if size is None else replace(model_arguments, config_overrides=size) for size in sizes]
     writes = PartialState().is_main_process
     provenance = ProvenanceFile(folder, SCRIPT, processes=PartialState().num_processes)
     with only_run_in(folder) if writes else nullcontext(), provenance if writes else nullcontext():
+        for model, size in zip(models, sizes, strict=True):
+            refuse_another_setting(folder / (size or ""), describe_start(model, data, training))
         settings = [prepare_setting(model_arguments, data, training, size) for size in sizes]
-        for setting, size in zip(settings, sizes, strict=True):
+        for setting, model in zip(settings, models, strict=True):
             if writes:
-                model = model_arguments if size is None else replace(model_arguments, config_overrides=size)
                 keep_setting(Path(setting.folder), describe_study(setting, grid.max_steps, model, data, training))
             Comparison(setting, grid, training.num_workers, provenance.write if writes else lambda: None).run()
     for size in sizes:
@@ -229,7 +227,7 @@ def run_comparison() -> None:
 def main() -> None:
     try:
         run_comparison()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         exit_with_error(SCRIPT, error)
     PartialState().wait_for_everyone()
     PartialState().destroy_process_group()

@@ -13,10 +13,10 @@ scripts/run_clm.py select other models and data. Each result is appended to resu
 runs in that file, so a killed study continues where it stopped.
 """
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from experiments.arguments import exit_with_error
 from experiments.cells import BASELINE, Cell, Result
@@ -24,19 +24,20 @@ from experiments.fine_tuning import (
     Setting,
     TrainingOptions,
     check_positive,
+    describe_start,
     describe_study,
+    parse_options,
     prepare_setting,
     train_cell,
 )
 from experiments.grid import refuse_several_processes
-from experiments.language_modeling import DataArguments, ModelArguments
+from experiments.language_modeling import ModelArguments
 from experiments.protocol import OTHER_SCHEDULES, REDUCED, SCHEDULES, WITHOUT_CAP, source_file
 from experiments.provenance import ProvenanceFile
 from experiments.quiet_trainer import print_errors_only
 from experiments.rules import RULES
 from experiments.study import Study, StudyOptions, describe_selection
-from experiments.study_folder import keep_setting, only_run_in
-from transformers import HfArgumentParser
+from experiments.study_folder import keep_setting, only_run_in, refuse_another_setting
 
 SCRIPT = "finetuning_study.py"
 
@@ -73,9 +74,9 @@ class ProtocolArguments:
     def __post_init__(self) -> None:
         for name in ("max_steps", "num_selection_seeds", "num_test_seeds"):
             check_positive(self, name)
-        if self.start_peak <= 0:
+        if not 0 < self.start_peak < math.inf:
             raise ValueError(f"--start_peak is {self.start_peak}, but must be a positive learning rate.")
-        if min(self.control_peaks, default=1) <= 0:
+        if not all(0 < peak < math.inf for peak in self.control_peaks):
             raise ValueError(f"--control_peaks is {self.control_peaks}, but must be positive learning rates.")
         for name in self.rules:
             if name not in RULES:
@@ -92,17 +93,9 @@ def train(setting: Setting, cell: Cell) -> Result:
 def run_study() -> None:
     refuse_several_processes()
     print_errors_only()
-    classes: Any = (ModelArguments, TrainingOptions, ProtocolArguments)
-    text_class: Any = DataArguments
-    parser = HfArgumentParser(classes)
-    model, training, size, rest = parser.parse_args_into_dataclasses(return_remaining_strings=True)
-    data = HfArgumentParser(text_class).parse_args_into_dataclasses(rest)[0] if rest else None
+    model, training, size, data = parse_options(ModelArguments, TrainingOptions, ProtocolArguments)
     folder = Path(training.output_dir)
     with only_run_in(folder), ProvenanceFile(folder, SCRIPT) as provenance:
-        setting = prepare_setting(model, data, training)
-        described = describe_study(setting, size.max_steps, model, data, training)
-        if size.reduced:
-            described["protocol"] = REDUCED
         options = StudyOptions(
             size.max_steps,
             size.start_peak,
@@ -113,7 +106,11 @@ def run_study() -> None:
             reduced=size.reduced,
             control_peaks=size.control_peaks,
         )
-        keep_setting(folder, {**described, **describe_selection(options)})
+        protocol = {"protocol": REDUCED} if size.reduced else {}
+        described = {**describe_start(model, data, training), **protocol, **describe_selection(options)}
+        refuse_another_setting(folder, described)
+        setting = prepare_setting(model, data, training)
+        keep_setting(folder, describe_study(setting, size.max_steps, model, data, training) | described)
         label = size.label or f"{training.regime}, {size.max_steps} updates"
         Study(folder, label, options, partial(train, setting), setting.norms_file, provenance.write).run()
     print(f"Finished; the report: python scripts/report_studies.py {folder}")
@@ -122,7 +119,7 @@ def run_study() -> None:
 def main() -> None:
     try:
         run_study()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         exit_with_error(SCRIPT, error)
 
 

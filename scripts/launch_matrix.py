@@ -64,9 +64,7 @@ class Report(NamedTuple):
 def provenance_of(seconds: float) -> dict[str, Any]:
     """Where this process runs, and with which versions."""
     packages = [*PACKAGES, "deepspeed", "peft"]
-    return collect_provenance(
-        "launch_matrix.py", seconds, packages=packages, python=platform.python_version(), system=platform.system()
-    )
+    return collect_provenance("launch_matrix.py", seconds, packages=packages, system=platform.system())
 
 
 def render_report(

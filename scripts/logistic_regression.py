@@ -34,7 +34,14 @@ import torch
 from accelerate import PartialState
 from experiments.arguments import OneLineParser, non_negative_number, peak_learning_rate, positive_integer
 from experiments.cells import Cell, Result
-from experiments.grid import add_sampled_schedules, baseline_cells, compared_cells, keep_baseline, run_missing
+from experiments.grid import (
+    add_sampled_schedules,
+    baseline_cells,
+    compared_cells,
+    keep_baseline,
+    refuse_several_processes,
+    run_missing,
+)
 from experiments.logistic_problems import DATASETS, Problem, load_problem, train_linear_model, training_curve
 from experiments.provenance import ProvenanceFile
 from experiments.results_file import ResultsFile
@@ -210,6 +217,7 @@ def main() -> None:
     register()
     logging.getLogger("hf_refined_schedule").setLevel(logging.ERROR)  # the grid prints the notes once for each regime
     try:
+        refuse_several_processes()
         with only_run_in(options.output_dir):
             run_grid(options)
     except (ValueError, OSError) as error:

@@ -13,7 +13,7 @@ nothing. The default takes about 10 minutes on two cores.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,12 +123,13 @@ def train(run: Run) -> None:
     run_cell(run.setting, run.cell)
 
 
-def record_missing(runs: Sequence[Run], num_workers: int) -> None:
-    """Train the runs whose norms are not complete, the longest first."""
+def record_missing(runs: Sequence[Run], num_workers: int, after_each: Callable[[], object]) -> None:
+    """Train the runs whose norms are not complete, the longest first, and call `after_each` after each."""
     missing = sorted((run for run in runs if not run.is_recorded), key=lambda run: -run.cell.steps)
     with tqdm(total=len(runs), initial=len(runs) - len(missing), desc="recording", unit="run") as progress:
         for _ in run_each(train, missing, num_workers):
             progress.update()
+            after_each()
 
 
 def recorded_sources(
@@ -221,9 +222,9 @@ def check_options(options: argparse.Namespace) -> None:
 
 def record_all(options: argparse.Namespace) -> None:
     """Train the missing runs, and write norms.csv and the provenance."""
-    with only_run_in(options.output_dir), ProvenanceFile(options.output_dir, SCRIPT):
+    with only_run_in(options.output_dir), ProvenanceFile(options.output_dir, SCRIPT) as provenance:
         runs = [run for regime in options.regimes for run in plan_runs(options, regime)]
-        record_missing(runs, options.num_workers)
+        record_missing(runs, options.num_workers, provenance.write)
     columns = {
         column_name(run.regime, run.name, run.cell.seed): load_norms(run.norms_file).at_every_step("l1") for run in runs
     }

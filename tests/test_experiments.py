@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+import torch
 from experiments.arguments import fraction_of_run, peak_learning_rate, positive_integer
 from experiments.cells import BASELINE, TWICE_THE_STEPS, Cell, Result
 from experiments.grid import (
@@ -38,6 +40,8 @@ from experiments.provenance import (
 )
 from experiments.results_file import ResultsFile
 from experiments.schedules_compared import SCHEDULES, sample_multipliers
+from experiments.settings import describe_dropout
+from transformers import OPTConfig, OPTForCausalLM
 
 from .refusals import refuses
 from .tolerances import COMMAND_SECONDS
@@ -335,7 +339,8 @@ def test_provenance_holds_the_command_and_what_it_ran_on(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["anything.py", "--name", "a b"])
     record = collect_provenance("soak.py", 90.04, packages=["torch", "no-package-of-this-name"], threads=2)
     assert record["commands"] == ["python scripts/soak.py --name 'a b'"]
-    assert list(record) == ["commands", "machine", "threads", "versions", "seconds"]
+    assert list(record) == ["commands", "machine", "python", "threads", "versions", "seconds"]
+    assert record["python"] == platform.python_version()
     assert record["versions"]["no-package-of-this-name"] == "not installed"
     assert re.fullmatch(r".+, \d+ cores, .+", record["machine"])
     rendered = render_provenance(record)
@@ -354,6 +359,7 @@ def test_a_provenance_file_adds_runs_up(tmp_path, monkeypatch):
     for _ in range(2):
         with ProvenanceFile(tmp_path, "pilot.py", processes=1) as file:
             assert file.previous["commands"][0] == "first"
+            file.write()
     record = json.loads((tmp_path / "grid.json").read_text())
     assert record["commands"] == ["first", "python scripts/pilot.py"]
     assert 100.0 <= record["seconds"] < 160.0
@@ -361,35 +367,55 @@ def test_a_provenance_file_adds_runs_up(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_run_leaves_its_provenance(tmp_path):
-    with pytest.raises(KeyboardInterrupt), ProvenanceFile(tmp_path, "pilot.py"):
+    with pytest.raises(KeyboardInterrupt), ProvenanceFile(tmp_path, "pilot.py") as file:
+        file.write()
+        file.path.unlink()
         raise KeyboardInterrupt
     assert len(json.loads((tmp_path / "grid.json").read_text())["commands"]) == 1
 
 
-def test_a_refused_run_leaves_no_provenance(tmp_path):
+def test_a_run_without_results_leaves_no_provenance(tmp_path):
     with pytest.raises(ValueError, match="an option"), ProvenanceFile(tmp_path, "pilot.py"):
         raise ValueError("an option")
+    with ProvenanceFile(tmp_path, "pilot.py"):
+        pass
     assert not (tmp_path / "grid.json").exists()
 
 
 def test_a_run_on_another_machine_is_added(tmp_path):
     (tmp_path / "grid.json").write_text(json.dumps({"machine": "an abacus", "seconds": 1.0}))
     for _ in range(2):
-        with ProvenanceFile(tmp_path, "pilot.py"):
-            pass
+        with ProvenanceFile(tmp_path, "pilot.py") as file:
+            file.write()
     machines = json.loads((tmp_path / "grid.json").read_text())["machine"].split("; ")
     assert (machines[0], len(machines)) == ("an abacus", 2)
 
 
+def test_dropout_without_a_layer_is_described():
+    config = OPTConfig(
+        vocab_size=16,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        ffn_dim=8,
+        word_embed_proj_dim=8,
+        dropout=0.3,
+    )
+    assert describe_dropout(OPTForCausalLM(config)) == "0.3"
+    assert describe_dropout(torch.nn.Sequential(torch.nn.Dropout(0.2), torch.nn.Dropout(0.0))) == "0.2"
+    assert describe_dropout(torch.nn.Linear(1, 1)) == "none"
+
+
 def test_merged_records_name_every_machine_and_version():
-    one = {"commands": ["a"], "machine": "an abacus", "versions": {"torch": "2.6"}, "seconds": 1.0, "data": "old"}
+    one = {"commands": ["a"], "machine": "an abacus", "versions": {"torch": "2.6"}, "seconds": 1.0, "processes": 2}
     two = {"commands": ["b", "a"], "machine": "a loom", "versions": {"torch": "2.13", "scipy": "1.17"}, "seconds": 2.5}
-    assert merge_provenance([one, {}, two, {**one, "data": "new"}]) == {
+    assert merge_provenance([one, {}, two, {**one, "processes": 1, "threads": 4}]) == {
         "commands": ["a", "b"],
         "machine": "an abacus; a loom",
         "versions": {"torch": "2.6; 2.13", "scipy": "1.17"},
         "seconds": 4.5,
-        "data": "new",
+        "processes": "2; 1",
+        "threads": 4,
     }
 
 

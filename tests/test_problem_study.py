@@ -132,6 +132,10 @@ def test_rules_are_scored_against_the_best_warm_up(measured):
     assert scores.loc[RISING_IGNORED, "mean"] == pytest.approx(-0.101 / 1.0505, rel=0.01)
 
 
+def test_a_control_that_is_the_reference_everywhere_has_no_score(measured):
+    assert score_rules({"one": measured}, ["linear, 5 % warm-up", RISING_IGNORED]).index.tolist() == [RISING_IGNORED]
+
+
 def test_a_rule_that_diverged_at_every_peak_is_worse(measured):
     diverged = TunedSchedule("shrunk power", math.nan, False, pd.Series(dtype=float), "diverged")
     choices = dataclasses.replace(measured.choices, tuned={**measured.choices.tuned, "shrunk power": diverged})

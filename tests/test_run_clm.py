@@ -70,7 +70,7 @@ def test_a_saved_model_on_every_kind_of_data(pretrained, tmp_path, kind):
     if kind == "jsonl":
         data = ("--train_file", tmp_path / "train.jsonl", "--validation_file", tmp_path / "validation.jsonl")
         for path in (data[1], data[3]):
-            path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXT))
+            path.write_text("".join(json.dumps({"text": text}) + "\n" for text in [None, *TEXT]))
     elif kind == "csv":
         data = ("--train_file", tmp_path / "train.csv", "--text_column", "body")
         with data[1].open("w", newline="") as file:
@@ -127,6 +127,12 @@ def test_bad_usage_is_one_line(tmp_path, monkeypatch, capsys, words, message):
         (("--validation_file", "short.txt"), "The text of --validation_file is shorter than a block"),
         (("--validation_file", "text.jsonl"), "give files of one type"),
         (("--train_file", "empty.txt"), "Cannot load the text empty.txt: "),
+        (
+            ("--train_file", "numbers.jsonl"),
+            "The column 'id' holds int64, not text; pass --text_column one of id, words",
+        ),
+        (("--text_column", "words"), "The column 'words' holds List, not text"),
+        (("--dataset_name", "scripted"), "Cannot load the text scripted: Dataset scripts are no longer supported"),
         (("--block_size", 0), "--block_size is 0"),
         (("--max_eval_samples", 0), "--max_eval_samples is 0"),
     ],
@@ -138,9 +144,16 @@ def test_text_and_models_that_do_not_load_are_one_line(tmp_path, monkeypatch, ca
         ("short.txt", "fox\n"),
         ("empty.txt", ""),
         ("text.jsonl", '{"text": "fox"}\n'),
+        ("numbers.jsonl", '{"id": 1, "words": ["fox"]}\n'),
     ):
         (tmp_path / name).write_text(text)
+    (tmp_path / "scripted").mkdir()
+    (tmp_path / "scripted" / "scripted.py").write_text("")
     options = {"--train_file": "text.txt", "--vocab_size": 300, "--block_size": 32, "--output_dir": "out"}
+    if words[0] == "--text_column":
+        options["--train_file"] = "numbers.jsonl"
+    if words[0] == "--dataset_name":
+        del options["--train_file"]
     options |= dict([words])
     words = [word for option in options.items() for word in option]
     assert message in refusal(run_clm.main, words, monkeypatch, capsys)

@@ -34,7 +34,7 @@ from experiments.statistics import TunedSchedule, holm
 from experiments.study import Study, StudyOptions
 from experiments.study_folder import keep_setting
 from experiments.study_pictures import draw_loss_by_peak, draw_schedules
-from experiments.study_report import notes, other_peaks_table, unclear_over_baselines, without_test
+from experiments.study_report import comparison_table, notes, other_peaks_table, unclear_over_baselines, without_test
 from experiments.study_results import (
     StudyResults,
     compare_with,
@@ -112,7 +112,8 @@ def test_a_study_that_was_killed_chooses_from_all_peaks(tmp_path, num_kept):
     assert set(run(tmp_path / "killed")) == set(whole)
 
 
-def test_norms_that_a_kill_cut_off_are_recorded_again(tmp_path):
+@pytest.mark.parametrize("num_norms", [0, 40])
+def test_norms_that_a_kill_cut_off_are_recorded_again(tmp_path, num_norms):
     norms = [*np.linspace(3, 1, 10), *[1.0] * 90]
     recorded = tmp_path / "recorded.jsonl"
     trained = []
@@ -127,7 +128,10 @@ def test_norms_that_a_kill_cut_off_are_recorded_again(tmp_path):
     Study(tmp_path / "study", "x", options, train, lambda cell: recorded).run()
     assert trained == [2000, 2001, 2002]
     (tmp_path / "study" / "baseline_norms" / "baseline_1.jsonl").unlink()
-    write_norms(recorded, norms[:40], planned=100)
+    if num_norms:
+        write_norms(recorded, norms[:num_norms], planned=100)
+    else:  # only its first line, which has no norm
+        recorded.write_text(recorded.read_text().partition("\n")[0] + "\n")
     Study(tmp_path / "study", "x", options, train, lambda cell: recorded).run()
     assert trained[3:] == [2001]
     assert len(load_norms(tmp_path / "study" / "baseline_norms" / "baseline_1.jsonl").steps) == 100
@@ -215,6 +219,38 @@ def test_seeds_that_not_all_schedules_have_finished_are_left_out(study, tmp_path
     assert "Test seeds that are not finished are left out: 7." in notes(growing)
 
 
+def test_a_schedule_that_was_added_is_left_out_until_it_has_caught_up(study, tmp_path):
+    folder = tmp_path / "growing"
+    shutil.copytree(study, folder)
+    whole = read_study(folder)
+    cells, steps = whole.cells, int(whole.cells["steps"].iloc[0])
+    peaks = {name: whole.choices.tuned[name].peak for name in whole.losses}
+    for seed in (2, 3):
+        for name in peaks:
+            ResultsFile(folder).append(Result(Cell(whole.label, name, peaks[name], seed, steps), 1.0 + seed))
+    path = folder / "results.jsonl"
+    rows = [json.loads(row) for row in path.read_text().splitlines()]
+    behind = [row for row in rows if row["schedule"] != "WSD" or "role" in row or row["seed"] == 0]
+    path.write_text("".join(json.dumps(row) + "\n" for row in behind))
+    growing = read_study(folder)
+    assert growing.losses.index.tolist() == [0, 1, 2, 3]
+    assert growing.losses.columns.tolist() == [name for name in whole.losses if name != "WSD"]
+    assert "Not compared yet: WSD." in notes(growing)
+    newest = [row for row in rows if row["schedule"] != "WSD" or "role" in row or row["seed"] != 3]
+    path.write_text("".join(json.dumps(row) + "\n" for row in newest))
+    assert read_study(folder).losses.index.tolist() == [0, 1, 2]
+    assert len(cells) < len(rows)
+
+
+def test_a_row_of_fewer_seeds_says_so(study, tmp_path):
+    whole = read_study(study)
+    other = next(name for name in LINEAR_SCHEDULES if name not in ("linear", whole.reference))
+    losses = whole.losses.assign(**{other: [2.5, math.nan]})
+    names = comparison_table(replace(whole, losses=losses), {})["schedule"]
+    assert f"{other} (1 of 2 seeds)" in set(names)
+    assert "cosine" in set(names)
+
+
 def selection(losses):
     """Selection cells, from losses by schedule and peak."""
     return results_table(
@@ -242,6 +278,8 @@ def test_the_reference_is_linear_decay_with_the_best_warm_up_at_its_own_peak():
 def test_linear_decay_that_always_diverges_is_refused():
     with refuses("Linear decay diverged at every peak", "lower --start_peak"):
         choose(selection({"linear": {1: math.inf}}))
+    with refuses("no selection run of linear decay", "results/protocol.md"):
+        choose(selection({"cosine": {1: 2.0}}))
 
 
 @pytest.mark.parametrize(("seed", "number"), [(0, 0), (4, 1), (1001, 2), (2000, 0), (2002, 2)])
@@ -426,7 +464,9 @@ def test_a_study_has_selection_baselines_and_test_seeds(study):
         ("--block_size", 8, "--block_size 16, not 8"),
         ("--start_peak", 2e-2, "starting peak is 0.01 there and 0.02 here"),
         ("--num_selection_seeds", 2, "selection seeds is 1 there and 2 here"),
-        ("--regime", "finetune", "--regime finetune with a text of your own needs a trained model"),
+        ("--regime", "finetune", "regime is 'scratch' there and 'finetune' here"),
+        ("--start_peak", "nan", "--start_peak is nan, but must be a positive learning rate"),
+        ("--num_test_sedes", 2, "There is no option --num_test_sedes; see --help"),
     ],
 )
 def test_another_study_is_refused_and_noted_nowhere(study, monkeypatch, capsys, option, value, words):
@@ -435,6 +475,16 @@ def test_another_study_is_refused_and_noted_nowhere(study, monkeypatch, capsys, 
     words_given = ("--output_dir", study, *OPTIONS, option, value)
     assert words in refusal(finetuning_study.main, words_given, monkeypatch, capsys)
     assert {name: (study / name).read_text() for name in before} == before
+
+
+def test_another_model_is_refused_before_it_is_made(study, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "clone"
+    shutil.copytree(study, folder, ignore=shutil.ignore_patterns("start"))
+    monkeypatch.setattr(finetuning_study, "print_errors_only", lambda: None)
+    words = ("--output_dir", folder, *OPTIONS[:-1], "n_embd=16,n_layer=1,n_head=1,n_positions=16")
+    message = refusal(finetuning_study.main, words, monkeypatch, capsys)
+    assert "start is 'new gpt2, n_embd=8,n_layer=1,n_head=1,n_positions=16' there" in message
+    assert not (folder / "start").exists()
 
 
 def test_a_killed_study_runs_only_what_is_missing(study):

@@ -13,7 +13,7 @@ import torch
 import transformers
 from accelerate import PartialState
 from datasets import Dataset, load_from_disk
-from transformers import AutoConfig, AutoModelForCausalLM, default_data_collator, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, HfArgumentParser, default_data_collator, set_seed
 
 from hf_refined_schedule import RefinedScheduleArguments, RefinedScheduleTrainer
 from hf_refined_schedule.norms.norms_file import NORMS_FILE_NAME
@@ -92,6 +92,27 @@ def check_positive(options: object, name: str) -> None:
     value = getattr(options, name)
     if value < 1:
         raise ValueError(f"--{name} is {value}, but must be at least 1.")
+
+
+def parse_options(*classes: type) -> tuple[Any, ...]:
+    """Read the command line of a study, in which the text options are optional as a group.
+
+    Args:
+        *classes: dataclasses of the other options.
+
+    Returns:
+        An object of each class, and `DataArguments` or None.
+
+    Raises:
+        ValueError: if an option is unknown, or an object refuses its value.
+    """
+    given: Any = classes
+    *parsed, rest = HfArgumentParser(given).parse_args_into_dataclasses(return_remaining_strings=True)
+    text_options: Any = HfArgumentParser(DataArguments)  # type: ignore[arg-type]
+    if unknown := text_options.parse_known_args(rest)[1]:
+        raise ValueError(f"There is no option {unknown[0]}; see --help, and the text options of scripts/run_clm.py.")
+    data = text_options.parse_args_into_dataclasses(rest)[0] if rest else None
+    return (*parsed, data)
 
 
 @dataclass(frozen=True)
@@ -204,10 +225,10 @@ def describe_study(
         data: as `model_arguments`.
         options: as `model_arguments`.
     """
-    return {**_describe_start(model_arguments, data, options), **describe_setting(setting, steps)}
+    return {**describe_start(model_arguments, data, options), **describe_setting(setting, steps)}
 
 
-def _describe_start(
+def describe_start(
     model_arguments: ModelArguments, data: DataArguments | None, options: TrainingOptions
 ) -> dict[str, str]:
     """What a report states about the start model and the text."""

@@ -149,6 +149,11 @@ def text_column(part: Dataset, data: DataArguments) -> str:
     name = data.text_column or ("text" if "text" in part.column_names else part.column_names[0])
     if name not in part.column_names:
         raise ValueError(f"The data has no column {name!r}; pass --text_column one of {', '.join(part.column_names)}.")
+    if (kind := getattr(part.features[name], "dtype", None)) not in ("string", "large_string"):
+        raise ValueError(
+            f"The column {name!r} holds {kind or type(part.features[name]).__name__}, not text; pass --text_column one of "
+            f"{', '.join(part.column_names)}."
+        )
     return name
 
 
@@ -162,7 +167,7 @@ def load_tokenizer(
         with training.main_process_first(desc="training a tokenizer"):
             if training.should_save:
                 PreTrainedTokenizerFast(
-                    tokenizer_object=train_byte_level_bpe(raw["train"][column], model.vocab_size),
+                    tokenizer_object=train_byte_level_bpe(filter(None, raw["train"][column]), model.vocab_size),
                     bos_token=END_OF_TEXT,
                     eos_token=END_OF_TEXT,
                     unk_token=END_OF_TEXT,
@@ -231,7 +236,8 @@ def group_into_blocks(
     """Tokenize and join the documents, and cut them into blocks of `block_size` tokens; a shorter last block is dropped."""
 
     def tokenize(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        return {"input_ids": tokenizer(batch[column], verbose=False)["input_ids"]}
+        texts = [text or "" for text in batch[column]]  # an empty cell of a CSV file is None
+        return {"input_ids": tokenizer(texts, verbose=False)["input_ids"]}
 
     def group(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
         tokens = list(chain.from_iterable(batch["input_ids"]))
@@ -276,7 +282,7 @@ def _named_failure(what: str) -> Iterator[None]:
     """Turn a misspelt name, a missing connection, a gated repository or an empty file into a `ValueError` of one line."""
     try:
         yield
-    except (OSError, DatasetsError) as error:
+    except (OSError, DatasetsError, ImportError, RuntimeError) as error:  # RuntimeError: a dataset that is a script
         reason = " ".join(f"{error} {error.__cause__ or ''}".split())
         raise ValueError(f"Cannot load {what}: {reason}") from error
 

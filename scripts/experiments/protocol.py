@@ -200,13 +200,17 @@ def choose(cells: pd.DataFrame) -> Choices:
         cells: rows of `results_table`, of one study. Only those of selection seeds count.
 
     Raises:
-        ValueError: if linear decay has no peak that all selection seeds have finished without divergence.
+        ValueError: if linear decay has no run, or no peak that all selection seeds have finished without divergence.
     """
     selection = cells[cells["role"] == SELECTION]
     tuned = {str(name): tune_peak(group, str(name)) for name, group in selection.groupby("schedule", sort=False)}
     linear = {name: tuned[name].losses.mean() for name in LINEAR_SCHEDULES if name in tuned and not tuned[name].problem}
     if LINEAR in tuned and tuned[LINEAR].problem == "incomplete":
         raise ValueError("No peak of linear decay has all selection seeds yet; run the study again to continue it.")
+    if LINEAR not in tuned:
+        raise ValueError(
+            "There is no selection run of linear decay; give the folder of a study by results/protocol.md."
+        )
     if LINEAR not in linear:
         raise ValueError("Linear decay diverged at every peak; start from a lower --start_peak.")
     return Choices(tuned, min(linear, key=linear.__getitem__))

@@ -23,6 +23,9 @@ from .study_folder import PROVENANCE_FILE
 PACKAGES = ("torch", "transformers", "accelerate", "numpy", "scipy")
 """The packages that decide what a training run computes."""
 
+STUDY_PACKAGES = (*PACKAGES, "datasets", "tokenizers", "peft")
+"""Those that also decide its text and its adapter."""
+
 
 def command_line(script: str) -> str:
     """The command that started this process, with the script's path as seen from the repository.
@@ -77,6 +80,7 @@ def collect_provenance(
     return {
         "commands": [command_line(script)],
         "machine": describe_machine(),
+        "python": platform.python_version(),  # its library is a text to train on
         **details,
         "versions": package_versions(packages),
         "seconds": round(seconds, 1),
@@ -99,17 +103,15 @@ def render_provenance(record: Mapping[str, Any]) -> str:
 
 
 def merge_provenance(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One record of several: all commands, machines and versions, the sum of the times, and the other entries of the last.
+    """One record of several: all commands, all different machines, versions and other entries, and the sum of the times.
 
     Args:
         records: at least one; an earlier one may be empty.
     """
     versions = [record["versions"] for record in records if "versions" in record]
-    machines = [record["machine"] for record in records if "machine" in record]
-    return {
-        **records[-1],
+    merged = {name: _all_values(record[name] for record in records if name in record) for name in records[-1]}
+    return merged | {
         "commands": list(dict.fromkeys(command for record in records for command in record.get("commands", []))),
-        "machine": _all_values(machines),
         "versions": {
             package: _all_values(each[package] for each in versions if package in each)
             for package in dict.fromkeys(package for each in reversed(versions) for package in each)
@@ -121,8 +123,8 @@ def merge_provenance(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 class ProvenanceFile:
     """The provenance of a folder that several runs of a script add to.
 
-    As a context manager it writes the file when the run ends, also when an error or Ctrl-C ends it; but not when a ValueError
-    has refused the options. A long run calls `write` in between, so that a kill loses little.
+    The script calls `write` after each result, so that a kill loses little. As a context manager it writes once more when the script
+    ends, also by an error or Ctrl-C, unless the script has made no result.
 
     Args:
         folder: the folder of the results.
@@ -132,7 +134,7 @@ class ProvenanceFile:
     """
 
     def __init__(
-        self, folder: str | Path, script: str, *, packages: Iterable[str] = PACKAGES, **details: object
+        self, folder: str | Path, script: str, *, packages: Iterable[str] = STUDY_PACKAGES, **details: object
     ) -> None:
         self.path = Path(folder) / PROVENANCE_FILE
         self.previous = read_json(self.path)
@@ -140,6 +142,7 @@ class ProvenanceFile:
         self._packages = tuple(packages)
         self._details = details
         self._started = time.monotonic()
+        self._has_results = False
 
     def write(self, seconds: float | None = None) -> dict[str, Any]:
         """Replace the file.
@@ -157,6 +160,7 @@ class ProvenanceFile:
         if seconds is not None:
             record["seconds"] = round(seconds, 1)
         write_json(self.path, record, indent=1)
+        self._has_results = True
         return record
 
     def __enter__(self) -> Self:
@@ -165,10 +169,12 @@ class ProvenanceFile:
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error_type is None or not issubclass(error_type, ValueError):
+        if self._has_results:
             self.write()
 
 
-def _all_values(texts: Iterable[str]) -> str:
-    """The different values of records, the earliest first; a value may itself be of several records."""
-    return "; ".join(dict.fromkeys(value for text in texts for value in text.split("; ")))
+def _all_values(values: Iterable[object]) -> object:
+    """The different values of records, the earliest first; a text may itself hold those of several records."""
+    all_values = list(values)
+    different = list(dict.fromkeys(part for value in all_values for part in str(value).split("; ")))
+    return "; ".join(different) if len(different) > 1 else all_values[-1]

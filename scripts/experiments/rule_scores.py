@@ -43,7 +43,7 @@ def score_rules(studies: Mapping[str, StudyResults], names: Sequence[str]) -> pd
 
     Args:
         studies: the studies, by problem.
-        names: the rules; one that a study lacks is scored on the others.
+        names: the rules; one that a study lacks is scored on the others, and one that no study compares with another reference on none.
 
     Returns:
         Columns `problems`, `better`, `undecided`, `worse`, `mean` and `largest` (relative differences), `worse in`, indexed by rule. The
@@ -54,7 +54,7 @@ def score_rules(studies: Mapping[str, StudyResults], names: Sequence[str]) -> pd
         compared = [study for study in studies.values() if is_scored(study, name)]
         verdicts = [descriptive_verdict(study, name, study.reference) for study in compared]
         differences = [relative_difference(study, name, study.reference) for study in compared]
-        if compared:
+        if any(study.reference != name for study in compared):
             rows[name] = {
                 "problems": len(compared),
                 **{verdict: verdicts.count(verdict) for verdict in ("better", "undecided", "worse")},

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from transformers import TrainingArguments
+from transformers import PreTrainedConfig, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from hf_refined_schedule.norms.norms_file import read_norms_file
@@ -23,9 +23,19 @@ def describe_optimizer(arguments: TrainingArguments) -> str:
 
 
 def describe_dropout(model: torch.nn.Module) -> str:
-    """The probabilities of the dropout layers."""
-    probabilities = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} - {0.0}
+    """The probabilities of the dropout layers, and of the dropout that a transformers config asks for."""
+    probabilities = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+    config = getattr(model, "config", None)
+    if isinstance(config, PreTrainedConfig):  # some models drop out without a layer
+        options = config.to_dict().items()
+        probabilities |= {value for name, value in options if _is_dropout(name) and isinstance(value, float)}
+    probabilities -= {0.0}
     return ", ".join(f"{probability:g}" for probability in sorted(probabilities)) or "none"
+
+
+def _is_dropout(name: str) -> bool:
+    """Whether an option of a config is the dropout of a language model, not of a head for classification or summaries."""
+    return ("dropout" in name or "pdrop" in name) and not name.startswith(("classifier", "summary"))
 
 
 def setting_section(folder: Path, baselines: Sequence[Path]) -> str:

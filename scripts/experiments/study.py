@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from hf_refined_schedule import load_norms, register
-from hf_refined_schedule.norms.gradient_norms import OptimizerFamily
+from hf_refined_schedule.norms.gradient_norms import OptimizerFamily, UnfinishedRunError
 from hf_refined_schedule.schedules.health import PROMISE, Health
 from hf_refined_schedule.schedules.refinement_options import RefinementOptions
 from hf_refined_schedule.schedules.refining import refine_sources
@@ -185,7 +185,7 @@ class Study:
                 continue
             recorded = self._norms_file(cell)
             # The folder of the training may be gone, and a kill may have stopped its repetition.
-            if not recorded.exists() or load_norms(recorded).steps[-1] < self.options.steps:
+            if not _has_all_norms(recorded, self.options.steps):
                 self._train(cell)
             kept.parent.mkdir(exist_ok=True)
             shutil.copyfile(recorded, kept.with_suffix(".copy"))
@@ -239,6 +239,14 @@ class Study:
         }
         path = self.folder / SCHEDULES_FILE
         write_json(path, {**read_json(path), self.label: sampled})
+
+
+def _has_all_norms(path: Path, steps: int) -> bool:
+    """Whether a file has the norms of a run up to its last update."""
+    try:
+        return path.exists() and bool(load_norms(path).steps[-1] >= steps)
+    except UnfinishedRunError:  # it has no norm yet
+        return False
 
 
 def frozen_verdict(health: Health) -> str:

@@ -75,9 +75,28 @@ def keep_setting(folder: Path, setting: Mapping[str, object]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SETTING_FILE
     if kept := read_json(path):
-        for name in differing_names(kept, setting):
-            raise ValueError(
-                f"{path} is of another study: {name} is {kept.get(name)!r} there and {setting.get(name)!r} here; give the options "
-                "that the study was started with, or another folder."
-            )
+        _refuse_differences(path, kept, setting)
     write_json(path, setting, indent=1)
+
+
+def refuse_another_setting(folder: Path, part: Mapping[str, object]) -> None:
+    """Compare what is known of a setting before models are made with setting.json, if there is one.
+
+    Args:
+        folder: the folder of the study.
+        part: some entries of the setting.
+
+    Raises:
+        ValueError: as in `keep_setting`.
+    """
+    path = folder / SETTING_FILE
+    if kept := read_json(path):
+        _refuse_differences(path, {name: kept.get(name) for name in part}, part)
+
+
+def _refuse_differences(path: Path, kept: Mapping[str, object], setting: Mapping[str, object]) -> None:
+    for name in differing_names(kept, setting):
+        raise ValueError(
+            f"{path} is of another study: {name} is {kept.get(name)!r} there and {setting.get(name)!r} here; give the options "
+            "that the study was started with, or another folder."
+        )

@@ -56,8 +56,8 @@ MEANINGS = {
 """The options of the package that give the schedules whose names do not say it."""
 
 OTHER_PEAKS = (
-    "The selection seeds did not choose these peaks, and these runs count in no verdict. Those of reference 2 are controls, which show what "
-    "a finer grid of peaks is worth; the peaks of the others were the best until their grid was widened."
+    "The selection seeds did not choose these peaks, and these runs count in no verdict. They are controls at a peak between those of the grid, "
+    "or their peak was the best until the grid was widened. Losses are means over the seeds that did not diverge."
 )
 
 
@@ -160,11 +160,14 @@ def other_peaks_table(study: StudyResults) -> str:
     rows = []
     for (name, peak), runs in tested[tested["peak"] != chosen].groupby(["schedule", "peak"], sort=False):
         losses = runs.groupby("seed")["loss"].last()
+        diverged = int(np.isinf(losses).sum())
         row = {
             "schedule": name,
             "peak": f"{peak:g}",
-            "seeds": len(losses),
-            "final loss": _loss_text(losses.mean(), decimals),
+            "seeds": f"{len(losses)}{f', {diverged} diverged' if diverged else ''}",
+            "final loss": _loss_text(losses[np.isfinite(losses)].mean(), decimals)
+            if diverged < len(losses)
+            else "diverged",
         }
         for number, reference in (("1", LINEAR), ("2", study.reference)):
             row[f"vs reference {number} [95 % interval]"] = _paired(losses, study.losses[reference], decimals)

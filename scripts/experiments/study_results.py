@@ -93,11 +93,25 @@ def read_study(folder: Path) -> StudyResults:
     tested = tested[tested["schedule"].map(chosen) == tested["peak"]]
     losses = tested.pivot_table(index="seed", columns="schedule", values="loss", aggfunc="last", dropna=False)
     losses = losses.reindex(columns=[name for name in choices.compared if name in losses.columns])
-    # A study that gets more seeds has them for some schedules before the others; a warm-up that is no reference any more gets none.
-    compared = [name for name in losses if name not in LINEAR_SCHEDULES or name in (LINEAR, choices.reference)]
-    complete = losses.dropna(subset=compared)
-    losses = losses if complete.empty else complete
-    return StudyResults(str(labels[0]), cells, choices, losses, reduced)
+    return StudyResults(str(labels[0]), cells, choices, _finished(losses, choices.reference), reduced)
+
+
+def _finished(losses: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """The test seeds that all compared schedules have finished; without the schedules that are more than a seed behind the others.
+
+    A study that gets more seeds has the last one for some schedules only. A schedule that is added, or whose grid was widened, has few
+    seeds at first. Warm-ups that are no reference any more get no new seeds, and keep those that they have.
+
+    Args:
+        losses: of all test seeds.
+        reference: the name of reference 2.
+    """
+    compared = [name for name in losses if name not in LINEAR_SCHEDULES or name in (LINEAR, reference)]
+    finished = losses.dropna(subset=[name for name in compared if name in (LINEAR, reference, *PRIMARY)])
+    if finished.empty:
+        return losses
+    behind = [name for name in compared if finished[name].isna().sum() > 1]
+    return finished.drop(columns=behind).dropna(subset=[name for name in compared if name not in behind])
 
 
 def read_studies(folders: Iterable[Path]) -> dict[Path, StudyResults]:

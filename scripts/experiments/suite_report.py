@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -188,10 +189,17 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
         "without warm-up (reference 1):",
         outcomes_by_verdict(advised),
         describe_promise_and_gain(advised),
-        render_provenance(merge_provenance([read_json(folder / name / PROVENANCE_FILE) for name in studies])),
+        render_provenance(suite_provenance([read_json(folder / name / PROVENANCE_FILE) for name in studies])),
     ]
     folder.resolve().with_name(f"{folder.resolve().name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return summary
+
+
+def suite_provenance(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The merged provenance of problems, of which several ran at the same time."""
+    merged = merge_provenance(records)
+    seconds = merged.pop("seconds")
+    return {**merged, "time of all problems": f"{seconds / 60:.1f} minutes"}
 
 
 def aim(rule: str, studies: Mapping[str, StudyResults]) -> str:

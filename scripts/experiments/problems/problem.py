@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
@@ -113,9 +114,13 @@ class Problem:
         Raises:
             ValueError: if a package is missing.
         """
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{self.name}.lock"):  # two suites may share the data
+            if not self._is_prepared(folder):
+                self._prepare(folder)
+
+    def _prepare(self, folder: Path) -> None:
         prepared = folder / self.name
-        if self._is_prepared(folder):
-            return
         partial = prepared.with_name(f"{self.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
