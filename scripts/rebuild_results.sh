@@ -20,6 +20,7 @@ for results in results/size_*/results.jsonl; do sizes+=("${results%/*}"); done
 .venv/bin/python scripts/report_sizes.py "${sizes[@]}" --output results/sizes.md
 .venv/bin/python scripts/problem_suite.py --report_only --output_dir results/problem_suite --studies "${compared[@]}" > /dev/null
 .venv/bin/python scripts/pilot.py --report_only > /dev/null
+.venv/bin/python scripts/log_survey.py > /dev/null
 .venv/bin/python scripts/figures.py > /dev/null
 .venv/bin/python scripts/publish_results.py
 git --no-pager diff --stat -- results README.md hf_refined_schedule
