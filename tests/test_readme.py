@@ -82,11 +82,28 @@ def test_its_errors_of_the_loss_law_are_those_of_the_report():
 
 def test_its_control_is_that_of_the_reports():
     guide = " ".join((REPOSITORY / "docs" / "which-schedule.md").read_text().split())
-    stated = re.search(r"the difference was (\S+ \[.*?\]) and (\S+ \[.*?\])\.", guide).groups()
-    for difference, updates in zip(stated, (300, 1200), strict=True):
-        report = (REPOSITORY / "results" / f"trained_start_{updates}.md").read_text()
+    stated = re.search(r"`bounded_warmup` differed from it by (\S+ \[.*?\]) and (\S+ \[.*?\])\.", guide).groups()
+    of_smollm2 = re.search(r"at the peak 6\.1e-5, by (\S+ \[.*?\])\.", guide).groups()
+    studies = ("trained_start_300", "trained_start_1200", "smollm2")
+    for difference, study in zip((*stated, *of_smollm2), studies, strict=True):
+        report = (REPOSITORY / "results" / f"{study}.md").read_text()
         section = report[report.index("## Test runs at other peaks") : report.index("## What was forecast")]
         assert f"| {difference} " in section
+
+
+def test_its_differences_of_logs_are_those_of_the_survey():
+    stated = re.search(
+        r"by (\S+) of the peak in the median of (\d+) \S+ and by (\S+) at most, plain `refined` by (\S+) and (\S+) \(root",
+        " ".join(README.split()),
+    )
+    report = (REPOSITORY / "results" / "ordinary_logs.md").read_text()
+    lines = re.findall(
+        r"^- L2 norms of every 10th update: (\S+) in the median and (\S+) at most; in \d+ of (\d+) studies",
+        report,
+        re.M,
+    )
+    (bounded_median, bounded_most, count), (median, most, _) = lines
+    assert stated.groups() == (bounded_median, count, bounded_most, median, most)
 
 
 def test_its_launches_are_those_that_ran():
