@@ -49,8 +49,8 @@ class Refinement(NamedTuple):
         degenerate = () if schedule.extension is not None else check_shape(schedule.grid)
         if degenerate and not options.allow_degenerate:
             raise DegenerateScheduleError(
-                f"The schedule from {shown(schedule.source)} is degenerate: {'; '.join(degenerate)}. Use linear decay, a larger "
-                "smoothing, or allow_degenerate=True."
+                f"The schedule from {shown(schedule.source)} is degenerate: {'; '.join(degenerate)}. Use bounded_warmup, linear "
+                "decay, a larger smoothing, or allow_degenerate=True."
             )
         notes = [*schedule.notes]
         doubts = [*degenerate, *(self.health.doubts if self.health else ())]
