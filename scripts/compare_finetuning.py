@@ -32,7 +32,6 @@ from experiments.fine_tuning import (
     Setting,
     TrainingOptions,
     check_positive,
-    describe_start,
     describe_study,
     parse_options,
     prepare_setting,
@@ -53,7 +52,7 @@ from experiments.language_modeling import DataArguments, ModelArguments
 from experiments.provenance import ProvenanceFile
 from experiments.results_file import ResultsFile
 from experiments.schedules_compared import SCHEDULES, sample_multipliers
-from experiments.study_folder import BASELINE_FILE, keep_setting, only_run_in, refuse_another_setting
+from experiments.study_folder import BASELINE_FILE, keep_setting, only_run_in
 from experiments.variants import schedule_and_source, variant_names, write_variants
 
 SCRIPT = "compare_finetuning.py"
@@ -209,15 +208,13 @@ def run_comparison() -> None:
     model_arguments, training, grid, data = read_command_line()
     folder = Path(training.output_dir)
     sizes: list[str | None] = [*grid.sizes] or [None]
-    models = [model_arguments if size is None else replace(model_arguments, config_overrides=size) for size in sizes]
     writes = PartialState().is_main_process
     provenance = ProvenanceFile(folder, SCRIPT, processes=PartialState().num_processes)
     with only_run_in(folder) if writes else nullcontext(), provenance if writes else nullcontext():
-        for model, size in zip(models, sizes, strict=True):
-            refuse_another_setting(folder / (size or ""), describe_start(model, data, training))
         settings = [prepare_setting(model_arguments, data, training, size) for size in sizes]
-        for setting, model in zip(settings, models, strict=True):
+        for setting, size in zip(settings, sizes, strict=True):
             if writes:
+                model = model_arguments if size is None else replace(model_arguments, config_overrides=size)
                 keep_setting(Path(setting.folder), describe_study(setting, grid.max_steps, model, data, training))
             Comparison(setting, grid, training.num_workers, provenance.write if writes else lambda: None).run()
     for size in sizes:

@@ -24,10 +24,10 @@ from experiments.fine_tuning import (
     Setting,
     TrainingOptions,
     check_positive,
-    describe_start,
     describe_study,
     parse_options,
     prepare_setting,
+    refuse_another_start,
     train_cell,
 )
 from experiments.grid import refuse_several_processes
@@ -37,7 +37,7 @@ from experiments.provenance import ProvenanceFile
 from experiments.quiet_trainer import print_errors_only
 from experiments.rules import RULES
 from experiments.study import Study, StudyOptions, describe_selection
-from experiments.study_folder import keep_setting, only_run_in, refuse_another_setting
+from experiments.study_folder import keep_setting, only_run_in
 
 SCRIPT = "finetuning_study.py"
 
@@ -106,11 +106,10 @@ def run_study() -> None:
             reduced=size.reduced,
             control_peaks=size.control_peaks,
         )
-        protocol = {"protocol": REDUCED} if size.reduced else {}
-        described = {**describe_start(model, data, training), **protocol, **describe_selection(options)}
-        refuse_another_setting(folder, described)
         setting = prepare_setting(model, data, training)
-        keep_setting(folder, describe_study(setting, size.max_steps, model, data, training) | described)
+        described = describe_study(setting, size.max_steps, model, data, training)
+        protocol = {"protocol": REDUCED} if size.reduced else {}
+        keep_setting(folder, {**described, **protocol, **describe_selection(options), **refuse_another_start(setting)})
         label = size.label or f"{training.regime}, {size.max_steps} updates"
         Study(folder, label, options, partial(train, setting), setting.norms_file, provenance.write).run()
     print(f"Finished; the report: python scripts/report_studies.py {folder}")

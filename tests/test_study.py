@@ -12,7 +12,13 @@ import pandas as pd
 import pytest
 import torch
 from experiments.cells import Cell, Result
-from experiments.fine_tuning import TrainingOptions, describe_setting, prepare_setting
+from experiments.fine_tuning import (
+    START_FINGERPRINT,
+    TrainingOptions,
+    describe_setting,
+    prepare_setting,
+    refuse_another_start,
+)
 from experiments.language_modeling import DataArguments, ModelArguments, train_byte_level_bpe
 from experiments.protocol import (
     LINEAR_SCHEDULES,
@@ -45,6 +51,7 @@ from experiments.study_results import (
 )
 from experiments.tiny_models import tiny_model
 from matplotlib.figure import Figure
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from hf_refined_schedule import load_norms
@@ -464,7 +471,7 @@ def test_a_study_has_selection_baselines_and_test_seeds(study):
         ("--block_size", 8, "--block_size 16, not 8"),
         ("--start_peak", 2e-2, "starting peak is 0.01 there and 0.02 here"),
         ("--num_selection_seeds", 2, "selection seeds is 1 there and 2 here"),
-        ("--regime", "finetune", "regime is 'scratch' there and 'finetune' here"),
+        ("--regime", "finetune", "--regime finetune with a text of your own needs a trained model"),
         ("--start_peak", "nan", "--start_peak is nan, but must be a positive learning rate"),
         ("--num_test_sedes", 2, "There is no option --num_test_sedes; see --help"),
     ],
@@ -615,8 +622,8 @@ def test_a_launch_of_several_processes_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("regime", "dtype"), [("finetune", torch.float32), ("lora", torch.bfloat16)])
-def test_weights_that_are_trained_are_float32(tmp_path, monkeypatch, regime, dtype):
+def prepare_saved_model(tmp_path, monkeypatch, regime):
+    """The setting of a study of a saved bfloat16 model."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 200)
     tiny_model(vocab_size=300).to(torch.bfloat16).save_pretrained(tmp_path / "saved")
@@ -625,8 +632,39 @@ def test_weights_that_are_trained_are_float32(tmp_path, monkeypatch, regime, dty
     ).save_pretrained(tmp_path / "saved")
     options = TrainingOptions(str(tmp_path / "out"), regime=regime, num_workers=1)
     data = DataArguments(train_file=str(tmp_path / "text.txt"), validation_split_percentage=50, block_size=16)
-    setting = prepare_setting(ModelArguments(str(tmp_path / "saved")), data, options)
+    return prepare_setting(ModelArguments(str(tmp_path / "saved")), data, options)
+
+
+@pytest.mark.parametrize(("regime", "dtype"), [("finetune", torch.float32), ("lora", torch.bfloat16)])
+def test_weights_that_are_trained_are_float32(tmp_path, monkeypatch, regime, dtype):
+    setting = prepare_saved_model(tmp_path, monkeypatch, regime)
     start = AutoModelForCausalLM.from_pretrained(setting.start)
     assert start.dtype == dtype
     described = describe_setting(replace(setting, regime="finetune"), 10)
     assert described.get("weights", "float32") == str(dtype).removeprefix("torch.")
+
+
+def test_a_start_that_was_made_again_is_known_by_its_weights_and_text(tmp_path, monkeypatch):
+    setting = prepare_saved_model(tmp_path, monkeypatch, "finetune")
+    keep_setting(tmp_path / "out", refuse_another_start(setting))
+    assert refuse_another_start(setting) == json.loads((tmp_path / "out" / "setting.json").read_text())
+    weights = tmp_path / "out" / "start" / "model" / "model" / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: tensor + (name == min(tensors)) * 1e-6 for name, tensor in tensors.items()}, weights)
+    with refuses("was made again and is not the model", "copy the folder start of the study"):
+        refuse_another_start(setting)
+
+
+def test_new_weights_depend_on_the_seed_and_the_text_is_known(study, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "clone"
+    shutil.copytree(study, folder, ignore=shutil.ignore_patterns("start"))
+    setting = json.loads((folder / "setting.json").read_text())
+    (folder / "setting.json").write_text(json.dumps({**setting, START_FINGERPRINT: "0"}))
+    monkeypatch.setattr(finetuning_study, "print_errors_only", lambda: None)
+    before = (folder / "results.jsonl").read_text()
+    message = refusal(finetuning_study.main, ("--output_dir", folder, *OPTIONS), monkeypatch, capsys)
+    assert "or its text not the text, of the results in" in message
+    (folder / "setting.json").write_text(json.dumps(setting))
+    monkeypatch.setattr("sys.argv", ["finetuning_study.py", "--output_dir", str(folder), *map(str, OPTIONS)])
+    finetuning_study.main()
+    assert (folder / "results.jsonl").read_text() == before

@@ -1,6 +1,7 @@
 """Cells of the language-model studies: the start model and the text that they share, and the training of one cell."""
 
 import gc
+import hashlib
 import math
 import os
 import sys
@@ -13,6 +14,7 @@ import torch
 import transformers
 from accelerate import PartialState
 from datasets import Dataset, load_from_disk
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, HfArgumentParser, default_data_collator, set_seed
 
 from hf_refined_schedule import RefinedScheduleArguments, RefinedScheduleTrainer
@@ -24,7 +26,7 @@ from .language_modeling import DataArguments, ModelArguments, load_model_and_blo
 from .quiet_trainer import QuietTrainer
 from .schedules_compared import ComparedSchedule
 from .settings import describe_dropout, describe_optimizer
-from .study_folder import differing_names
+from .study_folder import SETTING_FILE, differing_names, refuse_another_setting
 from .variants import schedule_and_source
 
 REGIMES = ("finetune", "lora", "scratch")
@@ -44,6 +46,9 @@ LORA_RANK, LORA_ALPHA = 8, 16
 ADAPTER = f"LoRA on all linear layers, rank {LORA_RANK}, alpha {LORA_ALPHA}"
 
 NUM_CURVE_POINTS = 30
+
+START_FINGERPRINT = "fingerprint of the start model and the text"
+"""The entry of setting.json by which a resumed study knows them."""
 
 START_OPTIONS_FILE = "options.json"
 """What the start model and the text were made with; the last file that their preparation writes."""
@@ -225,10 +230,10 @@ def describe_study(
         data: as `model_arguments`.
         options: as `model_arguments`.
     """
-    return {**describe_start(model_arguments, data, options), **describe_setting(setting, steps)}
+    return {**_describe_start(model_arguments, data, options), **describe_setting(setting, steps)}
 
 
-def describe_start(
+def _describe_start(
     model_arguments: ModelArguments, data: DataArguments | None, options: TrainingOptions
 ) -> dict[str, str]:
     """What a report states about the start model and the text."""
@@ -274,6 +279,40 @@ def describe_setting(setting: Setting, steps: int) -> dict[str, Any]:
     }
 
 
+def refuse_another_start(setting: Setting) -> dict[str, str]:
+    """Compare the start model and the text with those of the results that the folder has, if they are known.
+
+    A start that was removed and made again need not be the same: pretraining gives other weights on another machine, and the
+    texts of another Python differ.
+
+    Returns:
+        What setting.json keeps of them.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    digest = hashlib.sha256()
+    for name in ("train", "evaluation"):
+        blocks = load_from_disk(f"{setting.blocks}/{name}").with_format("numpy")
+        for batch in blocks.iter(1000):
+            digest.update(batch["input_ids"].tobytes())
+    if setting.regime != "scratch":  # there, the weights depend on the seed
+        for path in sorted(Path(setting.start).glob("*.safetensors")):
+            with safe_open(path, "pt") as tensors:
+                for name in sorted(tensors.keys()):
+                    digest.update(
+                        name.encode() + tensors.get_tensor(name).reshape(-1).view(torch.uint8).numpy().tobytes()
+                    )
+    fingerprint = digest.hexdigest()[:16]
+    kept = read_json(Path(setting.folder) / SETTING_FILE).get(START_FINGERPRINT, fingerprint)
+    if kept != fingerprint:
+        raise ValueError(
+            f"{setting.start} was made again and is not the model, or its text not the text, of the results in {setting.folder}; "
+            "copy the folder start of the study, or give another --output_dir."
+        )
+    return {START_FINGERPRINT: fingerprint}
+
+
 def make_model(setting: Setting) -> torch.nn.Module:
     """The model that a cell starts with. New weights depend on the seed that is set."""
     if setting.regime == "scratch":
@@ -305,7 +344,7 @@ def prepare_setting(
 
     Raises:
         ValueError: if the model has a name and there is no text, a new model is to be fine-tuned on a text, an option would have no
-            effect, or the folder has a start that was made with other options.
+            effect, or the folder has a start or a setting.json of other options.
     """
     _refuse_options_without_effect(model_arguments, data, options, size)
     folder = Path(options.output_dir)
@@ -313,6 +352,7 @@ def prepare_setting(
     made_with = _options_of_start(model_arguments, data, options)  # the name of the folder says the size
     if size is not None:
         model_arguments = replace(model_arguments, config_overrides=size)
+    refuse_another_setting(folder / (size or ""), _describe_start(model_arguments, data, options))
     kept = read_json(prepared / START_OPTIONS_FILE)
     for name in differing_names(kept, made_with) if kept else []:
         raise ValueError(
