@@ -10,11 +10,11 @@ import argparse
 from pathlib import Path
 
 from experiments.arguments import exit_with_error
-from experiments.study_report import summary_table, write_study_report
+from experiments.study_report import link_to_protocol, summary_table, write_study_report
 from experiments.study_results import read_studies
 
 SUMMARY_NOTE = (
-    "Differences in final loss with 95 % intervals, by [the protocol](protocol.md), at the peak that is best for each schedule; a "
+    "Differences in final loss with 95 % intervals, by {protocol}, at the peak that is best for each schedule; a "
     "negative one is better. The first line of a cell compares with linear decay, the second with linear decay after the best "
     "of five warm-ups. Studies that are marked *reduced* tried only the best and the longest warm-up at several peaks."
 )
@@ -33,7 +33,8 @@ def main() -> None:
             print(f"\nThe report: {output}\n")
         if options.summary is not None and studies:
             table = summary_table(studies)
-            options.summary.write_text(f"# All studies\n\n{SUMMARY_NOTE}\n\n{table}\n", encoding="utf-8")
+            note = SUMMARY_NOTE.format(protocol=link_to_protocol(options.summary))
+            options.summary.write_text(f"# All studies\n\n{note}\n\n{table}\n", encoding="utf-8")
     except (ValueError, OSError) as error:
         exit_with_error("report_studies.py", error)
 

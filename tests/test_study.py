@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -512,6 +513,8 @@ def test_the_report_states_both_references(study):
     assert "vs reference 1 [95 % interval]" in report
     assert "vs reference 2 [95 % interval]" in report
     assert "- tokens per update: 128" in report
+    link = re.search(r"By \[the protocol\]\((.*?)\)", report)
+    assert (study.parent / link[1]).resolve() == REPOSITORY / "results" / "protocol.md"
     assert {path.name for path in study.glob("*.png")} == {"differences.png", "loss_by_peak.png", "schedules.png"}
     table = pd.read_csv(study / "tables.csv")
     rows = [json.loads(line) for line in (study / "results.jsonl").read_text().splitlines()]

@@ -1,6 +1,7 @@
 """The report of a study by results/protocol.md, made from the files of its folder alone."""
 
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -44,6 +45,8 @@ from .study_folder import FORECASTS_FILE, PROVENANCE_FILE, SCHEDULES_FILE
 from .study_pictures import draw_differences, draw_loss_by_peak, draw_schedules, save_picture
 from .study_results import MARGIN, StudyResults, with_divergence_as_worst
 
+PROTOCOL_FILE = Path(__file__).resolve().parents[2] / "results" / "protocol.md"
+
 SMALL_PROMISE = (
     f"the bound promises less than {FROZEN_PROMISE:.0%} over linear decay, both after the same warm-up of {WARMUP:.0%}"
 )
@@ -59,6 +62,11 @@ OTHER_PEAKS = (
     "The selection seeds did not choose these peaks, and these runs count in no verdict. They are controls at a peak between those of the grid, "
     "or their peak was the best until the grid was widened. Losses are means over the seeds that did not diverge."
 )
+
+
+def link_to_protocol(report: Path) -> str:
+    """The Markdown link from a report to the page of the protocol."""
+    return f"[the protocol]({Path(os.path.relpath(PROTOCOL_FILE, report.resolve().parent)).as_posix()})"
 
 
 def comparison_table(study: StudyResults, grids: dict[str, Any]) -> pd.DataFrame:
@@ -195,7 +203,6 @@ def write_study_report(
     output: Path,
     *,
     pictures: Sequence[str] = ("differences", "loss_by_peak", "schedules"),
-    protocol: str = "protocol.md",
 ) -> str:
     """Write the report of a study, its pictures, and tables.csv.
 
@@ -204,7 +211,6 @@ def write_study_report(
         folder: the folder of the study.
         output: the Markdown file; pictures go into the folder that has its name without the suffix.
         pictures: which pictures to draw.
-        protocol: the path of the protocol as seen from the report.
 
     Returns:
         The main table, as Markdown.
@@ -236,7 +242,7 @@ def write_study_report(
     other_peaks = ["## Test runs at other peaks", OTHER_PEAKS, others] if others else []
     parts = [
         f"# {study.label}",
-        f"By [the protocol]({protocol}){form}. Reference 1 is linear decay, reference 2 linear decay with the best warm-up of 0, 2, 5, 10 and "
+        f"By {link_to_protocol(output)}{form}. Reference 1 is linear decay, reference 2 linear decay with the best warm-up of 0, 2, 5, 10 and "
         f"20 % of the run. This warm-up and all peaks are chosen on {selection}, which {'are' if num_selection > 1 else 'is'} not compared. "
         f"Refined schedules come from {NUM_BASELINES} other runs of linear decay, the baselines, one of them for each test seed. "
         f"Test seeds: {seeds}. Differences are paired by seed; a negative one is better.",

@@ -19,7 +19,7 @@ from .rule_scores import descriptive_verdict, is_scored, relative_difference, ru
 from .rules import BETWEEN_WARMUPS, CLIPPED_RULES, RULES
 from .study_folder import PROVENANCE_FILE, SCHEDULES_FILE
 from .study_pictures import add_legend, style_of
-from .study_report import has_shortest_warmup, summary_table, write_study_report
+from .study_report import has_shortest_warmup, link_to_protocol, summary_table, write_study_report
 from .study_results import StudyResults, read_studies, read_study, with_divergence_as_worst
 from .verdict_scores import (
     advice_table,
@@ -120,9 +120,7 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
     if not studies:
         raise ValueError(f"No problem in {folder} is finished yet; run the suite again to continue it.")
     for name, study in studies.items():
-        write_study_report(
-            study, folder / name, folder / f"{name}.md", pictures=("differences",), protocol="../protocol.md"
-        )
+        write_study_report(study, folder / name, folder / f"{name}.md", pictures=("differences",))
     choosing = {name: study for name, study in studies.items() if name in CHOOSING}
     testing = {name: study for name, study in studies.items() if name not in CHOOSING}
     candidates = [RISING_IGNORED, *RULES]
@@ -143,9 +141,10 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
     bounded_warmup = score_rules(everything, [BETWEEN_WARMUPS]).to_dict("index").get(BETWEEN_WARMUPS)
     write_json(folder / "track_record.json", track_record(advised, bounded_warmup), indent=1)
     missing = [name for name in PROBLEMS if name not in studies]
+    output = folder.resolve().with_name(f"{folder.resolve().name}.md")
     parts = [
         "# The problem suite",
-        "Small problems of the kinds that arXiv 2310.07831 evaluates on, each studied by [the protocol](protocol.md). A negative difference is "
+        f"Small problems of the kinds that arXiv 2310.07831 evaluates on, each studied by {link_to_protocol(output)}. A negative difference is "
         "better. Each problem has a page with its setting and its peaks.",
         f"Not finished: {', '.join(missing)}." if missing else f"All {len(studies)} problems are finished.",
         "Against linear decay after the best of five warm-ups, with 95 % intervals:",
@@ -191,7 +190,7 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
         describe_promise_and_gain(advised),
         render_provenance(suite_provenance([read_json(folder / name / PROVENANCE_FILE) for name in studies])),
     ]
-    folder.resolve().with_name(f"{folder.resolve().name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    output.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return summary
 
 
