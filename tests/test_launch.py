@@ -140,7 +140,8 @@ def test_a_raw_loop_with_literal_choices(tmp_path):
         "hf_refined_schedule",
         "launch",
     )
-    done = run_command(*torchrun, *refined, tmp_path / "two" / "report", timeout=90)
+    last_files = [tmp_path / "two" / f"report.{rank}" for rank in range(2)]
+    done = run_command(*torchrun, *refined, tmp_path / "two" / "report", timeout=90, last_files=last_files)
     for rank in range(2):
         assert raw_report(tmp_path / "two", rank) == {"world_size": 2, "rates": pytest.approx(rates)}, done.stderr
 
@@ -152,7 +153,8 @@ def test_a_raw_loop_under_fsdp2(tmp_path):
         command = (BIN / "torchrun", *words) if words else (BIN / "python",)
         options = ("launch", "--gradient-norms-file", tmp_path / name, RAW, "--report", tmp_path / name / "report")
         fsdp2 = ("--fsdp2",) if words else ()
-        done = run_command(*command, "-m", "hf_refined_schedule", *options, *fsdp2, timeout=90)
+        last_files = [tmp_path / name / f"report.{rank}" for rank in range(2 if words else 1)]
+        done = run_command(*command, "-m", "hf_refined_schedule", *options, *fsdp2, timeout=90, last_files=last_files)
         norms = tmp_path / name / "gradient_norms.jsonl"
         assert norms.exists() and len(read_rows(norms)[1]) == 24, done.stderr  # gloo may hang at exit
     (_, one), (header, two) = (read_rows(tmp_path / name / "gradient_norms.jsonl") for name in ("one", "two"))

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import transformers
@@ -13,7 +14,7 @@ from experiments.tiny_models import tiny_data, tiny_model, tiny_options
 from packaging.version import Version
 from transformers import TrainingArguments
 
-from .tolerances import COMMAND_SECONDS, LAUNCH_SECONDS
+from .tolerances import COMMAND_SECONDS, EXIT_SECONDS, LAUNCH_SECONDS
 
 __all__ = [
     "BIN",
@@ -55,11 +56,14 @@ def rates(trainer) -> list[float]:
     return [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
 
 
-def run_command(*words, timeout: float = COMMAND_SECONDS, folder=None, **environment) -> subprocess.CompletedProcess:
+def run_command(
+    *words, timeout: float = COMMAND_SECONDS, folder=None, last_files: Sequence[Path] = (), **environment
+) -> subprocess.CompletedProcess:
     """Run a command as a user would: outside the repository, in an empty folder where no file shadows a module, or in `folder`.
 
     gloo processes now and then hang at exit after a good run. A command that exceeds its time is therefore killed, and its
-    output up to then returned; tests of several processes judge by what every rank wrote.
+    output up to then returned; tests of several processes judge by what every rank wrote. When `last_files` are there, the command
+    gets some seconds more, and not the rest of its time.
     """
     with (
         tempfile.TemporaryFile("w+") as output,
@@ -70,7 +74,8 @@ def run_command(*words, timeout: float = COMMAND_SECONDS, folder=None, **environ
         command = [str(word) for word in words]
         environment = {**os.environ, "PYTHONPATH": PYTHONPATH, **environment}
         process = tree.start(command, environment=environment, folder=folder or empty, output=output, errors=errors)
-        if not tree.wait(timeout):
+        has_ended = tree.wait(timeout, until=lambda: bool(last_files) and all(path.exists() for path in last_files))
+        if not (has_ended and tree.wait(EXIT_SECONDS if last_files else 0)):
             tree.kill()
             errors.write(f"\nkilled after {timeout} s")
         output.seek(0)

@@ -33,6 +33,9 @@ STUB_SECONDS = 60
 LAUNCH_SECONDS = 90
 """A launch of two gloo processes takes 20 s on a busy machine, and sometimes never ends."""
 
+EXIT_SECONDS = 15
+"""A launch ends in 5 s after its ranks have written their last files, or hangs."""
+
 BUILD_SECONDS = 120
 """Building a wheel or making an environment takes 5 to 10 seconds; a busy machine takes longer."""
 
