@@ -19,7 +19,7 @@ it stopped. `accelerate launch` trains each cell on several processes.
 
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -209,14 +209,17 @@ def run_comparison() -> None:
     folder = Path(training.output_dir)
     sizes: list[str | None] = [*grid.sizes] or [None]
     writes = PartialState().is_main_process
-    provenance = ProvenanceFile(folder, SCRIPT, processes=PartialState().num_processes)
-    with only_run_in(folder) if writes else nullcontext(), provenance if writes else nullcontext():
+    provenance = None
+    with ExitStack() as held:
+        if writes:
+            held.enter_context(only_run_in(folder))
+            provenance = held.enter_context(ProvenanceFile(folder, SCRIPT, processes=PartialState().num_processes))
         settings = [prepare_setting(model_arguments, data, training, size) for size in sizes]
         for setting, size in zip(settings, sizes, strict=True):
             if writes:
                 model = model_arguments if size is None else replace(model_arguments, config_overrides=size)
                 keep_setting(Path(setting.folder), describe_study(setting, grid.max_steps, model, data, training))
-            Comparison(setting, grid, training.num_workers, provenance.write if writes else lambda: None).run()
+            Comparison(setting, grid, training.num_workers, provenance.write if provenance else lambda: None).run()
     for size in sizes:
         print(f"Finished; the report: python scripts/report_comparison.py {folder / (size or '')}")
 

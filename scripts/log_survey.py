@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from hf_refined_schedule import load_norms
 from hf_refined_schedule.norms.gradient_norms import GradientNorms
+from hf_refined_schedule.norms.log_rows import MIN_LOGGED_NORMS
 from hf_refined_schedule.schedules.refinement_options import RefinementOptions
 from hf_refined_schedule.schedules.refining import refine_sources
 from hf_refined_schedule.theory.classical import rmse
@@ -55,15 +56,11 @@ class Log:
 
     def of(self, norms: GradientNorms) -> GradientNorms:
         """The log of a run whose updates all have an L2 norm."""
-        assert norms.l2 is not None
         kept = (norms.steps % self.logging_steps == 0) | (self.first_step & (norms.steps == 1))
-        return replace(norms, steps=norms.steps[kept], l1=None, l2=norms.l2[kept])
+        return replace(norms, steps=norms.steps[kept], l1=None, l2=None if norms.l2 is None else norms.l2[kept])
 
 
 LOGS = (Log(1), Log(10), Log(10, first_step=True), Log(25))
-
-MIN_NORMS = 20
-"""The smallest log that the package advises to use."""
 
 ANOTHER_RUN = "another recorded run"
 
@@ -100,9 +97,10 @@ def measure(study: str, baselines: Sequence[GradientNorms], options: RefinementO
     values = {ANOTHER_RUN: float(np.mean(others))}
     for log in LOGS:
         logged = [log.of(norms) for norms in baselines]
-        long_enough = min(len(norms.steps) for norms in logged) >= MIN_NORMS
-        distances = [rmse(refine(norms, options), full) for norms, full in zip(logged, recorded, strict=True)]
-        values[log.name] = float(np.mean(distances)) if long_enough else math.nan
+        values[log.name] = math.nan
+        if min(len(norms.steps) for norms in logged) >= MIN_LOGGED_NORMS:
+            distances = [rmse(refine(norms, options), full) for norms, full in zip(logged, recorded, strict=True)]
+            values[log.name] = float(np.mean(distances))
     return Distances(study, len(recorded[0]) - 1, values)
 
 
@@ -148,7 +146,7 @@ def write_report(results: Path, output: Path) -> str:
         "Is the schedule of an ordinary log that of a full recording? Each baseline of the studies with AdamW was recorded with L1 and L2 norms of all "
         "updates. A log keeps the L2 norms of every k-th update, as a Trainer with `logging_steps` k does. The tables have the root mean square difference between the "
         f"schedules of log and recording, as a fraction of the peak, on average over {NUM_BASELINES} baselines, beside the difference between the schedules of two recorded runs that "
-        f"differ only in their seed. Logs of fewer than {MIN_NORMS} norms are left out.",
+        f"differ only in their seed. Logs of fewer than {MIN_LOGGED_NORMS} norms are left out.",
     ]
     for name, options in SCHEDULES.items():
         measured = [measure(study, baselines, options) for study, baselines in studies.items()]

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from experiments.arguments import exit_with_error
+from experiments.study_folder import report_file
 from experiments.study_report import link_to_protocol, summary_table, write_study_report
 from experiments.study_results import read_studies
 
@@ -28,7 +29,7 @@ def main() -> None:
     try:
         studies = read_studies(options.folders)
         for folder, study in studies.items():
-            output = folder.resolve().with_name(f"{folder.resolve().name}.md")
+            output = report_file(folder)
             print(write_study_report(study, folder, output))
             print(f"\nThe report: {output}\n")
         if options.summary is not None and studies:

@@ -231,7 +231,7 @@ def test_a_schedule_that_was_added_is_left_out_until_it_has_caught_up(study, tmp
     folder = tmp_path / "growing"
     shutil.copytree(study, folder)
     whole = read_study(folder)
-    cells, steps = whole.cells, int(whole.cells["steps"].iloc[0])
+    steps = int(whole.cells["steps"].iloc[0])
     peaks = {name: whole.choices.tuned[name].peak for name in whole.losses}
     for seed in (2, 3):
         for name in peaks:
@@ -247,7 +247,6 @@ def test_a_schedule_that_was_added_is_left_out_until_it_has_caught_up(study, tmp
     newest = [row for row in rows if row["schedule"] != "WSD" or "role" in row or row["seed"] != 3]
     path.write_text("".join(json.dumps(row) + "\n" for row in newest))
     assert read_study(folder).losses.index.tolist() == [0, 1, 2]
-    assert len(cells) < len(rows)
 
 
 def test_a_row_of_fewer_seeds_says_so(study, tmp_path):

@@ -75,7 +75,10 @@ def run_command(
         environment = {**os.environ, "PYTHONPATH": PYTHONPATH, **environment}
         process = tree.start(command, environment=environment, folder=folder or empty, output=output, errors=errors)
         has_ended = tree.wait(timeout, until=lambda: bool(last_files) and all(path.exists() for path in last_files))
-        if not (has_ended and tree.wait(EXIT_SECONDS if last_files else 0)):
+        if has_ended and last_files:
+            timeout = EXIT_SECONDS
+            has_ended = tree.wait(timeout)
+        if not has_ended:
             tree.kill()
             errors.write(f"\nkilled after {timeout} s")
         output.seek(0)

@@ -106,16 +106,11 @@ def merge_provenance(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One record of several: all commands, all different machines, versions and other entries, and the sum of the times.
 
     Args:
-        records: at least one; an earlier one may be empty.
+        records: in the order of their runs; any may be empty.
     """
-    versions = [record["versions"] for record in records if "versions" in record]
-    merged = {name: _all_values(record[name] for record in records if name in record) for name in records[-1]}
-    return merged | {
+    return _all_entries(records) | {
         "commands": list(dict.fromkeys(command for record in records for command in record.get("commands", []))),
-        "versions": {
-            package: _all_values(each[package] for each in versions if package in each)
-            for package in dict.fromkeys(package for each in reversed(versions) for package in each)
-        },
+        "versions": _all_entries([record.get("versions", {}) for record in records]),
         "seconds": round(math.fsum(record.get("seconds", 0.0) for record in records), 1),
     }
 
@@ -171,6 +166,12 @@ class ProvenanceFile:
     ) -> None:
         if self._has_results:
             self.write()
+
+
+def _all_entries(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """All values of each entry, in the order of the last record that is not empty."""
+    names = dict.fromkeys(name for record in reversed(records) for name in record)
+    return {name: _all_values(record[name] for record in records if name in record) for name in names}
 
 
 def _all_values(values: Iterable[object]) -> object:

@@ -33,6 +33,12 @@ LOCK_FILE = ".lock"
 """Locked by the process that runs the study, and free when that process ends or is killed."""
 
 
+def report_file(folder: Path) -> Path:
+    """The report of a study or a suite: beside its folder, with the name of the folder."""
+    folder = folder.resolve()
+    return folder.with_name(f"{folder.name}.md")
+
+
 @contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
     """Keep other processes from running a study in the same folder: they would train the same cells a second time.

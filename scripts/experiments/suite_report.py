@@ -17,7 +17,7 @@ from .provenance import merge_provenance, render_provenance
 from .report_tables import describe_seeds
 from .rule_scores import descriptive_verdict, is_scored, relative_difference, rule_table, score_rules
 from .rules import BETWEEN_WARMUPS, CLIPPED_RULES, RULES
-from .study_folder import PROVENANCE_FILE, SCHEDULES_FILE
+from .study_folder import PROVENANCE_FILE, SCHEDULES_FILE, report_file
 from .study_pictures import add_legend, style_of
 from .study_report import has_shortest_warmup, link_to_protocol, summary_table, write_study_report
 from .study_results import StudyResults, read_studies, read_study, with_divergence_as_worst
@@ -141,7 +141,7 @@ def write_suite_report(folder: Path, others: Sequence[Path] = ()) -> str:
     bounded_warmup = score_rules(everything, [BETWEEN_WARMUPS]).to_dict("index").get(BETWEEN_WARMUPS)
     write_json(folder / "track_record.json", track_record(advised, bounded_warmup), indent=1)
     missing = [name for name in PROBLEMS if name not in studies]
-    output = folder.resolve().with_name(f"{folder.resolve().name}.md")
+    output = report_file(folder)
     parts = [
         "# The problem suite",
         f"Small problems of the kinds that arXiv 2310.07831 evaluates on, each studied by {link_to_protocol(output)}. A negative difference is "
